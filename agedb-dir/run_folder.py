@@ -159,7 +159,7 @@ def keep_epochs(folder, epochs):
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] < epochs]
-        write_atomically(file, lambda f: f.write("".join(kept).encode()))
+        write_atomically(file, "".join(kept).encode())
 
 
 def finish_epoch(accelerator, folder, row, state, files):
@@ -208,25 +208,26 @@ def write_results(accelerator, folder, args, metrics, **facts):
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
     text = json.dumps(json.loads(to_json(results)), indent=1, ensure_ascii=False)
-    write_atomically(folder / "results.json", lambda file: file.write(text.encode() + b"\n"))
+    write_atomically(folder / "results.json", text.encode() + b"\n")
 
 
-def write_label_density(folder, labels, counts, emp_label_dist, eff_label_dist, weights):
+def write_label_density(folder, labels, shots, counts, emp_label_dist, eff_label_dist, weights):
     """Write `label_density.csv`, a row per bucket.
 
     Args:
         folder: the run folder.
         labels: lower edge of each bucket [B], in the unit of the target.
+        shots: shot of each bucket [B]: 'many', 'medium' or 'few'.
         counts: training samples per bucket [B].
         emp_label_dist, eff_label_dist: density before and after LDS [B]; None leaves a blank.
         weights: weight of a sample in each bucket [B], NaN where there is none.
     """
     table = {
-        "bucket": np.arange(len(labels)), "label": labels, "count": counts,
+        "bucket": np.arange(len(labels)), "label": labels, "shot": shots, "count": counts,
         "emp_label_dist": emp_label_dist, "eff_label_dist": eff_label_dist, "weight": weights,
     }  # fmt: skip
     text = pd.DataFrame(table).to_csv(index=False, lineterminator="\n")
-    write_atomically(folder / "label_density.csv", lambda file: file.write(text.encode()))
+    write_atomically(folder / "label_density.csv", text.encode())
 
 
 def write_fds_statistics(folder, module, labels):

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import run_folder
 import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import loss as losses
 import report
+import run_folder
 import utils
 from datasets import (
     AGE_BUCKETS,
@@ -40,7 +40,7 @@ from datasets import (
 )
 from fds import FDS
 from image_cache import Images
-from metrics import MAIN_METRICS, shot_metrics
+from metrics import MAIN_METRICS, shot_metrics, shot_of
 from resnet import MODELS, AgeResNet, feature_dim_of
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
@@ -410,7 +410,7 @@ def finish(args, accelerator, folder, meta, loaders, model, progress, facts):
     if accelerator.is_main_process:
         text = pd.concat(tables)[["path", "label", "prediction", "split"]]
         text = text.to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(folder / "predictions.csv", lambda f: f.write(text.encode()))
+        utils.write_atomically(folder / "predictions.csv", text.encode())
         write_densities(args, folder, train_labels, loaders["train"].weights.flatten().numpy())
         if args.fds:
             buckets = range(args.bucket_start, args.bucket_num)
@@ -434,8 +434,9 @@ def write_densities(args, folder, train_labels, weights):
     buckets = label_to_bucket(train_labels)
     weight_of_bucket = np.full(len(emp_label_dist), np.nan)
     weight_of_bucket[buckets] = weights
+    ages = np.arange(AGE_BUCKETS)
     run_folder.write_label_density(
-        folder, np.arange(len(emp_label_dist)), np.bincount(buckets, minlength=AGE_BUCKETS),
+        folder, ages, shot_of(ages, train_labels), np.bincount(buckets, minlength=AGE_BUCKETS),
         emp_label_dist, eff_label_dist, weight_of_bucket,
     )  # fmt: skip
 

@@ -128,13 +128,19 @@ def setup_logging(folder=None, filename="training.log", main_process=True):
     )
 
 
-def write_atomically(path, write):
-    """Call `write(binary file)` on a temporary name, flush to disk, then rename to `path`."""
+def write_atomically(path, content):
+    """Write a file so that a crash leaves either the old one or the new one, whole.
+
+    Args:
+        path: of the file; its folder is made if missing.
+        content: bytes, or a function that writes to the open binary file it is given.
+    """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 import torchvision.transforms.functional as F
-from conftest import load
 from PIL import Image
 from torchvision import transforms
+
+from conftest import load
 
 datasets = load("agedb-dir", "datasets")
 image_cache = load("agedb-dir", "image_cache")
