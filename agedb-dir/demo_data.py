@@ -1,13 +1,15 @@
 """Draw a small set of made-up faces in AgeDB's layout, so that the folder runs without AgeDB.
 
 It writes `<out>/AgeDB/<id>_<name>_<age>_<gender>.jpg` and `<out>/agedb.csv` (`age,path,split`),
-split by the routine of `prepare.py`, so every command of this folder runs on it unchanged. The
+split by the routine of `prepare.py`, so that training runs on it as on the real set. The
 labels are imbalanced as AgeDB's are, more sharply: at 3,000 faces there are many, medium and few
 shot ages. Nobody in the pictures exists, the names are random syllables, and no number obtained
 on them says anything about real faces.
 
-    python demo_data.py --out ./data --num_images 3000 --img_size 96 --seed 0   # about 25 s
-    python demo_data.py --out ./data --overwrite --contact_sheet faces.png      # and look at them
+    # About 40 s of CPU time, shared among the processes.
+    python demo_data.py --out ./data --num_images 3000 --img_size 96 --seed 0
+    # Again, with a sheet to look at.
+    python demo_data.py --out ./data --overwrite --contact_sheet faces.png
 """
 
 import argparse
