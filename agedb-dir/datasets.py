@@ -19,6 +19,7 @@ from utils import get_lds_kernel_window
 AGE_BUCKETS = 121  # integer ages 0 ... 120, all above in the last (released code)
 MAX_AGE = 200  # years; IMDB-WIKI's labels reach 186, what lies above is a mistake in the file
 INVERSE_CLIP = (5, 1000)  # bounds of the counts with `inverse` (released code)
+CPU_PIECE = 4  # images of a batch that the CPU takes at a time, so that they stay in its cache
 CROP_PADDING = 16  # pixels of zeros around a training image (released code)
 SPLITS = ("train", "val", "test")
 
@@ -135,35 +136,68 @@ def read_meta(data_dir, dataset):
 # ---- batches -------------------------------------------------------------------------------
 
 
-def normalize(images):
-    """Map uint8 images to (x / 255 − 0.5) / 0.5 as float32, in the layout of the network."""
+def normalize(images, out=None):
+    """Map uint8 images [n, H, W, 3] to (x / 255 − 0.5) / 0.5 as the network takes them.
+
+    Args:
+        images: the images.
+        out: float32 tensor of their shape to write into, or None.
+
+    Returns:
+        float32 [n, 3, H, W] in channels-last memory.
+    """
+    out = torch.empty(images.shape, device=images.device) if out is None else out
     # Dividing by 127.5 rounds as dividing by 255 and then by 0.5 does.
-    return torch.div(images.contiguous(memory_format=torch.channels_last), 127.5).sub_(1.0)
+    return torch.div(images, 127.5, out=out).sub_(1.0).permute(0, 3, 1, 2)
 
 
 def augment(images, top, left, flip):
-    """Crop each image from its zero-padded self, then mirror some, all as one batch.
+    """Crop each image from its zero-padded self, then mirror some of them, as one batch.
 
     Args:
-        images: [n, 3, H, W].
+        images: [n, H, W, C].
         top, left: offsets of each crop, long [n] in 0 ... 2·CROP_PADDING.
         flip: bool [n], which images to mirror left to right.
 
     Returns:
         Tensor of the shape of `images`.
     """
-    n, _, H, W = images.shape
-    padded = torch.nn.functional.pad(images, [CROP_PADDING] * 4)
-    # A view of every possible crop, [n, 3, top, left, H, W]; indexing copies the chosen ones.
-    crops = padded.unfold(2, H, 1).unfold(3, W, 1)
-    crops = crops[torch.arange(n, device=images.device), :, top, left]
-    return torch.where(flip[:, None, None, None], crops.flip(-1), crops)
+    # The same pixels: on the CPU a slice is a plain copy of memory and an index is not, on a
+    # GPU one index is one kernel.
+    crop = crop_by_slices if images.device.type == "cpu" else crop_by_index
+    return crop(images, top, left, flip)
+
+
+def crop_by_index(images, top, left, flip):
+    """`augment` in four operations on the whole batch."""
+    n, H, W, C = images.shape
+    padded = torch.nn.functional.pad(images, [0, 0] + [CROP_PADDING] * 4)
+    image, row = padded.stride(0), padded.stride(1)
+    # A view of every possible crop, [n, top, left, H, W·C]; indexing copies the chosen ones.
+    offsets = 2 * CROP_PADDING + 1
+    crops = padded.as_strided((n, offsets, offsets, H, W * C), (image, row, C, row, 1))
+    crops = crops[torch.arange(n, device=images.device), top, left].view(n, H, W, C)
+    return torch.where(flip[:, None, None, None], crops.flip(2), crops)
+
+
+def crop_by_slices(images, top, left, flip):
+    """`augment` by copying what each crop keeps of its image."""
+    H, W = images.shape[1:3]
+    crops = torch.zeros_like(images)
+    draws = zip((top - CROP_PADDING).tolist(), (left - CROP_PADDING).tolist(), flip.tolist())
+    for crop, image, (down, right, mirror) in zip(crops, images, draws):
+        # The crop lies `down` rows below the image's top; a negative number is above it.
+        up, down, before, right = max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)
+        crop[up : H - down, before : W - right] = image[down : H - up, right : W - before]
+        if mirror:
+            crop.copy_(crop.flip(1))
+    return crops
 
 
 class Batch(NamedTuple):
     """What one step needs; `share` scales this process's mean loss to its part of the batch."""
 
-    images: torch.Tensor  # float32 [n, 3, H, W]
+    images: torch.Tensor  # float32 [n, 3, H, W]; on the CPU the next batch overwrites them
     labels: torch.Tensor  # float32 [n, 1], years
     weights: torch.Tensor  # float32 [n, 1]
     share: float
@@ -189,6 +223,7 @@ class Loader:
         self.weights = torch.from_numpy(np.asarray(weights, dtype=np.float32)).unsqueeze(1)
         self.batch_size, self.device, self.seed = batch_size, torch.device(device), seed
         self.rank, self.processes = rank, processes
+        self.buffer = None
 
     def __len__(self):
         return -(-len(self.rows) // self.batch_size)
@@ -208,9 +243,7 @@ class Loader:
             # A process left without a sample takes one along that counts for nothing.
             parts.append(part if len(part) else whole[:1])
         for (part, images), share in zip(self._read(parts), shares):
-            top, left = offsets[:, part].to(self.device)
-            images = augment(images, top, left, flips[part].to(self.device))
-            yield self._batch(images, part, share)
+            yield self._batch(images, part, share, (*offsets[:, part], flips[part]))
 
     def evaluate(self):
         """Yield this process's part of the split in order, as `Batch`."""
@@ -236,6 +269,17 @@ class Loader:
             for part, images in waiting:
                 yield part, images.result().to(self.device, non_blocking=True)
 
-    def _batch(self, images, part, share):
+    def _batch(self, images, part, share, draws=()):
+        """Augment by the draws, if any, normalise, and put labels and weights beside."""
+        n, on_cpu = len(images), self.device.type == "cpu"
+        draws = [draw.to(self.device) for draw in draws]
+        # Fresh memory costs the CPU more time than the arithmetic does: one buffer for all batches.
+        if not on_cpu or self.buffer is None or len(self.buffer) < n:
+            self.buffer = torch.empty(images.shape, device=self.device)
+        step = CPU_PIECE if on_cpu else n
+        for i in range(0, n, step):
+            few = images[i : i + step]
+            few = augment(few, *(draw[i : i + step] for draw in draws)) if draws else few
+            normalize(few, self.buffer[i : i + len(few)])
         labels, weights = self.labels[part].to(self.device), self.weights[part].to(self.device)
-        return Batch(normalize(images), labels, weights, share)
+        return Batch(self.buffer[:n].permute(0, 3, 1, 2), labels, weights, share)

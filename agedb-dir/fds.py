@@ -249,11 +249,11 @@ class FDS(nn.Module):
         B = self.bucket_num - self.bucket_start
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         count = torch.bincount(bucket, minlength=B).double()
-        mean = rows.new_zeros(B, self.feature_dim).index_add_(0, bucket, rows)
+        target = bucket.unsqueeze(1).expand_as(rows)
+        mean = rows.new_zeros(B, self.feature_dim).scatter_add_(0, target, rows)
         mean /= count.clamp(min=1).to(rows.dtype).unsqueeze(1)
-        deviations = rows - mean.index_select(0, bucket)
-        squares = torch.zeros_like(mean).index_add_(0, bucket, deviations.square_())
-        return count, mean.double(), squares.double()
+        deviations = mean.index_select(0, bucket).sub_(rows).square_()
+        return count, mean, torch.zeros_like(mean).scatter_add_(0, target, deviations)
 
     def _reduce(self, local):
         """The moments of all processes together, merged in the order of their ranks."""
@@ -268,7 +268,7 @@ class FDS(nn.Module):
             dist.all_gather(parts, moment.contiguous())
             gathered.append(parts)
         total = None
-        for part in zip(*gathered):
+        for part in zip(*gathered):  # the first is taken over, the others merged into it
             total = _merge(total, part)
         return total
 
@@ -297,12 +297,13 @@ class FDS(nn.Module):
         self._refresh_calibration()
 
 
-def _merge(a, b):
-    """Merge two (count, mean, sum of squared deviations) by Chan's formula."""
-    if a is None:
-        return b
-    count = a[0] + b[0]
-    share = (b[0] / count.clamp(min=1)).unsqueeze(1)
-    delta = b[1] - a[1]
-    squares = a[2] + b[2] + delta.square() * share * a[0].unsqueeze(1)
-    return count, torch.lerp(a[1], b[1], share.expand_as(delta)), squares
+def _merge(total, part):
+    """Merge (count, mean, sum of squared deviations) into a total by Chan's formula."""
+    if total is None:
+        return tuple(moment.double() for moment in part)
+    (count, mean, squares), (part_count, part_mean, part_squares) = total, part
+    share = (part_count / (count + part_count).clamp(min=1)).unsqueeze(1)
+    delta = part_mean - mean
+    mean = mean.addcmul_(delta, share)
+    squares = squares.add_(part_squares).addcmul_(delta.square_(), share * count.unsqueeze(1))
+    return count + part_count, mean, squares

@@ -12,18 +12,18 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-CACHE_VERSION = 1  # part of the array's name: raise it when its content changes
+CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
 
 
 def load_image(file, img_size):
-    """Decode an image file and resize it: uint8 array [3, img_size, img_size]."""
+    """Decode an image file and resize it: uint8 array [img_size, img_size, 3]."""
     with Image.open(file) as image:
         image = image.convert("RGB").resize((img_size, img_size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.asarray(image)
 
 
 class Images:
-    """The images of a meta file, read by row number as uint8 [n, 3, img_size, img_size].
+    """The images of a meta file, read by row number as uint8 [n, img_size, img_size, 3].
 
     Args:
         data_dir, paths: folder, and paths relative to it.
@@ -65,7 +65,7 @@ class Images:
             self.array = self._open(Path(cache), f"{name}_{img_size}", digest.hexdigest()[:16])
 
     def read(self, rows):
-        """Return the images of these rows: uint8 tensor [n, 3, img_size, img_size]."""
+        """Return the images of these rows: uint8 tensor [n, img_size, img_size, 3]."""
         if self.array is not None:
             return torch.from_numpy(self.array.take(rows, axis=0))
         with ThreadPoolExecutor(self.workers) as pool:
@@ -96,7 +96,7 @@ class Images:
     def _build(self, target):
         """Decode into a partial array and note which rows are done; rename when all are."""
         partial, noted = target.with_suffix(".partial"), target.with_suffix(".rows")
-        shape = (len(self.files), 3, self.img_size, self.img_size)
+        shape = (len(self.files), self.img_size, self.img_size, 3)
         resume = partial.is_file() and noted.is_file() and noted.stat().st_size == shape[0]
         if not resume:
             np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape).flush()

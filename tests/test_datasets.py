@@ -51,15 +51,17 @@ def test_evaluation_equals_per_file_pipeline(faces, cached):
     assert torch.equal(got, expected)
 
 
-def test_augment_equals_torchvision_for_every_draw(faces):
+@pytest.mark.parametrize("function", ["crop_by_index", "crop_by_slices", "augment"])
+def test_augment_equals_torchvision_for_every_draw(faces, function):
     file = faces / "AgeDB/5_Name_25_f.jpg"
     pixels = image_cache.load_image(file, 24)
     image = Image.open(file).convert("RGB").resize((24, 24), Image.Resampling.BILINEAR)
     padded = F.pad(image, 16)
     draws = [(t, l, f) for t in range(0, 33, 4) for l in range(0, 33, 4) for f in (False, True)]
     top, left, flip = (torch.tensor(column) for column in zip(*draws))
-    got = datasets.augment(torch.from_numpy(pixels).expand(len(draws), -1, -1, -1), top, left, flip)
+    images = torch.from_numpy(pixels.copy()).expand(len(draws), -1, -1, -1).contiguous()
+    got = getattr(datasets, function)(images, top, left, flip)
     for i, (t, l, f) in enumerate(draws):
         crop = F.crop(padded, t, l, 24, 24)
         crop = F.hflip(crop) if f else crop
-        assert torch.equal(got[i], F.pil_to_tensor(crop)), draws[i]
+        assert torch.equal(got[i].permute(2, 0, 1), F.pil_to_tensor(crop)), draws[i]
