@@ -1,0 +1,328 @@
+"""FDS against closed forms and independent computations."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import load
+
+fds = load("agedb-dir", "fds")
+
+BUFFERS = {
+    "epoch": [1], "running_mean": [10, 3], "running_var": [10, 3],
+    "running_mean_last_epoch": [10, 3], "running_var_last_epoch": [10, 3],
+    "smoothed_mean_last_epoch": [10, 3], "smoothed_var_last_epoch": [10, 3],
+    "num_samples_tracked": [10],
+}  # fmt: skip
+
+
+def make(**options):
+    """An FDS of 3 features over the buckets 2 ... 11."""
+    return fds.FDS(3, **{"bucket_num": 12, "bucket_start": 2, "ks": 3, "sigma": 1, **options})
+
+
+def set_statistics(module, m1, v1, m2, v2):
+    """Load statistics of the last epoch, as a checkpoint would."""
+    names = ("running_mean", "running_var", "smoothed_mean", "smoothed_var")
+    state = module.state_dict()
+    for name, value in zip(names, (m1, v1, m2, v2)):
+        state[f"{name}_last_epoch"] = torch.as_tensor(value, dtype=torch.float32)
+    module.load_state_dict(state)
+
+
+def random_statistics(seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(10, 3)), rng.uniform(0.5, 2, (10, 3)), rng.normal(size=(10, 3)),
+            rng.uniform(0.5, 2, (10, 3))]  # fmt: skip
+
+
+def by_hand(x, bucket, statistics, clip):
+    """The formula of DESIGN's section on FDS, one number at a time."""
+    m1, v1, m2, v2 = statistics
+    out = np.array(x, dtype=np.float64)
+    for i, b in enumerate(bucket):
+        if v1[b].sum() < 1e-10:
+            continue
+        for d in range(out.shape[1]):
+            if v1[b, d] > 0 and v2[b, d] >= 0:
+                factor = np.sqrt(np.clip(v2[b, d] / v1[b, d], *clip))
+                out[i, d] = (out[i, d] - m1[b, d]) * factor + m2[b, d]
+    return out
+
+
+def test_buffers_are_those_of_released_checkpoints():
+    shapes = {name: list(value.shape) for name, value in make().state_dict().items()}
+    assert shapes == BUFFERS
+    fresh = make(start_update=2)
+    assert fresh.epoch.item() == 2
+    assert fresh.running_mean.eq(0).all()
+    assert fresh.running_var.eq(1).all()
+
+
+def test_dead_features_alone_pass_unchanged():
+    m1, v1, m2, v2 = random_statistics()
+    v1[0, 1] = 0  # one dead feature: the others of its bucket are still calibrated
+    v2[1, 2] = -0.1  # a smoothed variance below zero
+    v1[2] = 3e-11  # a bucket whose variances sum to less than 1e-10 passes wholly
+    v1[3] = 1000 * v1[3]  # beyond the clip
+    module = make(clip=(0.2, 5))
+    set_statistics(module, m1, v1, m2, v2)
+    labels = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.5, 0.0, 99.0])
+    buckets = [0, 1, 2, 3, 4, 0, 9]  # labels outside go to the end buckets
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    expected = by_hand(x.numpy(), buckets, (m1, v1, m2, v2), (0.2, 5))
+    np.testing.assert_allclose(module.smooth(x, labels, 1), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(module.smooth(x, labels, 1)[0, 1], x[0, 1])
+    np.testing.assert_array_equal(module.smooth(x, labels, 1)[2], x[2])
+    # The same samples as pixels of one dense map [1, 3, 7, 1].
+    dense = x.t().reshape(1, 3, 7, 1)
+    got = module.smooth(dense, labels.reshape(1, 1, 7, 1), 1)
+    torch.testing.assert_close(got, module.smooth(x, labels, 1).t().reshape(1, 3, 7, 1))
+
+
+def test_smooth_is_out_of_place_and_differentiable():
+    statistics = random_statistics()
+    module = make()
+    set_statistics(module, *statistics)
+    labels = torch.tensor([[3.0], [7.0], [3.0]])
+    x = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    before = x.detach().clone()
+    torch.autograd.gradcheck(lambda t: module.smooth(t, labels, 1), (x,))
+    assert torch.equal(x.detach(), before)
+    module.smooth(x, labels, 1).sum().backward()
+    factor = np.sqrt(np.clip(statistics[3] / statistics[1], 0.1, 10))[[1, 5, 1]]
+    np.testing.assert_allclose(x.grad, factor, rtol=1e-6)
+
+
+def test_before_start_smooth_the_features_themselves_come_back():
+    module = make(start_smooth=3)
+    set_statistics(module, *random_statistics())
+    x = torch.randn(2, 3)
+    assert module.smooth(x, torch.tensor([3.0, 4.0]), 2) is x
+    assert not torch.equal(module.smooth(x, torch.tensor([3.0, 4.0]), 3), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_types_of_features(dtype):
+    module = make()
+    set_statistics(module, *random_statistics())
+    x, labels = torch.randn(5, 3), torch.tensor([2.0, 3, 4, 5, 6])
+    got = module.smooth(x.to(dtype), labels, 1)
+    assert got.dtype == dtype
+    tolerance = 3e-2 if dtype != torch.float64 else 1e-6
+    torch.testing.assert_close(
+        got.float(), module.smooth(x, labels, 1), rtol=tolerance, atol=tolerance
+    )
+    module.update_running_stats(x.to(dtype), labels, 0)
+    assert module.running_mean.dtype == torch.float32
+
+
+def test_autocast_leaves_statistics_in_float32():
+    x, labels = torch.randn(40, 3) + 100, torch.arange(40) % 10 + 2.0
+    plain, cast = make(), make()
+    for module, enabled in ((plain, False), (cast, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for epoch in range(2):
+                module.update_last_epoch_stats(epoch)
+                module.update_running_stats(x, labels, epoch)
+            module.smoothed = module.smooth(x, labels, 2)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, cast.state_dict()[name]), name
+    assert torch.equal(plain.smoothed, cast.smoothed)
+
+
+def test_compiled_smooth_over_epochs():
+    module = make()
+    set_statistics(module, *random_statistics())
+    compiled = torch.compile(module.smooth, backend="aot_eager")
+    x, labels = torch.randn(6, 3), torch.arange(6) + 2.0
+    for epoch in range(4):
+        torch.testing.assert_close(compiled(x, labels, epoch), module.smooth(x, labels, epoch))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), offset=st.sampled_from([0.0, 1e4]), pieces=st.integers(1, 7))
+def test_streamed_statistics_equal_numpy(seed, offset, pieces):
+    """A common offset of 1e4 would take every digit from a mean of squares."""
+    rng = np.random.default_rng(seed)
+    N = int(rng.integers(pieces, 60))
+    x = (rng.normal(size=(N, 3)) + offset).astype(np.float32)
+    labels = rng.integers(0, 14, N).astype(np.float32)
+    module = make()
+    cuts = np.sort(rng.integers(0, N + 1, pieces - 1))
+    for rows in np.split(np.arange(N), cuts):
+        module.accumulate(torch.from_numpy(x[rows]), torch.from_numpy(labels[rows]))
+    module.update_running_stats(epoch=0)
+    bucket = np.clip(labels.astype(int), 2, 11) - 2
+    for b in range(10):
+        own = x[bucket == b].astype(np.float64)
+        assert module.num_samples_tracked[b] == len(own)
+        if len(own):
+            var = own.var(axis=0, ddof=1 if len(own) > 1 else 0)
+            np.testing.assert_allclose(
+                module.running_mean[b], own.mean(axis=0), rtol=1e-6, atol=1e-6
+            )
+            # float32 holds an offset of 1e4 to 1e-3, so a deviation near 1 to 1e-3.
+            np.testing.assert_allclose(
+                module.running_var[b], var, rtol=1e-5 if not offset else 5e-3, atol=1e-6
+            )
+        else:
+            assert module.running_mean[b].eq(0).all()
+
+
+def test_whole_arrays_are_taken_in_pieces(monkeypatch):
+    x, labels = torch.randn(100, 3), torch.arange(100) % 9 + 2.0
+    at_once, pieces = make(), make()
+    at_once.update_running_stats(x, labels, 0)
+    monkeypatch.setattr(fds, "CHUNK_NUMEL", 21)
+    pieces.update_running_stats(x, labels, 0)
+    torch.testing.assert_close(at_once.running_var, pieces.running_var)
+
+
+def test_memory_of_the_accumulator_does_not_grow():
+    module = make()
+    for _ in range(5):
+        module.accumulate(torch.randn(50, 3), torch.rand(50) * 12)
+        assert [m.numel() for m in module._moments] == [10, 30, 30]
+
+
+def test_momentum_none_weights_all_samples_alike():
+    module = make(momentum=None)
+    x = [torch.full((n, 3), float(value)) for n, value in ((2, 1.0), (6, 5.0))]
+    for epoch, features in enumerate(x):
+        module.update_last_epoch_stats(epoch)
+        module.update_running_stats(features, torch.full((len(features),), 4.0), epoch)
+    assert module.running_mean[2].tolist() == pytest.approx([4.0] * 3)  # (2·1 + 6·5) / 8
+
+
+def test_fill_empty_from_low_to_high():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(40, 3)), rng.choice([4, 5, 9], 40)
+    module = make(fill_empty=True)
+    module.update_running_stats(torch.tensor(x, dtype=torch.float32), torch.tensor(labels), 0)
+    for buffer, empty in (("running_mean", 0.0), ("running_var", 1.0)):
+        expected = np.full((10, 3), empty)
+        for b in (2, 3, 7):
+            own = x[labels == b + 2]
+            expected[b] = own.mean(0) if buffer == "running_mean" else own.var(0, ddof=1)
+        for b in range(10):
+            if b in (2, 3, 7):
+                continue
+            if b == 0:
+                expected[b] = expected[1]
+            elif b == 9:
+                expected[b] = expected[8]
+            else:
+                expected[b] = (expected[b - 1] + expected[b + 1]) / 2
+        np.testing.assert_allclose(getattr(module, buffer), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_smoothing_over_buckets_pads_as_torch_reflect():
+    module = make(ks=7, kernel="laplace", sigma=2)
+    x = torch.randn(10, 3, dtype=torch.float64)
+    window = np.exp(-np.abs(np.arange(-3, 4)) / 2)
+    window = torch.tensor(window / window.sum())
+    padded = torch.nn.functional.pad(x.t().unsqueeze(1), (3, 3), mode="reflect")
+    expected = torch.nn.functional.conv1d(padded, window.reshape(1, 1, -1)).squeeze(1).t()
+    torch.testing.assert_close(module.smooth_over_buckets(x), expected)
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_reloaded_module_goes_on_alike(variant):
+    generator = torch.Generator().manual_seed(1)
+
+    def epoch_of(module, epoch, x, labels):
+        out = module.smooth(x, labels, epoch)
+        module.update_last_epoch_stats(epoch)
+        module.update_running_stats(x, labels, epoch)
+        return out
+
+    unbroken, labels = make(variant=variant), torch.arange(60) % 10 + 2.0
+    data = [torch.randn(60, 3, generator=generator) for _ in range(5)]
+    expected = [epoch_of(unbroken, e, x, labels) for e, x in enumerate(data)]
+    for stop in range(1, 5):
+        module = make(variant=variant)
+        for e in range(stop):
+            epoch_of(module, e, data[e], labels)
+        resumed = make(variant=variant)
+        resumed.load_state_dict(module.state_dict())
+        for e in range(stop, 5):
+            assert torch.equal(epoch_of(resumed, e, data[e], labels), expected[e])
+
+
+def test_variants_differ_only_in_the_alias():
+    """'official': last-epoch statistics follow the running ones from the first update on."""
+    official, paper = make(variant="official"), make(variant="paper")
+    labels = torch.arange(60) % 10 + 2.0
+    for epoch in range(3):
+        x = torch.randn(60, 3, generator=torch.Generator().manual_seed(epoch))
+        for module in (official, paper):
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(x, labels, epoch)
+        assert torch.equal(official.running_mean, paper.running_mean)
+        follows = torch.equal(official.running_mean_last_epoch, official.running_mean)
+        assert follows == (epoch > 0)
+        assert not torch.equal(paper.running_mean_last_epoch, paper.running_mean)
+        assert torch.equal(official.smoothed_mean_last_epoch, paper.smoothed_mean_last_epoch)
+
+
+def test_update_out_of_turn_is_ignored():
+    module = make()
+    module.update_running_stats(torch.randn(20, 3), torch.rand(20) * 12, 0)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.update_last_epoch_stats(5)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    late = make(start_update=3)
+    late.update_running_stats(torch.randn(20, 3), torch.rand(20) * 12, 2)
+    assert late.num_samples_tracked.sum() == 0
+
+
+def test_errors_name_what_is_wrong():
+    with pytest.raises(ValueError, match="ks must be odd"):
+        make(ks=4)
+    with pytest.raises(ValueError, match="too few"):
+        fds.FDS(3, bucket_num=4, bucket_start=2, ks=5)
+    fds.FDS(3, bucket_num=5, bucket_start=2, ks=5)  # (5 + 1) / 2 buckets are just enough
+    with pytest.raises(ValueError, match="variant"):
+        make(variant="papr")
+    module = make()
+    with pytest.raises(ValueError, match="accumulate"):
+        module.update_running_stats(epoch=0)
+    with pytest.raises(ValueError, match="one label for each"):
+        module.accumulate(torch.randn(4, 3), torch.rand(5))
+    with pytest.raises(ValueError, match=r"\[N, 3\]"):
+        module.accumulate(torch.randn(4, 2), torch.rand(4))
+    bad = torch.randn(6, 3)
+    bad[2, 1] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        module.update_running_stats(bad, torch.rand(6) * 12, 0)
+    fresh = make().state_dict()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, fresh[name]), name
+
+
+def test_uniform_buckets():
+    to_bucket = fds.uniform_buckets(-1.0, 1.0, 4)
+    labels = torch.tensor([[-9.0, -1.0, -0.51], [-0.5, 0.99, 5.0]])
+    assert to_bucket(labels).tolist() == [[0, 0, 0], [1, 3, 3]]
+    with pytest.raises(ValueError, match="low < high"):
+        fds.uniform_buckets(1, 1, 4)
+    module = fds.FDS(3, bucket_num=4, ks=3, label_to_bucket=to_bucket)
+    module.update_running_stats(torch.ones(3, 3), torch.tensor([-0.9, -0.8, 0.9]), 0)
+    assert module.num_samples_tracked.tolist() == [2, 0, 0, 1]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    cpu, cuda = make(), make().cuda()
+    for epoch in range(3):
+        x, labels = torch.randn(500, 3), torch.rand(500) * 13
+        for module, device in ((cpu, "cpu"), (cuda, "cuda")):
+            module.out = module.smooth(x.to(device), labels.to(device), epoch)
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(x.to(device), labels.to(device), epoch)
+        torch.testing.assert_close(cuda.out.cpu(), cpu.out, rtol=1e-5, atol=1e-6)
