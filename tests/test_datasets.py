@@ -1,5 +1,8 @@
 """Labels, weights, image cache, augmentation and batches of the age folders."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from conftest import load
+from conftest import ROOT, load
 
 datasets = load("agedb-dir", "datasets")
 image_cache = load("agedb-dir", "image_cache")
@@ -65,3 +68,260 @@ def test_augment_equals_torchvision_for_every_draw(faces, function):
         crop = F.crop(padded, t, l, 24, 24)
         crop = F.hflip(crop) if f else crop
         assert torch.equal(got[i].permute(2, 0, 1), F.pil_to_tensor(crop)), draws[i]
+
+
+# ---- meta file -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [(",a.jpg,train", "no number"), ("old,a.jpg,train", "no number"),
+     ("-1,a.jpg,train", "no number"), ("201,a.jpg,train", "no number"),
+     ("30,a.jpg,dev", "split other"), ("30,,train", "no path")],
+)  # fmt: skip
+def test_faulty_rows_are_named(tmp_path, row, fault):
+    good = "20,b.jpg,train\n21,c.jpg,val\n22,d.jpg,test\n"
+    (tmp_path / "own.csv").write_text(f"age,path,split\n{good}{row}\n{good}{row}\n")
+    with pytest.raises(ValueError, match=rf"2 rows with .*{fault}.*\(lines 5, 9\)"):
+        datasets.read_meta(tmp_path, "own")
+
+
+def test_faulty_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"own\.csv is missing.*demo_data"):
+        datasets.read_meta(tmp_path, "own")
+    (tmp_path / "own.csv").write_text("age,file\n20,b.jpg\n")
+    with pytest.raises(ValueError, match="lacks column path, split"):
+        datasets.read_meta(tmp_path, "own")
+    (tmp_path / "own.csv").write_text("age,path,split\n20,b.jpg,train\n")
+    with pytest.raises(ValueError, match="no row of split val, test"):
+        datasets.read_meta(tmp_path, "own")
+
+
+# ---- image cache ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_all_bad_images_are_counted_before_training(faces, cached):
+    paths = datasets.read_meta(faces, "agedb")["path"].tolist()
+    cache = faces / "cache" if cached else None
+    with pytest.raises(FileNotFoundError, match="11 of 23 images are missing") as error:
+        image_cache.Images(faces, paths + [f"no{i}.jpg" for i in range(11)], 16, cache, quiet=True)
+    assert str(error.value).count("no") == 10
+    for row in (2, 5):
+        (faces / paths[row]).write_bytes((faces / paths[row]).read_bytes()[:200])
+    (faces / paths[7]).write_text("no image")
+    with pytest.raises(ValueError, match="3 of 12 images cannot be read") as error:
+        image_cache.Images(faces, paths, 16, cache, quiet=True)
+    assert all(paths[row] in str(error.value) for row in (2, 5, 7))
+
+
+def test_cache_is_reused_until_a_file_changes(faces, monkeypatch):
+    paths = datasets.read_meta(faces, "agedb")["path"].tolist()
+    decoded = []
+    plain = image_cache.load_image
+    monkeypatch.setattr(
+        image_cache, "load_image", lambda f, s: decoded.append(str(f)) or plain(f, s)
+    )
+
+    def open_images(size=16):
+        decoded.clear()
+        return image_cache.Images(faces, paths, size, faces / "cache", quiet=True)
+
+    open_images()
+    assert len(decoded) == 12
+    open_images()
+    assert not decoded
+    open_images(20)
+    assert len(decoded) == 12
+    Image.new("RGB", (30, 30), (255, 0, 0)).save(faces / paths[4])
+    changed = open_images()
+    assert len(decoded) == 12
+    assert changed.read([4])[0, 8, 8].tolist() == [254, 0, 0]
+    assert len(list((faces / "cache").glob("*_16_*.npy"))) == 1  # the old one is gone
+
+
+def test_an_interrupted_build_goes_on(faces, monkeypatch):
+    paths = datasets.read_meta(faces, "agedb")["path"].tolist()
+    expected = image_cache.Images(faces, paths, 16, None, quiet=True).read(range(12))
+    plain, decoded = image_cache.load_image, []
+
+    def interrupted(file, size):
+        decoded.append(file)
+        if len(decoded) == 8:
+            raise KeyboardInterrupt
+        return plain(file, size)
+
+    monkeypatch.setattr(image_cache, "load_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        image_cache.Images(faces, paths, 16, faces / "cache", workers=1, quiet=True)
+    done = len(decoded) - 1
+    decoded.clear()
+    monkeypatch.setattr(image_cache, "load_image", lambda f, s: decoded.append(f) or plain(f, s))
+    images = image_cache.Images(faces, paths, 16, faces / "cache", quiet=True)
+    assert 0 < len(decoded) <= 12 - done + 4  # threads that were at work may have stored theirs
+    assert torch.equal(images.read(range(12)), expected)
+    assert not list((faces / "cache").glob("*.partial"))
+
+
+BUILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from datasets import read_meta
+from image_cache import Images
+images = Images(sys.argv[2], read_meta(sys.argv[2], "agedb")["path"], 48, sys.argv[2] + "/cache")
+print(int(images.read(range(12)).sum()))
+"""
+
+
+def test_two_processes_build_at_once(faces):
+    command = [sys.executable, "-c", BUILD, str(ROOT / "agedb-dir"), str(faces)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = {int(process.communicate(timeout=120)[0]) for process in both}
+    paths = datasets.read_meta(faces, "agedb")["path"]
+    files = image_cache.Images(faces, paths, 48, None, quiet=True)
+    assert sums == {int(files.read(range(12)).sum())}
+
+
+def test_a_cache_that_cannot_be_written_is_said(faces):
+    (faces / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written.*--cache"):
+        image_cache.Images(
+            faces, ["AgeDB/0_Name_20_f.jpg"], 16, faces / "file" / "cache", quiet=True
+        )
+
+
+# ---- batches -------------------------------------------------------------------------------
+
+
+class Coordinates:
+    """Images whose pixels tell their own place and number: (row, column, number) from 1."""
+
+    def __init__(self, count, size=40):
+        grid = np.arange(1, size + 1)
+        pixels = np.zeros((count, size, size, 3), dtype=np.uint8)
+        pixels[..., 0], pixels[..., 1] = grid[:, None], grid
+        pixels[..., 2] = np.arange(1, count + 1)[:, None, None]
+        self.pixels = torch.from_numpy(pixels)
+
+    def read(self, rows):
+        return self.pixels[torch.as_tensor(rows)]
+
+
+def make_loader(count, batch_size, rank=0, processes=1, seed=0):
+    labels = np.arange(count, dtype=np.float32)
+    return datasets.Loader(
+        Coordinates(count), np.arange(count), labels, labels + 1, batch_size, "cpu", rank,
+        processes, seed,
+    )  # fmt: skip
+
+
+def draws_of(batches):
+    """Recover (number, top, left, flip) of each image from its middle pixels."""
+    draws = []
+    for batch in batches:
+        if not batch.share:
+            continue
+        pixels = (batch.images * 127.5 + 127.5).round().int()
+        row, column, number = pixels[:, :, 20, 20].T
+        next_column = pixels[:, 1, 20, 21]
+        flip = next_column < column
+        left = torch.where(flip, column - 1 - 19, column - 1 - 20) + 16
+        for values in zip(number, row - 1 - 20 + 16, left, flip, batch.labels):
+            draws.append(tuple(int(v) for v in values))
+    return draws
+
+
+def test_draws_are_uniform():
+    draws = np.array([d for e in range(40) for d in draws_of(make_loader(200, 64).train(e))])
+    assert len(draws) == 8000
+    for column in (1, 2):
+        counts = np.bincount(draws[:, column], minlength=33)
+        assert len(counts) == 33
+        # 32 degrees of freedom: the chi-square statistic is below 62.5 with probability 0.999.
+        assert ((counts - 8000 / 33) ** 2 / (8000 / 33)).sum() < 62.5
+    assert abs(draws[:, 3].mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(draws[:, 1:4].T) - np.eye(3)).max() < 0.05
+
+
+def test_epochs_and_passes_draw_anew_and_repeat():
+    loader = make_loader(30, 8)
+    first = draws_of(loader.train(0))
+    assert draws_of(make_loader(30, 8).train(0)) == first
+    others = [
+        loader.train(1),
+        loader.train(0, statistics=True),
+        make_loader(30, 8, seed=1).train(0),
+    ]
+    assert all(draws_of(other) != first for other in others)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_each_batch(processes):
+    """The same order and draws whatever the number of processes; no sample twice, none left out."""
+    count, size = 25, 8  # the last batch has one sample
+    whole = [draws_of([batch]) for batch in make_loader(count, size).train(3)]
+    parts = [list(make_loader(count, size, r, processes).train(3)) for r in range(processes)]
+    shares = np.array([[batch.share for batch in part] for part in parts])
+    np.testing.assert_allclose(shares.sum(axis=0), processes)
+    if processes > 1:
+        assert shares[1:, -1].tolist() == [0.0] * (processes - 1)
+    seen = []
+    for rank in range(processes):
+        for step, batch in enumerate(make_loader(count, size, rank, processes).train(3)):
+            own = draws_of([batch])
+            assert set(own) <= set(whole[step])
+            assert len(own) == batch.share * len(whole[step]) / processes
+            seen += own
+            if batch.share:
+                assert torch.equal(batch.weights, batch.labels + 1)
+    assert sorted(seen) == sorted(draw for step in whole for draw in step)
+    assert sorted(d[0] for d in seen) == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_evaluation_covers_each_row_once_in_order(processes):
+    labels = [
+        int(label)
+        for rank in range(processes)
+        for batch in make_loader(25, 4, rank, processes).evaluate()
+        for label in batch.labels
+    ]
+    assert labels == list(range(25))
+
+
+# ---- weights -------------------------------------------------------------------------------
+
+
+def test_buckets():
+    ages = [0.0, 29.99, 30.0, 119.5, 120.0, 186.0]
+    expected = [0, 29, 30, 119, 120, 120]
+    assert datasets.label_to_bucket(np.array(ages)).tolist() == expected
+    tensor = datasets.label_to_bucket(torch.tensor(ages).reshape(2, 3))
+    assert tensor.dtype == torch.long
+    assert tensor.tolist() == [expected[:3], expected[3:]]
+
+
+def test_weights_by_hand():
+    labels = np.repeat([30, 31, 33], [4, 16, 1])
+    weights = datasets.sample_weights(labels, "sqrt_inv")
+    np.testing.assert_allclose(weights[[0, 4, 20]] / weights[20], [1 / 2, 1 / 4, 1], rtol=1e-6)
+    assert weights.mean() == pytest.approx(1, rel=1e-6)
+    # √count convolved with (½, 1, ½): 2 + 4/2, 4 + 2/2, 1 (its neighbours 32 and 34 are empty).
+    weights = datasets.sample_weights(labels, "sqrt_inv", True, "triang", 3, 1)
+    np.testing.assert_allclose(1 / weights[[0, 4, 20]] * weights[20], [4, 5, 1], rtol=1e-6)
+    # Counts are clipped to [5, 1000], empty ones too, and smoothed counts cut to integers.
+    weights = datasets.sample_weights(labels, "inverse", True, "triang", 3, 1)
+    expected = [int(5 + 2.5 + 8), int(16 + 2.5 + 2.5), int(5 + 2.5 + 2.5)]
+    np.testing.assert_allclose(1 / weights[[0, 4, 20]] * weights[20] * 10, expected, rtol=1e-6)
+    assert datasets.sample_weights(labels, "none").tolist() == [1.0] * 21
+
+
+@pytest.mark.parametrize("reweight", ["sqrt_inv", "inverse"])
+@pytest.mark.parametrize("lds", [True, False])
+def test_weights_are_finite_for_any_ages(reweight, lds):
+    labels = np.concatenate([np.random.default_rng(0).integers(0, 201, 500), [0, 200, 120]])
+    weights = datasets.sample_weights(labels, reweight, lds)
+    assert np.isfinite(weights).all()
+    assert (weights > 0).all()
+    with pytest.raises(ValueError, match="--reweight"):
+        datasets.sample_weights(labels, "none", lds=True)

@@ -1,0 +1,124 @@
+"""What train.py says when it cannot go on, and the flags it takes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from conftest import load
+
+train = load("agedb-dir", "train")
+utils = load("agedb-dir", "utils")
+
+DEFAULTS = dict(
+    lds=False, lds_kernel="gaussian", lds_ks=9, lds_sigma=1, fds=False, fds_kernel="gaussian",
+    fds_ks=9, fds_sigma=1, start_update=0, start_smooth=1, bucket_num=100, bucket_start=3,
+    fds_mmt=0.9, reweight="none", retrain_fc=False, pretrained="", store_root="checkpoint",
+    store_name="", lr=1e-3, batch_size=256, resume="", evaluate=False, eval_model="",
+    dataset="agedb", data_dir="./data", model="resnet50", gpu=None, optimizer="adam", loss="l1",
+    epoch=90, momentum=0.9, weight_decay=1e-4, schedule=[60, 80], print_freq=10, img_size=224,
+    workers=32, seed=0, device="auto", precision=None, compile=False, fds_variant="official",
+    fds_stats="extra_pass", overwrite=False, track="tensorboard",
+)  # fmt: skip
+
+
+def test_flags_and_defaults():
+    args = vars(train.parse_args([]))
+    assert {name: args[name] for name in DEFAULTS} == DEFAULTS
+    assert set(args) - set(DEFAULTS) == {"cache", "imagenet_weights", "name"}
+    assert train.parse_args(["--random_seed", "5"]).seed == 5
+    assert train.parse_args(["--resume"]).resume == "auto"
+    assert train.parse_args(["--resume", "file"]).resume == "file"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--lds", "--reweight sqrt_inv"), ("--lds --reweight sqrt_inv --lds_ks 4", "odd"),
+     ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc --reweight inverse", "--pretrained"),
+     ("--retrain_fc --pretrained f", "--reweight"), ("--resume --overwrite", "choose one"),
+     ("--no_such_flag", "unrecognized"), ("--epoch 0", "1 or more"), ("--seed -1", "0 or more"),
+     ("--model vgg", "resnet50")],
+)  # fmt: skip
+def test_conflicts_of_flags(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(flags.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Six noise images, two of each split."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(
+            tmp_path / f"{i}.png"
+        )
+        rows.append((20 + i, f"{i}.png", ("train", "val", "test")[i % 3]))
+    pd.DataFrame(rows, columns=["age", "path", "split"]).to_csv(tmp_path / "agedb.csv", index=False)
+    return tmp_path
+
+
+def run(faces, *more):
+    """Train in this process."""
+    fixed = "--model resnet18 --img_size 36 --device cpu --track none --epoch 1".split()
+    folders = ["--data_dir", str(faces), "--store_root", str(faces / "runs")]
+    return train.main([*fixed, *folders, *map(str, more)])
+
+
+def test_an_existing_run_is_kept(faces):
+    run(faces)
+    (folder,) = (faces / "runs").iterdir()
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run.*--resume.*--overwrite"):
+        run(faces)
+    assert (folder / "results.json").read_bytes() == before
+    metrics = run(faces, "--overwrite")
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert metrics["overall"]["num_samples"] == 2
+    # A finished run that is resumed ends where it was.
+    assert utils.to_json(run(faces, "--resume")) == utils.to_json(metrics)
+
+
+def test_a_checkpoint_of_another_model_is_named(faces):
+    run(faces)
+    best = next((faces / "runs").glob("*/ckpt.best.pth.tar"))
+    with pytest.raises(ValueError, match=r"another model's weights.*layer"):
+        run(faces, "--evaluate", "--eval_model", best, "--model", "resnet34")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run(faces, "--evaluate", "--eval_model", faces / "none")
+
+
+def test_a_loss_that_explodes_keeps_the_last_checkpoint(faces, monkeypatch):
+    run(faces)
+    (folder,) = (faces / "runs").iterdir()
+    state = torch.load(folder / "ckpt.pth.tar", weights_only=True)
+    criterion = train.build_loss
+    calls = []
+
+    def poisoned(args):
+        def loss(inputs, targets, weights):
+            calls.append(1)
+            value = criterion(args)(inputs, targets, weights)
+            return value * float("nan") if len(calls) == 2 else value
+
+        return loss
+
+    monkeypatch.setattr(train, "build_loss", poisoned)
+    with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step 1.*checkpoint stays"):
+        run(faces, "--epoch", 2, "--batch_size", 1, "--resume", folder / "ckpt.pth.tar")
+    assert torch.load(folder / "ckpt.pth.tar", weights_only=True)["epoch"] == state["epoch"] == 1
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_precisions_that_need_a_gpu(faces, precision):
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        run(faces, "--precision", precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_gpu_is_said():
+    with pytest.raises(ValueError, match="no CUDA device"):
+        utils.make_accelerator("cuda")

@@ -1,0 +1,176 @@
+"""Windows, files, checkpoints and the names of run folders."""
+
+import io
+import json
+import os
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import load
+
+utils = load("agedb-dir", "utils")
+run_folder = load("agedb-dir", "run_folder")
+train = load("agedb-dir", "train")
+
+
+def test_windows_by_hand():
+    np.testing.assert_allclose(
+        utils.get_lds_kernel_window("triang", 5, 1), [1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]
+    )
+    e = np.exp(-0.5)
+    np.testing.assert_allclose(utils.get_lds_kernel_window("laplace", 5, 2), [e**2, e, 1, e, e**2])
+    # Within the window the Gaussian's edge is reflected: these ends lie above exp(-x² / 2σ²).
+    window = utils.get_lds_kernel_window("gaussian", 5, 2)
+    np.testing.assert_allclose(window, [0.858285, 0.945828, 1, 0.945828, 0.858285], atol=1e-6)
+    assert utils.get_lds_kernel_window("gaussian", 1, 2).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("gaussian", 4, 2), "say 5"), (("gaussian", -1, 2), "odd"), (("gauss", 5, 2), "triang"),
+     (("laplace", 5, 0), "sigma"), (("gaussian", 5, float("nan")), "sigma")],
+)  # fmt: skip
+def test_window_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        utils.get_lds_kernel_window(*arguments)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "new" / "file"
+    utils.write_atomically(path, b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        utils.write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+
+
+class Evil:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    torch.save({"state_dict": Evil(tmp_path / "harm")}, tmp_path / "evil.pth.tar")
+    with pytest.raises(ValueError, match="cannot be read"):
+        utils.load_checkpoint(tmp_path / "evil.pth.tar")
+    assert not (tmp_path / "harm").exists()
+    pickle.dump(Evil(tmp_path / "harm"), (tmp_path / "plain").open("wb"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        utils.load_checkpoint(tmp_path / "plain")
+    assert not (tmp_path / "harm").exists()
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        utils.load_checkpoint(tmp_path / "none")
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_numpy_scalars_load(tmp_path, old_names):
+    """The official NYUD2 files hold them, under the module names of NumPy 1."""
+    state = {"error": np.float64(1.5), "metric": {"rmse": np.float32(2.5), "n": np.int64(3)}}
+    buffer = io.BytesIO()
+    torch.save(
+        {**state, "state_dict": {"a": torch.ones(2)}}, buffer, _use_new_zipfile_serialization=False
+    )
+    content = buffer.getvalue()
+    if old_names:  # the pickle protocol 2 of torch.save writes module names as lines
+        assert b"numpy._core.multiarray\n" in content
+        content = content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
+    (tmp_path / "file").write_bytes(content)
+    loaded = utils.load_checkpoint(tmp_path / "file")
+    assert loaded["error"] == 1.5
+    assert loaded["metric"] == {"rmse": 2.5, "n": 3}
+
+
+def test_load_state_names_what_differs():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    state = {f"module.{name}": value + 1 for name, value in model.state_dict().items()}
+    assert utils.load_state(model, {**state, "module.FDS.epoch": torch.ones(1)}, "file") == []
+    assert torch.equal(model[1].bias, state["module.1.bias"])
+    before = model[1].weight.clone()
+    left = utils.load_state(model, {k: v + 1 for k, v in state.items()}, "file", skip=("1.",))
+    assert left == ["1.weight", "1.bias"]
+    assert torch.equal(model[1].weight, before)
+    wrong = {**state, "extra": torch.ones(1)}
+    del wrong["module.1.bias"]
+    with pytest.raises(ValueError, match=r"2 names differ: missing 1\.bias; unknown extra"):
+        utils.load_state(model, wrong, "file")
+    with pytest.raises(ValueError, match=r"1\.weight is \[1, 4\] in the file, \[1, 3\] in the"):
+        utils.load_state(model, {**state, "module.1.weight": torch.ones(1, 4)}, "file")
+
+
+def test_json_has_no_nan():
+    line = utils.to_json({"a": np.float32("nan"), "b": [np.int64(2), float("inf")], 3: np.ones(2)})
+    assert json.loads(line) == {"a": None, "b": [2, None], "3": [1.0, 1.0]}
+
+
+def test_seeds_repeat_and_differ():
+    def draw(*key):
+        utils.seed_everything(*key)
+        return torch.rand(1).item(), np.random.rand()  # noqa: NPY002 - what is to be seeded
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    assert len({draw(1, 2, 3), draw(1, 2, 4), draw(1, 3, 3), draw(2, 2, 3)}) == 4
+
+
+NAMES = {
+    "": "agedb_resnet50_adam_l1_0.001_256",
+    "--reweight sqrt_inv": "agedb_resnet50_sqrt_inv_adam_l1_0.001_256",
+    "--reweight sqrt_inv --lds": "agedb_resnet50_lds_gau_9_1_adam_l1_0.001_256_sqrt_inv",
+    "--reweight inverse --lds --lds_kernel triang --lds_ks 5 --store_name x --loss huber":
+        "agedb_resnet50_x_lds_tri_5_adam_huber_0.001_256_inverse",
+    "--fds --fds_ks 5 --fds_sigma 2 --optimizer sgd --lr 0.1":
+        "agedb_resnet50_fds_gau_5_2.0_0_1_0.9_sgd_l1_0.1_256",
+    "--retrain_fc --pretrained f --reweight inverse --seed 3":
+        "agedb_resnet50_inverse_retrain_fc_adam_l1_0.001_256_seed_3",
+    "--fds --fds_variant paper --img_size 64 --schedule 4 5 --fds_stats online":
+        "agedb_resnet50_fds_gau_9_1_0_1_0.9_adam_l1_0.001_256_paper_img_size_64_schedule_4-5"
+        "_fds_stats_online",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", NAMES)
+def test_names_of_run_folders(flags):
+    assert train.parse_args(flags.split()).name == NAMES[flags]
+
+
+def test_a_folder_is_found_however_its_numbers_are_spelled(tmp_path):
+    (tmp_path / "agedb_lds_gau_5_2_adam").mkdir()
+    found = run_folder.find_run_folder(tmp_path, "agedb_lds_gau_5_2.0_adam")
+    assert found.name == "agedb_lds_gau_5_2_adam"
+    other = run_folder.find_run_folder(tmp_path, "agedb_lds_gau_5_3.0_adam")
+    assert other.name == "agedb_lds_gau_5_3.0_adam"
+    assert run_folder.find_run_folder(tmp_path / "none", "a").name == "a"
+
+
+def test_epochs_are_cut_back_to_the_checkpoint(tmp_path):
+    rows = "".join(json.dumps({"epoch": e}) + "\n" for e in (0, 1, 2))
+    (tmp_path / "epochs.jsonl").write_text(rows + '{"epoch": 3, "tra')
+    run_folder.keep_epochs(tmp_path, 2)
+    lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [({}, "VANILLA"), ({"reweight": "sqrt_inv", "lds": True}, "SQINV+LDS"),
+     ({"reweight": "inverse", "fds": True}, "INV+FDS"), ({"loss": "focal_l1"}, "FOCAL-R"),
+     ({"fds": True, "fds_variant": "paper"}, "VANILLA+FDS (paper)"),
+     ({"retrain_fc": True, "reweight": "inverse", "lds": True}, "RRT INV+LDS")],
+)  # fmt: skip
+def test_method_names(flags, name):
+    plain = dict(reweight="none", lds=False, fds=False, loss="l1", retrain_fc=False)
+    args = SimpleNamespace(**{**plain, "fds_variant": "official", **flags})
+    assert run_folder.method_name(args, "official") == name
