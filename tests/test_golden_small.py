@@ -7,6 +7,7 @@ metric, one weight per age, and four of twelve features over three epochs of FDS
 import numpy as np
 import pytest
 import torch
+
 from conftest import ROOT, load
 
 fds = load("agedb-dir", "fds")
