@@ -23,7 +23,7 @@ class AgeResNet(torchvision.models.ResNet):
     norm from 1 and 0, the regressor from PyTorch's own initialisation.
 
     Raises:
-        ValueError: for an unknown name, or FDS of another width.
+        ValueError: for an unknown name, FDS of another width, or weights that cannot be fetched.
     """
 
     def __init__(self, name="resnet50", fds=None, imagenet_weights=False):
@@ -37,7 +37,13 @@ class AgeResNet(torchvision.models.ResNet):
         del self.fc
         self.linear = nn.Linear(feature_dim, 1)
         if imagenet_weights:
-            state = template(weights="IMAGENET1K_V1").state_dict()
+            try:
+                state = template(weights="IMAGENET1K_V1").state_dict()
+            except OSError as error:  # of which urllib's errors are a kind
+                raise ValueError(
+                    f"the ImageNet weights cannot be fetched ({error}): leave out "
+                    "--imagenet_weights to start from random ones"
+                ) from error
             self.load_state_dict(
                 {k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False
             )

@@ -1,5 +1,6 @@
 """The LDS kernel window, and what every run needs: seeds, devices, logs, files, checkpoints."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -77,12 +78,18 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         An `accelerate.Accelerator`.
 
     Raises:
-        ValueError: for a device that is not there or a precision that it cannot do.
+        ValueError: for a device or a tracker that is not there, or a precision it cannot do.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    if track != "none" and importlib.util.find_spec(track) is None:
+        raise ValueError(f"--track {track} needs its package: pip install {track}, or --track none")
     if gpu is not None:
         device = "cpu" if gpu < 0 else "cuda"
+        if gpu >= 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(
+                "--gpu names one GPU: leave it out with torchrun, which gives each one"
+            )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is visible: use --device cpu, or install a CUDA build")
     use_cuda = device != "cpu" and torch.cuda.is_available()
