@@ -109,20 +109,27 @@ def read_meta(data_dir, dataset):
             "prepare.py` makes one, `python demo_data.py` generates data; --dataset NAME and "
             "--data_dir choose another"
         )
-    meta = pd.read_csv(file, dtype={"path": str, "split": str})
+    try:
+        # Blank lines are kept until the others have their numbers; a path may be called NA.
+        meta = pd.read_csv(file, dtype=str, skip_blank_lines=False, na_filter=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no UTF-8 csv with age,path,split: {error}") from error
     missing = [column for column in ("age", "path", "split") if column not in meta.columns]
     if missing:
-        raise ValueError(f"{file} lacks column {', '.join(missing)}: it needs age,path,split")
+        found = ", ".join(map(repr, meta.columns))
+        raise ValueError(f"{file} lacks column {', '.join(missing)}: it has {found}")
+    meta = meta[["age", "path", "split"]].fillna("")
+    meta = meta[(meta != "").any(axis=1)]
     meta["age"] = pd.to_numeric(meta["age"], errors="coerce").astype(np.float32)
     checks = {
         f"an age that is no number from 0 to {MAX_AGE}": ~meta["age"].between(0, MAX_AGE),
         f"a split other than {', '.join(SPLITS)}": ~meta["split"].isin(SPLITS),
-        "no path": meta["path"].isna(),
+        "no path": meta["path"] == "",
     }
     for fault, rows in checks.items():
         if rows.any():
             # The header is line 1 of the file, so row 0 stands in line 2.
-            lines = [str(line) for line in np.flatnonzero(rows) + 2]
+            lines = [str(line) for line in meta.index[rows] + 2]
             lines = ", ".join(lines[:10]) + " ..." * (len(lines) > 10)
             raise ValueError(
                 f"{file}: {rows.sum()} rows with {fault} (lines {lines}): correct or remove them"
@@ -130,7 +137,7 @@ def read_meta(data_dir, dataset):
     empty = [split for split in SPLITS if not (meta["split"] == split).any()]
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: prepare.py makes a split")
-    return meta[["age", "path", "split"]]
+    return meta.reset_index(drop=True)
 
 
 # ---- batches -------------------------------------------------------------------------------
@@ -184,7 +191,9 @@ def crop_by_slices(images, top, left, flip):
     """`augment` by copying what each crop keeps of its image."""
     H, W = images.shape[1:3]
     crops = torch.zeros_like(images)
-    draws = zip((top - CROP_PADDING).tolist(), (left - CROP_PADDING).tolist(), flip.tolist())
+    # Of an image smaller than the padding nothing may be left: an offset ends at its size.
+    down, right = (top - CROP_PADDING).clamp(-H, H), (left - CROP_PADDING).clamp(-W, W)
+    draws = zip(down.tolist(), right.tolist(), flip.tolist())
     for crop, image, (down, right, mirror) in zip(crops, images, draws):
         # The crop lies `down` rows below the image's top; a negative number is above it.
         up, down, before, right = max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)

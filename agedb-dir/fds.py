@@ -20,6 +20,12 @@ from utils import get_lds_kernel_window
 # Rows of one pass over whole arrays are taken in pieces of this many numbers (2 MiB of float32),
 # so that the temporaries stay in the cache and do not grow with the number of samples.
 CHUNK_NUMEL = 2**19
+CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow bucket its digits
+
+
+def whole_number(labels):
+    """Return the whole part of each label as long: the bucket where none is said."""
+    return torch.floor(labels).long()
 
 
 def uniform_buckets(low, high, bins):
@@ -100,7 +106,7 @@ class FDS(nn.Module):
         self.start_update, self.start_smooth = start_update, start_smooth
         self.momentum, self.clip = momentum, clip
         self.fill_empty, self.variant = fill_empty, variant
-        self._label_to_bucket = label_to_bucket or (lambda labels: torch.floor(labels).long())
+        self._label_to_bucket = label_to_bucket or whole_number
 
         # Released checkpoints hold these eight buffers under these names.
         self.register_buffer("epoch", torch.full((1,), float(start_update)))
@@ -123,7 +129,7 @@ class FDS(nn.Module):
 
     def label_to_bucket(self, labels):
         """Return the row of the statistics for each label: long, same shape, 0 ... B - 1."""
-        bucket = self._label_to_bucket(labels)
+        bucket = self._label_to_bucket(torch.as_tensor(labels))
         return bucket.clamp(self.bucket_start, self.bucket_num - 1) - self.bucket_start
 
     def smooth_over_buckets(self, statistics):
@@ -163,7 +169,7 @@ class FDS(nn.Module):
         rows = features.detach()
         if rows.ndim == 4:
             rows = rows.permute(0, 2, 3, 1).reshape(-1, self.feature_dim)
-        piece = max(1, CHUNK_NUMEL // self.feature_dim)
+        piece = max(1, min(CHUNK_ROWS, CHUNK_NUMEL // self.feature_dim))
         for rows_piece, bucket_piece in zip(rows.split(piece), bucket.split(piece)):
             self._moments = _merge(self._moments, self._moments_of(rows_piece, bucket_piece))
 
@@ -237,6 +243,7 @@ class FDS(nn.Module):
                 f"features must be [N, {self.feature_dim}] or [N, {self.feature_dim}, H, W], "
                 f"got {tuple(features.shape)}"
             )
+        labels = torch.as_tensor(labels)
         if labels.numel() != shape.numel() or labels.shape[0] != shape[0]:
             raise ValueError(
                 f"one label for each feature vector: labels {tuple(labels.shape)} do not go with "

@@ -18,6 +18,8 @@ CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
 def load_image(file, img_size):
     """Decode an image file and resize it: uint8 array [img_size, img_size, 3]."""
     with Image.open(file) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode}: save it with 8 bits a channel")
         image = image.convert("RGB").resize((img_size, img_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
@@ -62,7 +64,10 @@ class Images:
         if cache is None:
             self._decode_all(range(len(self.files)), lambda row, image: None, "Checking images")
         else:
-            self.array = self._open(Path(cache), f"{name}_{img_size}", digest.hexdigest()[:16])
+            # Data folders that share a cache keep an array each.
+            place = hashlib.sha256(os.path.realpath(data_dir).encode()).hexdigest()[:8]
+            name = f"{name}_{img_size}_{place}"
+            self.array = self._open(Path(cache), name, digest.hexdigest()[:16])
 
     def read(self, rows):
         """Return the images of these rows: uint8 tensor [n, img_size, img_size, 3]."""
@@ -76,8 +81,7 @@ class Images:
         """Map the finished array, building it first if this process is the first to want it."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock")
-            lock.acquire()
+            lock = FileLock(folder / f"{name}.lock").acquire()
         except OSError as error:
             raise ValueError(
                 f"the image cache cannot be written to {folder} ({error}): give --cache DIR "
@@ -87,11 +91,10 @@ class Images:
             array = folder / f"{name}_{key}.npy"
             if not array.is_file():
                 self._build(array)
-                for old in folder.glob(f"{name}_*.npy"):  # of files that have changed since
+                for old in folder.glob(f"{name}_*"):  # of files that have changed since
                     if old != array:
                         old.unlink()
-            lock.release()
-        return np.load(array, mmap_mode="r")
+            return np.load(array, mmap_mode="r")
 
     def _build(self, target):
         """Decode into a partial array and note which rows are done; rename when all are."""

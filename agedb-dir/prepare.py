@@ -27,6 +27,7 @@ from utils import write_atomically
 SPLITS = ("train", "val", "test")
 EXPECTED = {"train": 12_208, "val": 2_140, "test": 2_140}  # AgeDB-DIR, paper and official file
 MAX_AGE = 120  # the split goes through the ages 0 to 120; older faces stay in train
+LARGEST_AGE = 200  # what train.py takes, as datasets.py has it
 CAP = 30  # AgeDB's largest number of faces per age in val, and in test
 NAME = re.compile(r"(\d+)_(.+)_(\d+)_([mf])\.jpg")  # 35_JaneDoe_41_f.jpg: id, name, age, gender
 
@@ -102,7 +103,8 @@ def read_meta(path, columns):
     """Read a CSV file of `age`, `path` and what else `columns` names; ages become numbers."""
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no file {path}: `python download.py --split_file` fetches AgeDB's"
+            f"no file {path}: check the path (`python download.py --split_file` fetches AgeDB's "
+            "agedb.csv)"
         )
     meta = pd.read_csv(path, dtype=str, keep_default_na=False)
     lacking = [column for column in columns if column not in meta.columns]
@@ -197,6 +199,13 @@ def main(argv=None):
         print("The rows are in order of file name, so this is NOT the official split, which goes")
         print("with the published numbers: `python download.py --split_file` fetches that one.")
     meta["split"] = balanced_split(meta["age"], meta["path"], args.cap, args.seed)
+    if not (meta["split"] == "val").any():
+        raise ValueError("no age has three faces, so none goes to val and test: add faces")
+    if (meta["age"] > LARGEST_AGE).any():
+        row = int(np.flatnonzero(meta["age"] > LARGEST_AGE)[0])
+        raise ValueError(
+            f"row {row} has age {meta['age'][row]:g}: train.py takes 0 to {LARGEST_AGE}"
+        )
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)

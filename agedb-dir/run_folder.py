@@ -10,13 +10,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import load_checkpoint, load_state, save_checkpoint, to_json, write_atomically
+from utils import (
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    to_json,
+    weights_of,
+    write_atomically,
+)
 
 # What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
 OUTPUTS = (
     "results.json epochs.jsonl predictions.csv label_density.csv fds_statistics.npz figures "
     "events *.log *.pth.tar *.th .*.tmp"
 ).split()
+# What shows that a run got as far as the end of an epoch: it is not replaced unasked.
+RESULTS = ("results.json", "epochs.jsonl", "*.pth.tar", "*.th")
 # Flags that may differ between the parts of one run.
 FREE_FLAGS = (
     "resume overwrite evaluate eval_model store_root print_freq workers cache data_dir track "
@@ -105,7 +114,7 @@ def open_run_folder(accelerator, folder, resume, overwrite, last):
     Raises:
         ValueError: if the folder holds a run and neither is asked for.
     """
-    held = [path for pattern in OUTPUTS for path in folder.glob(pattern)]
+    held = [path for pattern in RESULTS for path in folder.glob(pattern)]
     if held and not (resume or overwrite):
         raise ValueError(
             f"{folder} holds a run ({', '.join(sorted(path.name for path in held)[:5])}): "
@@ -113,35 +122,66 @@ def open_run_folder(accelerator, folder, resume, overwrite, last):
         )
     accelerator.wait_for_everyone()  # every process has looked before one of them changes it
     if accelerator.is_main_process:
-        for path in held if overwrite else folder.glob(".*.tmp"):
+        for path in [p for x in OUTPUTS if overwrite or x == ".*.tmp" for p in folder.glob(x)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     if resume not in ("", "auto"):
         return Path(resume)
-    # A run that was stopped before its first epoch ended has no checkpoint: it starts again.
-    return folder / last if resume and (folder / last).is_file() else None
+    if resume and not (folder / last).is_file():
+        near = sorted(path.parent.name for path in folder.parent.glob(f"*/{last}"))
+        others = f"; other runs there: {', '.join(near[:10])}" if near else ""
+        logging.warning("Nothing to resume in %s: starting with epoch 0%s", folder, others)
+        return None
+    return folder / last if resume else None
 
 
-def restore(path, accelerator, model, optimizer, args):
+def restore(path, accelerator, model, optimizer, args, best):
     """Load a checkpoint of the age folders' format, an official one too, to go on from it.
+
+    Args:
+        path: the checkpoint.
+        accelerator, model, optimizer, args: of the run.
+        best: path in the run folder for the best epoch's checkpoint. If the run comes from
+            elsewhere, the best beside `path` is copied there, or `path` itself.
 
     Returns:
         Dictionary of the next epoch and of the best epoch so far.
+
+    Raises:
+        ValueError: if it is another model's or another optimizer's.
     """
     checkpoint = load_checkpoint(path)
-    load_state(model, checkpoint["state_dict"], path)
-    if "optimizer" in checkpoint:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    if checkpoint.get("scaler") and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(checkpoint["scaler"])
     for flag, before in checkpoint.get("config", {}).items():
         if flag not in FREE_FLAGS and getattr(args, flag, before) != before:
             now = getattr(args, flag)
             logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
-    logging.info("Going on from %s at epoch %d", path, checkpoint["epoch"])
+    load_state(model, weights_of(checkpoint, path), path)
+    if "optimizer" in checkpoint:
+        own, theirs = (
+            optimizer.state_dict()["param_groups"],
+            checkpoint["optimizer"]["param_groups"],
+        )
+        same = [len(group["params"]) for group in own] == [len(group["params"]) for group in theirs]
+        if not same or ("betas" in own[0]) != ("betas" in theirs[0]):
+            raise ValueError(
+                f"{path} was trained with another --optimizer or --retrain_fc: give the same, or "
+                "start from its weights with --pretrained"
+            )
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint.get("scaler") and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(checkpoint["scaler"])
     kept = ("epoch", "best_loss", "best_epoch", "wall_seconds")
-    return {key: checkpoint[key] for key in kept if key in checkpoint}
+    progress = {key: checkpoint[key] for key in kept if key in checkpoint}
+    progress["best_loss"] = float(progress.get("best_loss", float("inf")))
+    if not best.is_file():
+        beside = Path(path).with_name(best.name)
+        if not beside.is_file():  # what the best epoch's weights were is not known
+            beside, progress["best_loss"], progress["best_epoch"] = Path(path), float("inf"), None
+        if accelerator.is_main_process:
+            write_atomically(best, beside.read_bytes())
+    logging.info("Going on from %s at epoch %d", path, progress["epoch"])
+    return progress
 
 
 def start_tracking(accelerator, args, first_epoch):

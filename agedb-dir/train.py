@@ -59,7 +59,7 @@ HUBER_BETA = 1.0  # years
 LR_FACTOR = 0.1  # at each epoch of --schedule
 # Flags of ours that change a run: its folder's name holds those that are not at their default.
 RUN_FLAGS = (
-    "seed img_size epoch schedule bucket_num bucket_start fds_stats precision imagenet_weights"
+    "seed img_size schedule bucket_num bucket_start fds_stats precision imagenet_weights"
 ).split()
 EXPLODED = 1e6  # a loss above this ends the run (released code)
 
@@ -141,7 +141,13 @@ def parse_args(argv=None):
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.seed < 0:
         parser.error(f"--seed must be 0 or more, got {args.seed}")
-    for flag in ("epoch", "batch_size", "img_size", "print_freq"):
+    if args.gpu is not None and args.device == ("cpu" if args.gpu >= 0 else "cuda"):
+        parser.error(f"--gpu {args.gpu} and --device {args.device} contradict each other")
+    if not (0 <= args.fds_mmt <= 1 and args.lr > 0):
+        parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1] and --lr {args.lr} above 0")
+    if args.fds and args.bucket_num - args.bucket_start < (args.fds_ks + 1) // 2:
+        parser.error("--bucket_num - --bucket_start must be at least (--fds_ks + 1) / 2")
+    for flag in ("epoch", "batch_size", "img_size", "print_freq", "workers"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
     for method in ("lds", "fds"):
@@ -169,6 +175,12 @@ def build_loaders(args, accelerator):
         args.data_dir, meta["path"], args.img_size, cache, args.dataset, args.workers,
         quiet=not accelerator.is_local_main_process,
     )  # fmt: skip
+    last = (meta["split"] == "train").sum() % args.batch_size
+    if args.img_size <= 32 and 0 < (last or args.batch_size) < 2 * accelerator.num_processes:
+        raise ValueError(
+            f"--img_size {args.img_size} leaves one pixel to the last layers, so a process needs 2 "
+            f"images, and the last batch has {last}: choose another --batch_size"
+        )
     loaders = {}
     for split in SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
@@ -188,8 +200,8 @@ def lds_options(args):
     return {name: getattr(args, name) for name in ("lds", "lds_kernel", "lds_ks", "lds_sigma")}
 
 
-def build_model(args):
-    """Return the network, with FDS if asked for."""
+def build_model(args, fresh=False):
+    """Return the network, with FDS if asked for; only a fresh one fetches ImageNet weights."""
     module = None
     if args.fds:
         module = FDS(
@@ -197,7 +209,7 @@ def build_model(args):
             args.start_smooth, args.fds_kernel, args.fds_ks, args.fds_sigma, args.fds_mmt,
             clip=FDS_CLIP, variant=args.fds_variant,
         )  # fmt: skip
-    model = AgeResNet(args.model, module, args.imagenet_weights)
+    model = AgeResNet(args.model, module, args.imagenet_weights and fresh)
     return model.to(memory_format=torch.channels_last)  # the faster layout, on the CPU too
 
 
@@ -256,7 +268,7 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             model.FDS.accumulate(features, batch.labels)
-        unchecked.append(loss.detach() * (1.0 if batch.share else 0.0))
+        unchecked.append(loss.detach() * batch.share)
         # Looking at the loss waits for the device, so it is done every few steps.
         if len(unchecked) == args.print_freq or step == len(loader) - 1:
             values = torch.stack(unchecked).tolist()
@@ -270,6 +282,9 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
             unchecked.clear()
             progress.set_postfix(loss=f"{values[-1]:.3f}", refresh=False)
         waiting = time.perf_counter()
+    total = accelerator.reduce(
+        torch.tensor(total, dtype=torch.float64, device=accelerator.device), "mean"
+    ).item()
     return {
         "epoch": epoch,
         "lr": optimizer.param_groups[0]["lr"],
@@ -353,9 +368,9 @@ def main(argv=None):
 
     meta, loaders = build_loaders(args, accelerator)
     train_labels = loaders["train"].labels.flatten().numpy()
-    model = build_model(args)
+    model = build_model(args, fresh=checkpoint is None and not args.pretrained)
     if args.pretrained:
-        state = utils.load_checkpoint(args.pretrained)["state_dict"]
+        state = utils.weights_of(utils.load_checkpoint(args.pretrained), args.pretrained)
         utils.load_state(model, state, args.pretrained, skip=("linear.",))
     optimizer = build_optimizer(args, model)
     if args.compile:
@@ -363,7 +378,9 @@ def main(argv=None):
     net, optimizer = accelerator.prepare(model, optimizer)
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
-        progress |= run_folder.restore(checkpoint, accelerator, model, optimizer, args)
+        progress |= run_folder.restore(
+            checkpoint, accelerator, model, optimizer, args, folder / BEST
+        )
     run_folder.start_tracking(accelerator, args, progress["epoch"])
     if is_main:
         run_folder.keep_epochs(folder, progress["epoch"])
@@ -423,7 +440,7 @@ def finish(args, accelerator, folder, meta, loaders, model, progress, facts):
         )  # fmt: skip
         report.draw_run(folder)
         table = run_folder.metrics_table(metrics["test"])
-        logging.info("Test set, best epoch %d:\n%s", progress["best_epoch"], table)
+        logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
     accelerator.end_training()
     return metrics["test"]
 
@@ -446,7 +463,14 @@ def run_evaluation(args, accelerator, folder):
     path = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
     checkpoint = utils.load_checkpoint(path)
     model = build_model(args)
-    utils.load_state(model, checkpoint["state_dict"], path)
+    utils.load_state(model, utils.weights_of(checkpoint, path), path)
+    config = checkpoint.get("config") or {}
+    for flag in ("img_size", "dataset"):
+        if config.get(flag, getattr(args, flag)) != getattr(args, flag):
+            logging.warning(
+                "%s was trained with --%s %s and is evaluated with %s", path, flag, config[flag],
+                getattr(args, flag),
+            )  # fmt: skip
     model.to(accelerator.device)
     _, loaders = build_loaders(args, accelerator)
     train_labels = loaders["train"].labels.flatten().numpy()

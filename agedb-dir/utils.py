@@ -6,8 +6,10 @@ import logging
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,7 @@ def get_lds_kernel_window(kernel, ks, sigma):
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     if int(ks) != ks or ks < 1 or ks % 2 == 0:
-        raise ValueError(f"ks must be odd and >= 1 (say {int(ks) // 2 * 2 + 1}), got {ks}")
+        raise ValueError(f"ks must be odd and >= 1 (say {max(int(ks) // 2 * 2 + 1, 1)}), got {ks}")
     if not sigma > 0:
         raise ValueError(f"sigma must be > 0, got {sigma}")
     ks, half = int(ks), int(ks) // 2
@@ -81,6 +83,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         ValueError: for a device or a tracker that is not there, or a precision it cannot do.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
 
     if track != "none" and importlib.util.find_spec(track) is None:
         raise ValueError(f"--track {track} needs its package: pip install {track}, or --track none")
@@ -104,15 +107,20 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         )
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train several times
+    # accelerate passes on an argument that PyTorch is about to rename.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     # Each process keeps the running statistics of its own share; rank 0's are taken before an
     # evaluation. That equals broadcasting them at every step, at no cost.
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not use_cuda,
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=None if track == "none" else track,
         project_dir=str(run_folder) if run_folder else None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    return accelerator
 
 
 def broadcast_buffers(model):
@@ -183,11 +191,13 @@ def run_facts():
         except (OSError, subprocess.CalledProcessError):
             return None  # a folder copied out of its repository has no commit
 
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    launcher = f"torchrun --nproc_per_node={local}" if local > 1 else "python"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
     return {
         "commit": git("rev-parse", "--short=12", "HEAD"),
         "uncommitted_changes": bool(changed) if changed is not None else None,
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"{launcher} {shlex.join(sys.argv)}",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -218,9 +228,7 @@ def load_checkpoint(path):
         ValueError: if it is no checkpoint, or holds anything but tensors and plain values.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: check --resume, --eval_model, --pretrained"
-        )
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of one that is there")
     # The official NYUD2 files hold their metrics as numpy scalars.
     scalar = getattr(np, "_core", None) or np.core
     allowed = [(scalar.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
@@ -230,8 +238,21 @@ def load_checkpoint(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values: {error}"
+            f"{path} cannot be read as a checkpoint of tensors and plain values: use another, such "
+            f"as the best epoch's, or start anew with --overwrite ({error})"
         ) from error
+
+
+def weights_of(checkpoint, path):
+    """Return the names -> tensors of a checkpoint, which may hold nothing else.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise ValueError(f"{path} holds no weights: a checkpoint has them under 'state_dict'")
+    return state_dict
 
 
 def load_state(model, state_dict, path, skip=()):

@@ -1,7 +1,9 @@
 """Labels, weights, image cache, augmentation and batches of the age folders."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -70,6 +72,15 @@ def test_augment_equals_torchvision_for_every_draw(faces, function):
         assert torch.equal(got[i].permute(2, 0, 1), F.pil_to_tensor(crop)), draws[i]
 
 
+@pytest.mark.parametrize("size", [8, 15, 16])
+def test_crops_of_images_smaller_than_the_padding(size):
+    images = torch.randint(1, 256, (33 * 33, size, size, 3), dtype=torch.uint8)
+    top, left = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(33)] * 2, indexing="ij"))
+    flip = (top + left) % 2 == 0
+    expected = datasets.crop_by_index(images, top, left, flip)
+    assert torch.equal(datasets.crop_by_slices(images, top, left, flip), expected)
+
+
 # ---- meta file -----------------------------------------------------------------------------
 
 
@@ -83,6 +94,43 @@ def test_faulty_rows_are_named(tmp_path, row, fault):
     good = "20,b.jpg,train\n21,c.jpg,val\n22,d.jpg,test\n"
     (tmp_path / "own.csv").write_text(f"age,path,split\n{good}{row}\n{good}{row}\n")
     with pytest.raises(ValueError, match=rf"2 rows with .*{fault}.*\(lines 5, 9\)"):
+        datasets.read_meta(tmp_path, "own")
+
+
+def test_blank_lines_count_and_are_passed_over(tmp_path):
+    rows = "20,NA,train\n\n21,c.jpg,val\n\n22,d.jpg,test\n"
+    (tmp_path / "own.csv").write_text(f"age,path,split\n{rows}\n")
+    assert datasets.read_meta(tmp_path, "own")["path"].tolist() == ["NA", "c.jpg", "d.jpg"]
+    (tmp_path / "own.csv").write_text(f"age,path,split\n{rows}300,e.jpg,train\n")
+    with pytest.raises(ValueError, match=r"1 rows .*\(lines 7\)"):
+        datasets.read_meta(tmp_path, "own")
+    (tmp_path / "own.csv").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"own\.csv is no UTF-8 csv"):
+        datasets.read_meta(tmp_path, "own")
+
+
+def test_sixteen_bit_images_are_refused(faces):
+    Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(faces / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png \(mode I.*8 bits"):
+        image_cache.Images(faces, ["deep.png"], 16, None, quiet=True)
+
+
+def test_data_folders_share_a_cache(faces, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    Image.new("RGB", (9, 9), (0, 0, 255)).save(other / "own.png")
+    paths = datasets.read_meta(faces, "agedb")["path"].tolist()
+    for _ in range(2):
+        image_cache.Images(faces, paths, 16, faces / "cache", quiet=True)
+        image_cache.Images(other, ["own.png"], 16, faces / "cache", quiet=True)
+    assert len(list((faces / "cache").glob("*.npy"))) == 2
+
+
+def test_ten_faulty_lines_are_named(tmp_path):
+    rows = "nan,a.jpg,train\n" * 11
+    (tmp_path / "own.csv").write_text(f"age,path,split\n{rows}")
+    with pytest.raises(
+        ValueError, match=r"11 rows .*\(lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 \.\.\."
+    ):
         datasets.read_meta(tmp_path, "own")
 
 
@@ -140,6 +188,42 @@ def test_cache_is_reused_until_a_file_changes(faces, monkeypatch):
     assert len(list((faces / "cache").glob("*_16_*.npy"))) == 1  # the old one is gone
 
 
+def test_a_file_of_another_time_is_decoded_again(faces):
+    paths = datasets.read_meta(faces, "agedb")["path"].tolist()
+    one = faces / "one.bmp"  # two bitmaps of one size in bytes
+    for seconds, colour in ((10**9, (255, 0, 0)), (10**9 + 5, (0, 255, 0))):
+        Image.new("RGB", (20, 20), colour).save(one)
+        os.utime(one, (seconds, seconds))
+        images = image_cache.Images(faces, [*paths, "one.bmp"], 16, faces / "cache", quiet=True)
+        assert images.read([12])[0, 8, 8].tolist() == list(colour)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_ten_bad_images_are_named_and_the_lock_is_given_back(faces, cached):
+    paths = datasets.read_meta(faces, "agedb")["path"].tolist()
+    whole = {path: (faces / path).read_bytes() for path in paths}
+    for path in paths[1:]:
+        (faces / path).write_text("no image")
+    cache = faces / "cache" if cached else None
+    with pytest.raises(ValueError, match="11 of 12 images cannot be read") as error:
+        image_cache.Images(faces, paths, 16, cache, quiet=True)
+    assert sum(path in str(error.value) for path in paths) == 10
+    for path in paths:
+        (faces / path).write_bytes(whole[path])
+    # The error is still held, as a notebook holds it: whoever tries again must not wait for it.
+    built = []
+
+    def build():
+        built.append(image_cache.Images(faces, paths, 16, cache, quiet=True).read(range(12)))
+
+    thread = threading.Thread(target=build, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(built) == 1
+    expected = np.stack([image_cache.load_image(faces / path, 16) for path in paths])
+    np.testing.assert_array_equal(built[0], expected)
+
+
 def test_an_interrupted_build_goes_on(faces, monkeypatch):
     paths = datasets.read_meta(faces, "agedb")["path"].tolist()
     expected = image_cache.Images(faces, paths, 16, None, quiet=True).read(range(12))
@@ -180,6 +264,39 @@ def test_two_processes_build_at_once(faces):
     paths = datasets.read_meta(faces, "agedb")["path"]
     files = image_cache.Images(faces, paths, 48, None, quiet=True)
     assert sums == {int(files.read(range(12)).sum())}
+    assert all(process.returncode == 0 for process in both)
+    left = [path.suffix for path in (faces / "cache").iterdir() if path.suffix != ".lock"]
+    assert left == [".npy"]
+
+
+KILLED = """
+import os
+import image_cache
+plain, decoded = image_cache.load_image, []
+def load_image(file, size):
+    decoded.append(file)
+    return plain(file, size) if len(decoded) < 8 else os._exit(9)
+image_cache.load_image = load_image
+"""
+
+
+def test_a_killed_build_goes_on(faces, monkeypatch):
+    """The process ends at the eighth of twelve images with no chance to tidy up."""
+    script = BUILD.replace("from datasets", KILLED + "from datasets").replace(
+        '"/cache")', '"/cache", "images", 1)'
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT / "agedb-dir"), str(faces)], timeout=120
+    )
+    assert killed.returncode == 9
+    plain, decoded = image_cache.load_image, []
+    monkeypatch.setattr(image_cache, "load_image", lambda f, s: decoded.append(f) or plain(f, s))
+    paths = datasets.read_meta(faces, "agedb")["path"]
+    images = image_cache.Images(faces, paths, 48, faces / "cache", quiet=True)
+    assert sorted(decoded) == sorted(str(faces / path) for path in paths[7:])
+    np.testing.assert_array_equal(
+        images.read([2, 9]), [plain(faces / paths[i], 48) for i in (2, 9)]
+    )
 
 
 def test_a_cache_that_cannot_be_written_is_said(faces):

@@ -181,6 +181,15 @@ def test_whole_arrays_are_taken_in_pieces(monkeypatch):
     torch.testing.assert_close(at_once.running_var, pieces.running_var)
 
 
+def test_many_rows_far_from_zero_keep_their_variance():
+    """150,000 rows added up in float32 would leave a variance a hundred times too large."""
+    x = torch.randn(150_000, 3, generator=torch.Generator().manual_seed(0)) + 1e4
+    module = make()
+    module.update_running_stats(x, torch.full((len(x),), 5.0), 0)
+    expected = x.double().var(dim=0).float()
+    torch.testing.assert_close(module.running_var[3], expected, rtol=5e-3, atol=0)
+
+
 def test_memory_of_the_accumulator_does_not_grow():
     module = make()
     for _ in range(5):
@@ -313,6 +322,159 @@ def test_uniform_buckets():
     module = fds.FDS(3, bucket_num=4, ks=3, label_to_bucket=to_bucket)
     module.update_running_stats(torch.ones(3, 3), torch.tensor([-0.9, -0.8, 0.9]), 0)
     assert module.num_samples_tracked.tolist() == [2, 0, 0, 1]
+
+
+def test_gradients_of_dense_features():
+    """Each pixel's gradient is its bucket's factor, and 1 where a feature passes unchanged."""
+    m1, v1, m2, v2 = random_statistics(3)
+    v1[4, 2] = 0
+    module = make()
+    set_statistics(module, m1, v1, m2, v2)
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([6.0, 2.0, 3.0, 6.9, 11.0, 6.0, 2.0, 5.0]).reshape(2, 1, 2, 2)
+    torch.autograd.gradcheck(lambda t: module.smooth(t, labels, 1), (x,))
+    module.smooth(x, labels, 1).sum().backward()
+    v1[4, 2] = v2[4, 2] = 1  # factor 1
+    factor = np.sqrt(np.clip(v2 / v1, 0.1, 10))[labels.squeeze(1).long() - 2]
+    np.testing.assert_allclose(x.grad, np.moveaxis(factor, -1, 1), rtol=1e-6)
+
+
+def test_calibration_gives_the_smoothed_mean_and_variance():
+    """Features with exactly a bucket's own statistics leave with the smoothed ones."""
+    rng = np.random.default_rng(5)
+    module, labels = make(variant="paper"), torch.arange(10).repeat_interleave(50) + 2
+    x = torch.tensor(rng.normal(size=(500, 3)) * rng.uniform(1, 2, (10, 1, 3)).repeat(50, 0)[:, 0])
+    module.double().update_running_stats(x, labels, 0)
+    module.update_last_epoch_stats(1)
+    smoothed = module.smooth(x, labels, 1).reshape(10, 50, 3)
+    torch.testing.assert_close(smoothed.mean(1), module.smoothed_mean_last_epoch)
+    torch.testing.assert_close(smoothed.var(1), module.smoothed_var_last_epoch)
+    assert not torch.allclose(x.reshape(10, 50, 3).var(1), smoothed.var(1), rtol=0.05)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), offset=st.sampled_from([0.0, 1e4, 1e7]))
+def test_streamed_statistics_keep_their_digits(seed, offset):
+    """In float64 a mean of squares would leave no digit of the variance at an offset of 1e7."""
+    rng = np.random.default_rng(seed)
+    N = int(rng.integers(2, 300))
+    x, labels = rng.normal(size=(N, 3)) + offset, rng.integers(2, 12, N)
+    module = make().double()
+    for rows in np.split(np.arange(N), np.sort(rng.integers(0, N + 1, 4))):
+        module.accumulate(torch.from_numpy(x[rows]), torch.from_numpy(labels[rows]))
+    module.update_running_stats(epoch=0)
+    for b in np.unique(labels):
+        own = x[labels == b]
+        var = own.var(axis=0, ddof=min(1, len(own) - 1))
+        np.testing.assert_allclose(
+            module.running_mean[b - 2], own.mean(axis=0), rtol=1e-13, atol=1e-14
+        )
+        # float64 holds an offset of 1e7 to 2e-9.
+        np.testing.assert_allclose(module.running_var[b - 2], var, rtol=1e-8, atol=1e-12)
+
+
+def test_shapes_and_types_of_labels_are_alike():
+    x, labels = torch.randn(30, 3), torch.arange(30) % 12
+    expected = make()
+    expected.update_running_stats(x, labels.float(), 0)
+    for other in (labels, labels.float().unsqueeze(1), labels + 0.99):
+        module = make()
+        module.accumulate(x, other)
+        module.update_running_stats(epoch=0)
+        assert torch.equal(module.running_var, expected.running_var)
+    dense = x.reshape(5, 6, 1, 3).permute(0, 3, 1, 2)
+    for shape in ((5, 1, 6, 1), (5, 6, 1)):
+        module = make()
+        module.update_running_stats(dense, labels.reshape(shape), 0)
+        torch.testing.assert_close(module.running_var, expected.running_var)
+
+
+def test_each_epoch_is_gathered_anew():
+    streamed, whole = make(), make()
+    for epoch in range(3):
+        x, labels = torch.randn(40, 3) + epoch, torch.randint(2, 12, (40,))
+        for rows in torch.arange(40).split(7):
+            streamed.accumulate(x[rows], labels[rows])
+        for module, arrays in ((streamed, ()), (whole, (x, labels))):
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(*arrays, epoch=epoch)
+        for name, value in streamed.state_dict().items():
+            torch.testing.assert_close(value, whole.state_dict()[name], msg=name)
+
+
+def test_momentum_from_the_first_update_on():
+    """The epoch `start_update` is taken over whole, later ones move the mean by 1 − momentum."""
+    module = make(start_update=1, momentum=0.75)
+    expected = 0.0
+    for epoch, value in enumerate([9.0, 4.0, 8.0, 2.0]):
+        module.update_last_epoch_stats(epoch)
+        if epoch == 3:  # the last epoch's statistics are those before its own update
+            assert module.running_mean_last_epoch[2, 0].item() == pytest.approx(expected)
+        x = torch.tensor([[value - 1], [value + 1]]).expand(2, 3)
+        module.update_running_stats(x, torch.full((2,), 4.0), epoch)
+        if epoch:  # epoch 0 lies before start_update
+            expected = value if epoch == 1 else 0.75 * expected + 0.25 * value
+        assert module.running_mean[2, 0].item() == pytest.approx(expected)
+        # Each epoch's variance is 2; a bucket without samples stays as it was made.
+        assert module.running_var[2, 0].item() == pytest.approx(2.0 if epoch else 1.0)
+        assert module.running_var[3, 0].item() == 1
+        assert module.num_samples_tracked.sum() == 2 * epoch
+        assert module.epoch.item() == max(epoch, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seen=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=3, max_size=3))
+def test_filling_over_epochs(seen):
+    """Whichever buckets an epoch holds: running values move first, then the empty are filled."""
+    rng = np.random.default_rng(0)
+    module, running = make(fill_empty=True).double(), np.zeros((10, 3))
+    for epoch, present in enumerate(seen):
+        bucket = np.array(sorted(present)).repeat(3)
+        x = rng.normal(size=(len(bucket), 3))
+        module.update_last_epoch_stats(epoch)
+        module.update_running_stats(torch.from_numpy(x), torch.from_numpy(bucket + 2), epoch)
+        for b in sorted(present):
+            current = x[bucket == b].mean(axis=0)
+            running[b] = current if epoch == 0 else 0.1 * current + 0.9 * running[b]
+        for b in sorted(set(range(10)) - present):
+            neighbours = [n for n in (b - 1, b + 1) if 0 <= n < 10]
+            running[b] = np.mean([running[n] for n in neighbours], axis=0)
+        np.testing.assert_allclose(module.running_mean, running, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_features_that_are_not_finite_change_nothing(value, streamed):
+    module, twin = make(), make()
+    x, labels = torch.randn(40, 3), torch.arange(40) % 10 + 2
+    bad = x.clone()
+    bad[7, 1] = value
+    for epoch in range(3):
+        for each in (module, twin):
+            each.update_last_epoch_stats(epoch)
+        if streamed:
+            module.accumulate(bad[:20], labels[:20])
+            module.accumulate(bad[20:], labels[20:])
+        with pytest.raises(ValueError, match=f"features of epoch {epoch} are not finite"):
+            module.update_running_stats(*(() if streamed else (bad, labels)), epoch=epoch)
+        for each in (module, twin):  # what was refused leaves no trace in the next update
+            each.accumulate(x + epoch, labels)
+            each.update_running_stats(epoch=epoch)
+        for name, buffer in module.state_dict().items():
+            assert torch.equal(buffer, twin.state_dict()[name]), name
+
+
+def test_compiled_smooth_sees_every_update():
+    module = make(kernel="triang")
+    compiled = torch.compile(module.smooth, backend="eager")
+    for epoch in range(4):
+        x, labels = torch.randn(20, 3) + epoch, torch.arange(20) % 10 + 2.0
+        got = compiled(x, labels, epoch)
+        torch.testing.assert_close(got, module.smooth(x, labels, epoch))
+        # The statistics of epoch 0 are taken over after epoch 1: until then scale 1, shift 0.
+        assert torch.equal(got, x) == (epoch < 2)
+        module.update_last_epoch_stats(epoch)
+        module.update_running_stats(x, labels, epoch)
 
 
 @pytest.mark.cuda

@@ -46,6 +46,14 @@ def test_conflicts_of_flags(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse_args(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in DEFAULTS)
+
+
 @pytest.fixture
 def faces(tmp_path):
     """Six noise images, two of each split."""
@@ -80,6 +88,40 @@ def test_an_existing_run_is_kept(faces):
     assert metrics["overall"]["num_samples"] == 2
     # A finished run that is resumed ends where it was.
     assert utils.to_json(run(faces, "--resume")) == utils.to_json(metrics)
+
+
+def test_a_mended_mistake_needs_no_other_command(faces):
+    (faces / "0.png").rename(faces / "away.png")
+    with pytest.raises(FileNotFoundError, match="1 of 6 images are missing"):
+        run(faces)
+    (faces / "away.png").rename(faces / "0.png")
+    assert run(faces)["overall"]["num_samples"] == 2
+
+
+def test_going_on_from_another_folder(faces, caplog):
+    """The best epoch's weights come along; with an official file they are not known."""
+    run(faces)
+    (folder,) = (faces / "runs").iterdir()
+    last = torch.load(folder / "ckpt.pth.tar", weights_only=True)
+    official = {key: last[key] for key in ("epoch", "model", "state_dict", "optimizer")}
+    torch.save({**official, "best_loss": torch.tensor(0.0)}, faces / "official.pth.tar")
+    for name, more in (("a", ()), ("b", ("--epoch", 2))):
+        run(faces, "--store_name", name, "--resume", faces / "official.pth.tar", *more)
+        assert list((faces / "runs").glob(f"*_{name}_*/results.json"))
+    # A best loss that cannot be beaten: the best checkpoint beside the given one stays.
+    torch.save({**last, "best_loss": -1.0}, folder / "ckpt.pth.tar")
+    run(faces, "--store_name", "c", "--resume", folder / "ckpt.pth.tar", "--epoch", 2)
+    (other,) = (faces / "runs").glob("*_c_*")
+    assert (other / "ckpt.best.pth.tar").read_bytes() == (folder / "ckpt.best.pth.tar").read_bytes()
+    with pytest.raises(ValueError, match="another --optimizer"):
+        run(faces, "--store_name", "d", "--resume", folder / "ckpt.pth.tar", "--optimizer", "sgd")
+    torch.save({"epoch": 1}, faces / "empty")
+    with pytest.raises(ValueError, match="no weights"):
+        run(faces, "--evaluate", "--eval_model", faces / "empty")
+    caplog.set_level("WARNING")
+    torch.save(last["state_dict"], faces / "bare")  # weights alone are enough to evaluate
+    metrics = run(faces, "--evaluate", "--eval_model", faces / "bare", "--img_size", 40)
+    assert metrics["overall"]["num_samples"] == 2
 
 
 def test_a_checkpoint_of_another_model_is_named(faces):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from conftest import load
 
+fds = load("agedb-dir", "fds")
 utils = load("agedb-dir", "utils")
 run_folder = load("agedb-dir", "run_folder")
 train = load("agedb-dir", "train")
@@ -31,8 +33,9 @@ def test_windows_by_hand():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("gaussian", 4, 2), "say 5"), (("gaussian", -1, 2), "odd"), (("gauss", 5, 2), "triang"),
-     (("laplace", 5, 0), "sigma"), (("gaussian", 5, float("nan")), "sigma")],
+    [(("gaussian", 4, 2), "say 5"), (("gaussian", -3, 2), "odd.*say 1"),
+     (("gauss", 5, 2), "triang"), (("laplace", 5, 0), "sigma"),
+     (("gaussian", 5, float("nan")), "sigma")],
 )  # fmt: skip
 def test_window_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -92,6 +95,66 @@ def test_numpy_scalars_load(tmp_path, old_names):
     loaded = utils.load_checkpoint(tmp_path / "file")
     assert loaded["error"] == 1.5
     assert loaded["metric"] == {"rmse": 2.5, "n": 3}
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_the_harmful_checkpoint_would_do_harm(tmp_path, old_format):
+    """What the test above refuses does run code where a file is not read as data alone."""
+    path, harm = tmp_path / "evil.pth.tar", tmp_path / "harm"
+    torch.save({"error": Evil(harm)}, path, _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(ValueError, match="tensors and plain values"):
+        utils.load_checkpoint(path)
+    assert not harm.exists()
+    torch.load(path, weights_only=False)
+    assert harm.exists()
+
+
+def test_numpy_scalars_of_every_kind_load_from_new_files(tmp_path):
+    kinds = "float16 float32 float64 int8 int32 int64 uint8 bool".split()
+    state = {kind: np.dtype(kind).type(1) for kind in kinds}
+    torch.save(state, tmp_path / "new")
+    with zipfile.ZipFile(tmp_path / "new") as new, zipfile.ZipFile(tmp_path / "old", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            if name.endswith("data.pkl"):  # as NumPy 1 wrote it
+                assert content.count(b"cnumpy._core.multiarray\n") == 1
+                content = content.replace(b"cnumpy._core.multi", b"cnumpy.core.multi")
+            old.writestr(name, content)
+    for file in ("new", "old"):
+        loaded = utils.load_checkpoint(tmp_path / file)
+        assert loaded == state
+        assert [str(value.dtype) for value in loaded.values()] == kinds
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    utils.save_checkpoint(tmp_path / "ckpt", {"epoch": 1})
+    with pytest.raises(Exception, match="pickle"):
+        utils.save_checkpoint(tmp_path / "ckpt", {"epoch": 2, "state": lambda: None})
+    assert utils.load_checkpoint(tmp_path / "ckpt") == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["ckpt"]
+
+
+def test_fds_statistics_may_be_missing_or_too_many():
+    def net(with_fds):
+        model = torch.nn.Module()
+        model.linear = torch.nn.Linear(3, 1)
+        model.FDS = fds.FDS(3, bucket_num=10) if with_fds else None
+        return model
+
+    full = net(True)
+    full.FDS.running_mean.fill_(5)
+    state = full.state_dict()
+    plain, other = net(False), net(True)
+    assert utils.load_state(plain, state, "file") == []
+    assert torch.equal(plain.linear.weight, full.linear.weight)
+    left = utils.load_state(other, plain.state_dict(), "file")
+    assert left == [name for name in state if name.startswith("FDS.")]
+    assert other.FDS.running_mean.eq(0).all()
+    utils.load_state(other, {f"module.{name}": value for name, value in state.items()}, "file")
+    assert other.FDS.running_mean.eq(5).all()
+    other.FDS = fds.FDS(3, bucket_num=12)
+    with pytest.raises(ValueError, match=r"FDS\.running_mean is \[10, 3\].*--bucket_num"):
+        utils.load_state(other, state, "file")
 
 
 def test_load_state_names_what_differs():

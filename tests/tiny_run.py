@@ -36,7 +36,7 @@ if __name__ == "__main__":
     import train
     from fds import FDS
 
-    def build_model(args):
+    def build_model(args, fresh=False):
         module = FDS(8, 100, 3, ks=5, sigma=2, variant=args.fds_variant) if args.fds else None
         return TinyNet(module)
 
