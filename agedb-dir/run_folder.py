@@ -98,14 +98,13 @@ def find_run_folder(root, name):
 # ---- opening and resuming ------------------------------------------------------------------
 
 
-def open_run_folder(accelerator, folder, resume, overwrite, last):
-    """Make the run folder ready and say which checkpoint to go on from.
+def find_checkpoint(folder, resume, overwrite, last):
+    """Say which checkpoint a run goes on from; nothing is changed yet.
 
     Args:
-        accelerator: of `utils.make_accelerator`.
         folder: the run folder.
         resume: '' (a new run), 'auto' (go on in the folder) or a checkpoint's path.
-        overwrite: remove an earlier run's outputs.
+        overwrite: an earlier run's outputs may be replaced.
         last: file name of the last epoch's checkpoint.
 
     Returns:
@@ -120,12 +119,6 @@ def open_run_folder(accelerator, folder, resume, overwrite, last):
             f"{folder} holds a run ({', '.join(sorted(path.name for path in held)[:5])}): "
             "--resume goes on with it, --overwrite replaces it, --store_name NAME keeps both"
         )
-    accelerator.wait_for_everyone()  # every process has looked before one of them changes it
-    if accelerator.is_main_process:
-        for path in [p for x in OUTPUTS if overwrite or x == ".*.tmp" for p in folder.glob(x)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
     if resume not in ("", "auto"):
         return Path(resume)
     if resume and not (folder / last).is_file():
@@ -134,6 +127,16 @@ def open_run_folder(accelerator, folder, resume, overwrite, last):
         logging.warning("Nothing to resume in %s: starting with epoch 0%s", folder, others)
         return None
     return folder / last if resume else None
+
+
+def open_run_folder(accelerator, folder, overwrite):
+    """Make the run folder, and with `overwrite` remove what an earlier run wrote there."""
+    accelerator.wait_for_everyone()  # every process has looked before one of them changes it
+    if accelerator.is_main_process:
+        for path in [p for x in OUTPUTS if overwrite or x == ".*.tmp" for p in folder.glob(x)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
 
 
 def restore(path, accelerator, model, optimizer, args, best):
@@ -152,16 +155,16 @@ def restore(path, accelerator, model, optimizer, args, best):
         ValueError: if it is another model's or another optimizer's.
     """
     checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+        raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
     for flag, before in checkpoint.get("config", {}).items():
         if flag not in FREE_FLAGS and getattr(args, flag, before) != before:
             now = getattr(args, flag)
             logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
     load_state(model, weights_of(checkpoint, path), path)
     if "optimizer" in checkpoint:
-        own, theirs = (
-            optimizer.state_dict()["param_groups"],
-            checkpoint["optimizer"]["param_groups"],
-        )
+        own = optimizer.state_dict()["param_groups"]
+        theirs = checkpoint["optimizer"]["param_groups"]
         same = [len(group["params"]) for group in own] == [len(group["params"]) for group in theirs]
         if not same or ("betas" in own[0]) != ("betas" in theirs[0]):
             raise ValueError(

@@ -362,16 +362,17 @@ def main(argv=None):
     if args.evaluate:
         utils.setup_logging(main_process=is_main)
         return run_evaluation(args, accelerator, folder)
-    checkpoint = run_folder.open_run_folder(accelerator, folder, args.resume, args.overwrite, LAST)
-    utils.setup_logging(folder, main_process=is_main)
-    logging.info("Run folder %s, device %s", folder, accelerator.device)
-
+    checkpoint = run_folder.find_checkpoint(folder, args.resume, args.overwrite, LAST)
     meta, loaders = build_loaders(args, accelerator)
     train_labels = loaders["train"].labels.flatten().numpy()
     model = build_model(args, fresh=checkpoint is None and not args.pretrained)
     if args.pretrained:
         state = utils.weights_of(utils.load_checkpoint(args.pretrained), args.pretrained)
         utils.load_state(model, state, args.pretrained, skip=("linear.",))
+    # All that was given has been read: only now is an earlier run replaced.
+    run_folder.open_run_folder(accelerator, folder, args.overwrite)
+    utils.setup_logging(folder, main_process=is_main)
+    logging.info("Run folder %s, device %s", folder, accelerator.device)
     optimizer = build_optimizer(args, model)
     if args.compile:
         model.compile()
@@ -417,7 +418,8 @@ def main(argv=None):
 def finish(args, accelerator, folder, meta, loaders, model, progress, facts):
     """Evaluate the best epoch and write results, predictions and figures."""
     accelerator.wait_for_everyone()
-    utils.load_state(model, utils.load_checkpoint(folder / BEST)["state_dict"], folder / BEST)
+    best = utils.weights_of(utils.load_checkpoint(folder / BEST), folder / BEST)
+    utils.load_state(model, best, folder / BEST)
     train_labels = loaders["train"].labels.flatten().numpy()
     metrics, tables = {}, []
     for split in ("val", "test"):

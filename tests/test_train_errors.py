@@ -98,6 +98,19 @@ def test_a_mended_mistake_needs_no_other_command(faces):
     assert run(faces)["overall"]["num_samples"] == 2
 
 
+def test_overwriting_waits_until_the_data_are_read(faces):
+    run(faces)
+    (folder,) = (faces / "runs").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (faces / "0.png").rename(faces / "away.png")
+    with pytest.raises(FileNotFoundError, match="1 of 6 images are missing"):
+        run(faces, "--overwrite")
+    (faces / "away.png").rename(faces / "0.png")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run(faces, "--overwrite", "--pretrained", faces / "none")
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
 def test_going_on_from_another_folder(faces, caplog):
     """The best epoch's weights come along; with an official file they are not known."""
     run(faces)
@@ -122,6 +135,8 @@ def test_going_on_from_another_folder(faces, caplog):
     torch.save(last["state_dict"], faces / "bare")  # weights alone are enough to evaluate
     metrics = run(faces, "--evaluate", "--eval_model", faces / "bare", "--img_size", 40)
     assert metrics["overall"]["num_samples"] == 2
+    with pytest.raises(ValueError, match="does not say its epoch"):
+        run(faces, "--store_name", "e", "--resume", faces / "bare")
 
 
 def test_a_checkpoint_of_another_model_is_named(faces):
