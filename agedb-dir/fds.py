@@ -124,7 +124,8 @@ class FDS(nn.Module):
         self.register_buffer("_smoothing", torch.from_numpy(smoothing), persistent=False)
         # Per bucket the scale and, behind it, the shift of every feature: made after each update.
         self.register_buffer("_calibration", torch.zeros(B, 2 * feature_dim), persistent=False)
-        self._moments = None
+        # The epoch's (count, mean, squares) so far: whoever stops within an epoch keeps them.
+        self.moments = None
         self._refresh_calibration()
 
     def label_to_bucket(self, labels):
@@ -171,7 +172,7 @@ class FDS(nn.Module):
             rows = rows.permute(0, 2, 3, 1).reshape(-1, self.feature_dim)
         piece = max(1, min(CHUNK_ROWS, CHUNK_NUMEL // self.feature_dim))
         for rows_piece, bucket_piece in zip(rows.split(piece), bucket.split(piece)):
-            self._moments = _merge(self._moments, self._moments_of(rows_piece, bucket_piece))
+            self.moments = _merge(self.moments, self._moments_of(rows_piece, bucket_piece))
 
     @torch.no_grad()
     def update_last_epoch_stats(self, epoch):
@@ -204,9 +205,9 @@ class FDS(nn.Module):
         if epoch is None:
             raise ValueError("update_running_stats needs the epoch: pass epoch=...")
         if features is not None and epoch >= int(self.epoch):
-            self._moments = None
+            self.moments = None
             self.accumulate(features, labels)
-        local, self._moments = self._moments, None
+        local, self.moments = self.moments, None
         if epoch < int(self.epoch):
             return
         count, mean, squares = self._reduce(local)

@@ -67,6 +67,7 @@ def name_of_flags(args, parser, flags, variant):
         value = getattr(args, flag)
         if value != parser.get_default(flag):
             value = "-".join(map(str, value)) if isinstance(value, list) else value
+            value = Path(value).name if isinstance(value, str) else value  # of a path, its end
             parts.append(flag if value is True else f"{flag}_{value}")
     return "".join(f"_{part}" for part in parts)
 
@@ -157,11 +158,35 @@ def restore(path, accelerator, model, optimizer, args, best):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
+    load_state(model, weights_of(checkpoint, path), path)
+    restore_training(path, checkpoint, accelerator, optimizer, args)
+    kept = ("epoch", "best_loss", "best_epoch", "wall_seconds")
+    progress = {key: checkpoint[key] for key in kept if key in checkpoint}
+    progress["best_loss"] = float(progress.get("best_loss", float("inf")))
+    if not best.is_file():
+        beside = Path(path).with_name(best.name)
+        if not beside.is_file():  # what the best epoch's weights were is not known
+            beside, progress["best_loss"], progress["best_epoch"] = Path(path), float("inf"), None
+        if accelerator.is_main_process:
+            write_atomically(best, beside.read_bytes())
+    logging.info("Going on from %s at epoch %d", path, progress["epoch"])
+    return progress
+
+
+def restore_training(path, checkpoint, accelerator, optimizer, args):
+    """Load what a checkpoint holds of optimizer and loss scaler, and name flags that changed.
+
+    Args:
+        path, checkpoint: the file and what it holds: 'optimizer', 'scaler', 'config', if any.
+        accelerator, optimizer, args: of the run.
+
+    Raises:
+        ValueError: if it is another optimizer's, or one of other parameters.
+    """
     for flag, before in checkpoint.get("config", {}).items():
         if flag not in FREE_FLAGS and getattr(args, flag, before) != before:
             now = getattr(args, flag)
             logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
-    load_state(model, weights_of(checkpoint, path), path)
     if "optimizer" in checkpoint:
         own = optimizer.state_dict()["param_groups"]
         theirs = checkpoint["optimizer"]["param_groups"]
@@ -174,17 +199,6 @@ def restore(path, accelerator, model, optimizer, args, best):
         optimizer.load_state_dict(checkpoint["optimizer"])
     if checkpoint.get("scaler") and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
-    kept = ("epoch", "best_loss", "best_epoch", "wall_seconds")
-    progress = {key: checkpoint[key] for key in kept if key in checkpoint}
-    progress["best_loss"] = float(progress.get("best_loss", float("inf")))
-    if not best.is_file():
-        beside = Path(path).with_name(best.name)
-        if not beside.is_file():  # what the best epoch's weights were is not known
-            beside, progress["best_loss"], progress["best_epoch"] = Path(path), float("inf"), None
-        if accelerator.is_main_process:
-            write_atomically(best, beside.read_bytes())
-    logging.info("Going on from %s at epoch %d", path, progress["epoch"])
-    return progress
 
 
 def start_tracking(accelerator, args, first_epoch):
@@ -205,25 +219,36 @@ def keep_epochs(folder, epochs):
         write_atomically(file, "".join(kept).encode())
 
 
-def finish_epoch(accelerator, folder, row, state, files):
-    """Write what an epoch leaves: checkpoints, a line of `epochs.jsonl`, events.
+def write_epoch(accelerator, folder, row):
+    """Add a line to `epochs.jsonl` and to the events.
 
     Args:
         accelerator, folder: of the run.
-        row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds.
-        state: the checkpoint.
-        files: names under which it is written; the last epoch's comes last, so that a run
-            stopped between two of the steps goes on from the epoch before and writes all again.
+        row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds; `step`
+            places it among the events where the epoch is no whole number.
     """
     if accelerator.is_main_process:
         with open(folder / "epochs.jsonl", "a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
-        for name in files:
-            save_checkpoint(folder / name, state)
     events = {"train/loss": row["train_loss"], "train/lr": row["lr"]}
     for shot, metrics in row.get("val", {}).items():
         events |= {f"val/{shot}/{m}": v for m, v in metrics.items() if np.isfinite(v)}
-    accelerator.log(events, step=row["epoch"])
+    accelerator.log(events, step=row.get("step", row["epoch"]))
+
+
+def finish_epoch(accelerator, folder, row, state, files):
+    """Write what an epoch leaves: a line of `epochs.jsonl`, events, checkpoints.
+
+    Args:
+        accelerator, folder, row: as for `write_epoch`.
+        state: the checkpoint.
+        files: names under which it is written; the last epoch's comes last, so that a run
+            stopped between two of the steps goes on from the epoch before and writes all again.
+    """
+    write_epoch(accelerator, folder, row)
+    if accelerator.is_main_process:
+        for name in files:
+            save_checkpoint(folder / name, state)
 
 
 # ---- results -------------------------------------------------------------------------------

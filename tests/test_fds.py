@@ -194,7 +194,7 @@ def test_memory_of_the_accumulator_does_not_grow():
     module = make()
     for _ in range(5):
         module.accumulate(torch.randn(50, 3), torch.rand(50) * 12)
-        assert [m.numel() for m in module._moments] == [10, 30, 30]
+        assert [m.numel() for m in module.moments] == [10, 30, 30]
 
 
 def test_momentum_none_weights_all_samples_alike():

@@ -1,0 +1,111 @@
+"""Checkpoints of STS-B-DIR: weights and the rest in two files that belong together.
+
+As in the released code `model_state.th` holds the weights alone; what else a run needs to go on is
+in `training_state.th`, which says by a digest to which weights it belongs. A crash at any moment
+leaves a pair that matches: new files get another name until both are whole.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from run_folder import restore_training
+from utils import load_checkpoint, load_state, save_checkpoint, weights_of
+
+MODEL, TRAINING, BEST = "model_state.th", "training_state.th", "model_state_best.th"
+NEXT_MODEL, NEXT_TRAINING = "model_state_next.th", "training_state_next.th"
+
+
+def digest_of(path):
+    """Return the sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(folder, weights, training, best):
+    """Write the pair, and before it the best weights if these are.
+
+    Args:
+        folder: the run folder.
+        weights: state of the model.
+        training: dictionary of all else.
+        best: whether these are the best weights so far.
+    """
+    if best:
+        save_checkpoint(folder / BEST, weights)
+    save_checkpoint(folder / NEXT_MODEL, weights)
+    digest = digest_of(folder / NEXT_MODEL)
+    save_checkpoint(folder / NEXT_TRAINING, {**training, "model_sha256": digest})
+    os.replace(folder / NEXT_MODEL, folder / MODEL)
+    os.replace(folder / NEXT_TRAINING, folder / TRAINING)
+
+
+def load(path):
+    """Read the pair of which `path` is one file.
+
+    Returns:
+        The weights and the dictionary of all else.
+
+    Raises:
+        FileNotFoundError: without one of the two.
+        ValueError: if they do not belong together.
+    """
+    folder, stem = Path(path).parent, Path(path).name
+    if stem not in (MODEL, TRAINING):
+        raise ValueError(
+            f"--resume takes a {MODEL} or {TRAINING} of ours, got {path}: start from the weights "
+            "of another file with --pretrained"
+        )
+    if not (folder / TRAINING).is_file():
+        raise FileNotFoundError(
+            f"no {TRAINING} beside {path}, so it does not say how far its run was: start from its "
+            "weights with --pretrained"
+        )
+    found = digest_of(folder / MODEL) if (folder / MODEL).is_file() else None
+    # Killed between the two renamings: the new weights are in place, the rest is not yet.
+    for name in (TRAINING, NEXT_TRAINING):
+        if (folder / name).is_file():
+            training = load_checkpoint(folder / name)
+            if isinstance(training, dict) and training.get("model_sha256") == found:
+                return weights_of(load_checkpoint(folder / MODEL), folder / MODEL), training
+    raise ValueError(f"{folder / MODEL} is not the one of {TRAINING}: --overwrite starts anew")
+
+
+def restore(path, accelerator, model, optimizer, args, best):
+    """Load a checkpoint to go on from it.
+
+    Args:
+        path: one file of the pair.
+        accelerator, model, optimizer, args: of the run.
+        best: path in the run folder for the best weights. If the run comes from elsewhere, the
+            best beside `path` are copied there, or the last if there are none.
+
+    Returns:
+        Dictionary of step, history (validation losses), best_loss, best_step, wall_seconds.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, and if it is another model's or optimizer's.
+    """
+    weights, training = load(path)
+    load_state(model, weights, path)
+    restore_training(path, training, accelerator, optimizer, args)
+    if model.FDS is not None and training.get("moments"):
+        parts, processes = training["moments"], accelerator.num_processes
+        if len(parts) != processes:
+            raise ValueError(
+                f"{path} was written within an epoch by {len(parts)} processes, each with its part "
+                f"of FDS's statistics: resume with as many, not {processes}"
+            )
+        own = parts[accelerator.process_index]
+        model.FDS.moments = tuple(moment.to(accelerator.device) for moment in own)
+    progress = {key: training[key] for key in ("step", "history", "best_loss", "best_step")}
+    progress["wall_seconds"] = training["wall_seconds"]
+    if not best.is_file():
+        beside = Path(path).with_name(BEST)
+        if not beside.is_file():  # what the best weights were is not known
+            beside, progress["best_loss"] = Path(path).with_name(MODEL), float("inf")
+        if accelerator.is_main_process:
+            save_checkpoint(best, weights_of(load_checkpoint(beside), beside))
+    logging.info("Going on from %s after %d steps", path, progress["step"])
+    return progress

@@ -1,0 +1,82 @@
+"""Metrics of STS-B-DIR, over all test pairs and by shot (section 4 of the paper).
+
+Shots are fixed lists of the 50 bins. All is on the scale 0 ... 5: MSE and MAE, GM (the geometric
+mean of the absolute error), bMAE (the mean over bins of each bin's MAE), Pearson's and Spearman's
+correlation.
+"""
+
+import warnings
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+
+from datasets import BUCKETS, label_to_bucket
+
+# Numbers of the bins of 0.1, from the released code: those with more than 100 training pairs, and
+# with 35 to 98; the others, few, have at most 27.
+MANY = (0, *range(10, 27, 2), 28, 30, 32, 34, 36, 38, 40, 42, 44, 46, 48, 49)
+MEDIUM = (2, 4, 6, 8, 27, 35, 37)
+SHOTS = ("overall", "many", "medium", "few")
+METRICS = ("mse", "mae", "gm", "bmae", "pearson", "spearman")
+MAIN_METRICS = ("mse", "pearson")  # the columns of the paper's table
+HIGHER_IS_BETTER = ("pearson", "spearman")
+# An error of zero would make the geometric mean zero: it counts as this (released code).
+SMALLEST_ERROR = 1e-10
+
+
+def shot_of_buckets():
+    """Name the shot of each bin: object array [50] of 'many', 'medium' and 'few'."""
+    shots = np.full(BUCKETS, "few", dtype=object)
+    shots[list(MANY)], shots[list(MEDIUM)] = "many", "medium"
+    return shots
+
+
+def shot_metrics(preds, labels, train_labels=None):
+    """Compute every metric over all pairs and by shot.
+
+    Args:
+        preds, labels: arrays or lists [N], on the scale 0 ... 5.
+        train_labels: not needed, since the shots are fixed; here for the other benchmarks' sake.
+
+    Returns:
+        `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pair, and in a
+        correlation of fewer than two pairs or of a constant.
+
+    Raises:
+        ValueError: if preds and labels differ in length.
+    """
+    preds = np.asarray(preds, dtype=np.float64).reshape(-1)
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
+    if len(preds) != len(labels):
+        raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
+    buckets = label_to_bucket(labels)
+    shots = shot_of_buckets()[buckets]
+    parts = {"overall": np.ones(len(labels), dtype=bool)}
+    parts |= {shot: shots == shot for shot in SHOTS[1:]}
+    return {shot: _metrics(preds[p], labels[p], buckets[p]) for shot, p in parts.items()}
+
+
+def _metrics(preds, labels, buckets):
+    """Metrics of one group of pairs."""
+    if len(labels) == 0:
+        return {metric: float("nan") for metric in METRICS} | {"num_samples": 0}
+    error = np.abs(preds - labels)
+    held, count = np.unique(buckets, return_inverse=True, return_counts=True)[1:]
+    return {
+        "mse": float(np.mean(error**2)),
+        "mae": float(np.mean(error)),
+        "gm": float(np.exp(np.mean(np.log(np.maximum(error, SMALLEST_ERROR))))),
+        "bmae": float(np.mean(np.bincount(held, weights=error) / count)),
+        "pearson": _correlation(pearsonr, preds, labels),
+        "spearman": _correlation(spearmanr, preds, labels),
+        "num_samples": len(labels),
+    }
+
+
+def _correlation(function, preds, labels):
+    """Correlation of predictions and labels; NaN where it is not defined."""
+    if len(labels) < 2 or not np.isfinite(preds).all():
+        return float("nan")
+    with warnings.catch_warnings():  # of a constant, whose correlation is NaN
+        warnings.simplefilter("ignore")
+        return float(function(preds, labels)[0])

@@ -1,0 +1,149 @@
+"""From the files of sentence pairs to ids, words and word vectors, for `train.py`.
+
+A checkpoint of the LSTM holds rows of an embedding, not words, so one differing word would shift
+all ids behind it. Ours have `vocab.txt` beside them, which is used; for others the vocabulary is
+made anew from the data, and another number of rows is an error.
+"""
+
+import logging
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from datasets import PADDING, UNKNOWN, build_vocabulary, read_pairs, tokenize, words_to_ids
+from embeddings import read_word_vectors
+from utils import write_atomically
+
+VOCABULARY = "vocab.txt"  # in the run folder: line i is the word of id i
+WORDS = "pair_encoder._text_field_embedder.token_embedder_words.weight"  # name in checkpoints
+
+
+class Corpus(NamedTuple):
+    """All pairs as ids."""
+
+    pairs: pd.DataFrame  # what `datasets.read_pairs` returns
+    ids: list  # two lists, of the first and of the second sentences: a list of ids for each row
+    words: list | None  # word of each id; None with --encoder
+    padding: int  # id behind a sentence's end
+
+
+def read_corpus(args, checkpoint=None):
+    """Read the pairs and turn words into ids.
+
+    Args:
+        args: of train.py.
+        checkpoint: path whose neighbour `vocab.txt`, if there, says the words; or None.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `datasets.read_pairs`, and for an unusable vocabulary
+            or encoder.
+    """
+    pairs = read_pairs(args.data_dir)
+    columns = [pairs[name].tolist() for name in ("sentence1", "sentence2")]
+    if args.encoder:
+        tokenizer = load_pretrained("AutoTokenizer", args.encoder)
+        options = {"truncation": True, "max_length": args.max_seq_len}
+        ids = [tokenizer(sentences, **options)["input_ids"] for sentences in columns]
+        return Corpus(pairs, ids, None, tokenizer.pad_token_id or 0)
+    tokens = [tokenize(sentences, args.tokenizer) for sentences in columns]
+    tokens = [[sentence[: args.max_seq_len] for sentence in part] for part in tokens]
+    file = Path(checkpoint).with_name(VOCABULARY) if checkpoint else None
+    if file is not None and file.is_file():
+        words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if words[:2] != [PADDING, UNKNOWN] or len(set(words)) < len(words):
+            raise ValueError(f"{file} is damaged: it starts with {words[:2]} or repeats a word")
+    else:
+        words = build_vocabulary(pairs, tokens, args.max_word_v_size)
+    ids = [words_to_ids(part, words) for part in tokens]
+    unknown = sum(sentence.count(1) for part in ids for sentence in part)
+    logging.info(
+        "Vocabulary of %d words (%s), tokenizer %s of NLTK %s, %d of %d tokens unknown",
+        len(words) - 2, file if file is not None and file.is_file() else "from the three files",
+        args.tokenizer, version("nltk"), unknown, sum(map(len, chain(*ids))),
+    )  # fmt: skip
+    return Corpus(pairs, ids, words, padding=0)
+
+
+def word_vectors(args, corpus):
+    """Return the embedding to start from, float32 [V, d_word], and log how much of it is known.
+
+    Words that the file lacks, and the unknown word, are drawn from N(0, 1); padding is zero.
+    """
+    words = corpus.words
+    vectors = np.random.default_rng(args.seed).standard_normal((len(words), args.d_word))
+    vectors = vectors.astype(np.float32)
+    vectors[0] = 0
+    if args.glove:
+        cache = Path(args.data_dir) / "cache" if args.cache is None else Path(args.cache)
+        known, found = read_word_vectors(
+            args.word_embs_file, words[2:], args.d_word, None if args.cache == "none" else cache
+        )
+        vectors[2:][found] = known[found]
+        counts = np.bincount(list(chain.from_iterable(chain(*corpus.ids))), minlength=len(words))
+        logging.info(
+            "%s has %d of %d words (%.1f %%), which are %.1f %% of all tokens",
+            args.word_embs_file, found.sum(), len(found), 100 * found.mean(),
+            100 * counts[2:][found].sum() / counts.sum(),
+        )  # fmt: skip
+    return vectors
+
+
+def check_rows(state_dict, words, path):
+    """Raise ValueError if a checkpoint's embedding has another number of rows than words."""
+    weight = state_dict.get(WORDS, state_dict.get(f"module.{WORDS}"))
+    if weight is not None and words is not None and len(weight) != len(words):
+        raise ValueError(
+            f"{path} holds vectors of {len(weight)} words, the vocabulary here has {len(words)}. A "
+            "checkpoint stores rows, not words: put the vocab.txt of its run beside it, or give "
+            "--data_dir, --max_seq_len, --max_word_v_size and --tokenizer as in that run (official "
+            f"checkpoints: --tokenizer punkt, NLTK 3.6 or older; this is NLTK {version('nltk')})"
+        )
+
+
+def load_pretrained(kind, name):
+    """Load a tokenizer, configuration or model of Hugging Face by its name or path."""
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--encoder {name} cannot be loaded ({kind}): give the name of a text encoder on the "
+            f"Hugging Face hub, or a folder with its files ({error})"
+        ) from error
+
+
+def load_encoder(name, fresh):
+    """Return a Hugging Face encoder in float32; only a fresh one reads its weights."""
+    from transformers import AutoModel
+
+    if fresh:
+        encoder = load_pretrained("AutoModel", name).float()
+    else:
+        encoder = AutoModel.from_config(load_pretrained("AutoConfig", name)).float()
+    # What makes one vector of a text is not used; without gradient, processes need not agree on it.
+    for part, module in encoder.named_children():
+        if part == "pooler" and module is not None:
+            module.requires_grad_(False)
+    return encoder
+
+
+def write_predictions(folder, pairs, predictions):
+    """Write `predictions.csv`: both sentences, label, prediction (0 ... 5) and split.
+
+    Args:
+        folder: the run folder.
+        pairs: what `datasets.read_pairs` returns.
+        predictions: {split: array [N] in the rows' order}.
+    """
+    tables = [
+        pairs[pairs["split"] == split].assign(prediction=preds)
+        for split, preds in predictions.items()
+    ]
+    columns = ["sentence1", "sentence2", "label", "prediction", "split"]
+    text = pd.concat(tables)[columns].to_csv(index=False, lineterminator="\n")
+    write_atomically(folder / "predictions.csv", text.encode())
