@@ -80,12 +80,13 @@ class LSTMEncoder(nn.Module):
 
         Args:
             ids: long [N, T], 0 behind a sentence's end.
-            lengths: long [N], at least 1, on the CPU.
+            lengths: N numbers of tokens, each at least 1: a list, or a tensor on the CPU.
 
         Returns:
             Tensor [N, 2·d_hid].
         """
         # Packed, a batch holds its words alone: nothing is computed for what lies behind an end.
+        lengths = torch.as_tensor(lengths, device="cpu")
         words = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
         embedded = self.dropout(self._highway_layer._module(self.words(words.data)))
         encoded, _ = self._phrase_layer._module(words._replace(data=embedded))
@@ -111,8 +112,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids, lengths):
         """Encode sentences; arguments and result as for `LSTMEncoder.forward`."""
-        held = torch.arange(ids.shape[1]).unsqueeze(0) < lengths.unsqueeze(1)
-        held = held.to(ids.device)
+        lengths = torch.as_tensor(lengths).to(ids.device, non_blocking=True)
+        held = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
         x = self.encoder(input_ids=ids, attention_mask=held.long()).last_hidden_state
         x, held = self.dropout(x), held.unsqueeze(2)
         if self.pooling == "max":
@@ -149,7 +150,7 @@ class SimilarityRegressor(nn.Module):
 
         Args:
             ids: long [2·N, T], all first sentences and then all second ones.
-            lengths: long [2·N], on the CPU.
+            lengths: 2·N numbers of tokens, as a list.
         """
         u, v = self.pair_encoder(ids, lengths).chunk(2)  # all sentences go through in one call
         return torch.cat([u, v, (u - v).abs(), u * v], dim=1)
