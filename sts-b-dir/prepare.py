@@ -1,0 +1,220 @@
+"""The split of STS-B-DIR, `train_new.tsv dev_new.tsv test_new.tsv`, from GLUE's STS-B.
+
+The similarities of GLUE's train and dev sets together are cut into 20 bins on [0, 5]; 50 pairs of
+each bin go to validation, 50 to test and the rest to training, which keeps its imbalance:
+5,249 / 1,000 / 1,000 pairs.
+
+The paper's split was drawn without a seed, so that a draw here has its sizes and other pairs: the
+published numbers belong to the official files, which `python download.py --what split` fetches.
+
+    python prepare.py --check                                       # the files that are there
+    python prepare.py --data_dir glue_data/seed_0                   # from GLUE's train and dev
+    python prepare.py --meta my_pairs.tsv --data_dir data/my_pairs  # your own pairs
+"""
+
+import argparse
+import hashlib
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datasets import FILES, MAX_SCORE, read_tsv
+from utils import write_atomically
+
+COLUMNS = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
+EXPECTED = {"train": 5_249, "val": 1_000, "test": 1_000}  # STS-B-DIR, paper and official files
+OFFICIAL_SHA256 = {
+    "train": "4da3322ae29f7ad1b7d03cdeafcb2480c276e5df1d08737678a7856697218a9a",
+    "val": "9ec12d785aa817ffe4b0f88fde442d3bf57161d8cbeaa84aaa1fdf764cca6dd6",
+    "test": "55f90b3c5a0b2947d5ff64c41536191e9e1ba3bb5ffe64aca5465ab25fa8e94c",
+}
+RAW_FILES = ("train.tsv", "dev.tsv")  # GLUE's test set has no scores
+DATA_DIR = Path("glue_data/STS-B")
+BINS, CAP = 20, 50  # bins of the similarity; most pairs per bin in val, and in test (the paper's)
+
+
+def score_bins(scores):
+    """Return the bin 0 ... 19 of each similarity: of width 0.25, a long array; 5.0 is in 19."""
+    return np.minimum((np.asarray(scores) * (BINS / MAX_SCORE)).astype(np.int64), BINS - 1)
+
+
+def pair_keys(table):
+    """Return what tells pairs apart, [N] tuples of two sentences; their order does not count."""
+    sentences = (table[column].str.strip() for column in ("sentence1", "sentence2"))
+    return [tuple(sorted(pair)) for pair in zip(*sentences)]
+
+
+def balanced_split(scores, pairs, cap=CAP, seed=0):
+    """Assign each pair to train, val or test so that val and test are balanced over the bins.
+
+    For each bin in turn its rows are shuffled, then n = min(count // 3, cap) go to val, the next
+    n to test and the rest to train. A pair that occurs in several rows (122 rows of STS-B) stays
+    in train, so that none is in two splits; the official files hold 30 that are.
+
+    Args:
+        scores: [N] similarities, 0 ... 5.
+        pairs: [N] keys; rows with equal keys hold the same two sentences.
+        cap: largest number of pairs per bin in val, and in test.
+        seed: of the shuffles.
+    Returns:
+        Array [N] of "train", "val" or "test", in row order.
+    Raises:
+        ValueError: lengths differ or a score is not in [0, 5].
+    Source: section 4 of the paper, for the sizes; its draw had no seed.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (len(pairs),):
+        raise ValueError(f"scores of shape {scores.shape} for {len(pairs)} pairs: give one a pair")
+    outside = np.flatnonzero(~((scores >= 0) & (scores <= MAX_SCORE)))
+    if len(outside):
+        raise ValueError(f"row {outside[0]} has the score {scores[outside[0]]}: it must be 0 to 5")
+    bins, occurrences, rng = score_bins(scores), Counter(pairs), random.Random(seed)
+    split = np.full(len(pairs), "train", dtype=object)
+    for number in range(BINS):
+        rows = np.flatnonzero(bins == number).tolist()
+        single = [row for row in rows if occurrences[pairs[row]] == 1]
+        rng.shuffle(single)
+        n = min(len(rows) // 3, cap, len(single) // 2)
+        split[single[:n]] = "val"
+        split[single[n : 2 * n]] = "test"
+    return split
+
+
+def read_table(path):
+    """Read a file of pairs with all of COLUMNS, as text; a column that it lacks becomes "none".
+
+    Raises:
+        FileNotFoundError, ValueError: no file, or rows that cannot be used, with their lines.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no file {path}: `python download.py --what raw split` fetches GLUE's STS-B and the "
+            "official split; --meta takes your own pairs"
+        )
+    read_tsv(path)  # refuses every row that training would refuse
+    lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    header, *rows = [line.split("\t") for line in lines]
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path} has the columns {header}: give each a name of its own")
+    table = pd.DataFrame(rows, columns=header, dtype=str)
+    for column in set(COLUMNS) - set(header):
+        # The number of its row tells where a pair of your own came from.
+        table[column] = [str(i) for i in range(len(rows))] if column == "old_index" else "none"
+    return table[COLUMNS]
+
+
+def write_split(data_dir, tables):
+    """Write the official layout from `{split: table}`; all is encoded before a file is touched."""
+    contents = {}
+    for name, table in tables.items():
+        table = table.assign(index=np.arange(len(table)).astype(str))[COLUMNS]
+        rows = [COLUMNS, *table.to_numpy().tolist()]
+        contents[FILES[name]] = "".join("\t".join(row) + "\n" for row in rows).encode()
+    for file, content in contents.items():
+        write_atomically(Path(data_dir) / file, content)
+
+
+def sha256_of(path):
+    """Return the sha256 of a file as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def report_counts(counts, expected=None):
+    """Print the number of pairs per split beside the expected one."""
+    for name in FILES:
+        note = f"   expected {expected[name]:>6,}" if expected else ""
+        note += "   DIFFERS" if expected and counts[name] != expected[name] else ""
+        print(f"{name:>6} {counts[name]:>7,}{note}")
+
+
+def check_split(data_dir, cap=CAP, expected=None, source=None):
+    """Print the counts of a split's files and return what is wrong, as a list of sentences.
+
+    Args:
+        data_dir, cap: folder of the three files; largest number of pairs per bin in val and test.
+        expected, source: number of pairs by split, and the table that was split, or None.
+    """
+    paths, problems = {name: Path(data_dir) / file for name, file in FILES.items()}, []
+    tables = {name: read_table(path) for name, path in paths.items()}
+    counts = {name: len(table) for name, table in tables.items()}
+    report_counts(counts, expected)
+    if expected is not None and counts != expected:
+        problems.append(f"the counts are not the expected {expected}")
+    official = [p.name for name, p in paths.items() if sha256_of(p) == OFFICIAL_SHA256[name]]
+    print(f"official files by their sha256: {', '.join(official) or 'none'}")
+    if 0 < len(official) < len(FILES):
+        problems.append("only some are official: see `python download.py --what split --overwrite`")
+    # A pair is counted once per split, so what is counted twice is in two of them.
+    splits = Counter(key for table in tables.values() for key in set(pair_keys(table)))
+    twice = sorted(key for key in splits if splits[key] > 1)
+    if len(official) == len(FILES):
+        print(f"{len(twice)} pairs of sentences are in two splits, which is so in these files")
+    elif twice:
+        problems.append(f"{len(twice)} pairs are in two splits, the first {twice[0]!a}")
+    val, test = (
+        np.bincount(score_bins(tables[name]["score"].astype(float)), minlength=BINS).tolist()
+        for name in ("val", "test")
+    )
+    if val != test or max(val) > cap:
+        problems.append(f"val and test differ, or exceed {cap}, in pairs per bin: {val}, {test}")
+    if source is not None:
+        frames = (source, pd.concat(tables.values()))
+        given, found = (Counter(zip(*(t[c] for c in COLUMNS[-3:]))) for t in frames)
+        if given != found:
+            lost, new = (given - found).total(), (found - given).total()
+            problems.append(f"{lost} pairs of --meta are in no split, {new} are not in --meta")
+    return problems
+
+
+def parse_args(argv=None):
+    """Parse the command line; flags that contradict each other are an error."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder of the split")
+    parser.add_argument("--raw_dir", type=Path, default=DATA_DIR, help="GLUE's train.tsv, dev.tsv")
+    parser.add_argument("--meta", type=Path, help="your own pairs: sentence1, sentence2, score")
+    parser.add_argument("--cap", type=int, default=CAP, help="most pairs per bin in val, and test")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--overwrite", action="store_true", help="replace existing files")
+    mode.add_argument("--check", action="store_true", help="verify the files, write nothing")
+    args = parser.parse_args(argv)
+    if args.cap < 1:
+        parser.error(f"--cap is {args.cap}: it must be >= 1")
+    if args.meta and args.data_dir == DATA_DIR:
+        parser.error("--meta goes with a --data_dir of its own: the default is STS-B's")
+    return args
+
+
+def main(argv=None):
+    """Write the split, or verify it with --check; returns the exit status."""
+    args = parse_args(argv)
+    expected = None if args.meta else EXPECTED
+    if args.check:
+        source = args.meta and read_table(args.meta)
+        problems = check_split(args.data_dir, args.cap, expected, source)
+        print("\n".join(problems) or f"{args.data_dir} is as it should be")
+        return int(bool(problems))
+    there = [name for name in FILES.values() if (args.data_dir / name).exists()]
+    if there and not args.overwrite:
+        raise ValueError(f"{args.data_dir} holds {there}: verify by --check or use --overwrite")
+    sources = [args.meta] if args.meta else [args.raw_dir / name for name in RAW_FILES]
+    table = pd.concat([read_table(path) for path in sources], ignore_index=True)
+    split = balanced_split(table["score"].astype(float), pair_keys(table), args.cap, args.seed)
+    if "val" not in split:
+        raise ValueError("no bin has three different pairs, so none goes to val and test: add some")
+    write_split(args.data_dir, {name: table[split == name] for name in FILES})
+    print(f"wrote {', '.join(FILES.values())} to {args.data_dir}, {len(table):,} pairs")
+    report_counts(Counter(split), expected)
+    if not args.meta:
+        print("The paper drew its split without a seed, so this is NOT the official one, to which")
+        print("the published numbers belong: `python download.py --what split` fetches that.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
