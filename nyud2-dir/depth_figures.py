@@ -1,0 +1,131 @@
+"""What a run on depth maps leaves to look at: a sample of pixels, errors by depth, pictures."""
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from datasets import BUCKETS, label_to_bucket
+from figures import BLUE, PALE, SHOT_STYLES, SHOTS
+from metrics import SUMS, shot_of
+from transforms import MEAN, STD
+from utils import write_atomically
+
+PER_IMAGE, PER_BUCKET = 200, 200  # pixels of a sample at most
+EXAMPLES = 6  # test images in figures/examples.png
+
+
+class PixelSample:
+    """A seeded sample of a split's pixels with their predictions, for `predictions.csv`.
+
+    It takes up to 200 pixels of each image and, of those, up to 200 of each bucket, so that rare
+    depths are in it. What is drawn depends on the seed and the image's number alone.
+
+    Args:
+        seed: of the draws.
+        split: 'val' or 'test'.
+    """
+
+    def __init__(self, seed, split):
+        self.seed, self.split, self.rows = seed, split, []
+
+    def add(self, preds, batch):
+        """Draw from a batch: predictions and `datasets.Batch`."""
+        for k, row in enumerate(batch.rows):
+            depth = batch.depths[k, 0].cpu()
+            usable = depth > 0 if batch.mask is None else (depth > 0) & batch.mask[k, 0].cpu()
+            places = np.flatnonzero(usable.numpy())
+            rng = np.random.default_rng([self.seed, self.split == "test", row])
+            places = rng.permutation(places)[:PER_IMAGE]
+            y, x = np.divmod(places, depth.shape[1])
+            pred = preds[k, 0].cpu()
+            table = [np.full(len(places), row), y, x, depth[y, x].numpy(), pred[y, x].numpy()]
+            self.rows.append(np.stack([column.astype(np.float64) for column in table], axis=1))
+
+    def table(self, parts, paths):
+        """Return the sample as a DataFrame.
+
+        Args:
+            parts: lists `rows` of all processes, in the order of their ranks.
+            paths: path of each image of the split [N].
+        """
+        names = ["row", "y", "x", "label", "prediction"]
+        table = pd.DataFrame(np.concatenate([np.empty((0, 5)), *parts]), columns=names)
+        shuffled = table.sample(frac=1, random_state=self.seed)
+        bucket = label_to_bucket(shuffled["label"].to_numpy())
+        table = shuffled.groupby(bucket).head(PER_BUCKET).sort_values(["row", "y", "x"])
+        table.insert(0, "path", np.asarray(paths, dtype=object)[table["row"].astype(int)])
+        table = table.drop(columns="row").astype({"y": int, "x": int})
+        return table.assign(split=self.split)
+
+
+def error_by_depth(sums, split):
+    """Return a DataFrame of errors per bucket of a `metrics.BucketSums`, those with pixels."""
+    table = pd.DataFrame(sums.by_bucket().numpy(), columns=["pixels", *SUMS[1:]])
+    table.insert(0, "split", split)
+    table.insert(1, "label", np.arange(BUCKETS) / 10)
+    table.insert(2, "shot", shot_of())
+    table["rmse"] = table["mse"] ** 0.5
+    return table[table["pixels"] > 0].astype({"pixels": int})
+
+
+def draw_error_by_depth(table, counts, title):
+    """Draw RMSE and MAE by depth over the training pixels: a figure.
+
+    Args:
+        table: rows of `error_by_depth` of one split.
+        counts: training pixels per bucket [100].
+        title: above the figure.
+    """
+    fig = Figure((7.5, 4.8), dpi=150, layout="constrained")
+    fig.suptitle(title, fontsize="medium")
+    ax = fig.subplots()
+    twin, centres = ax.twinx(), np.arange(BUCKETS) / 10 + 0.05
+    twin.bar(centres, counts, 0.1, color=PALE, label="training pixels")
+    twin.set(ylabel="training pixels", yscale="log")
+    ax.set_zorder(twin.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    ax.plot(table["label"] + 0.05, table["mae"], color=BLUE, lw=1, label="MAE")
+    for shot, part in table.groupby("shot"):
+        style = SHOT_STYLES[shot]
+        ax.plot(
+            part["label"] + 0.05, part["rmse"], ls="", ms=4, label=f"RMSE, {SHOTS[shot]}", **style
+        )
+    ax.set(xlabel="depth (m)", ylabel="error (m)", ylim=(0, None))
+    handles = [*zip(*ax.get_legend_handles_labels()), *zip(*twin.get_legend_handles_labels())]
+    fig.legend(*zip(*handles), loc="outside lower center", ncols=5)
+    return fig
+
+
+def draw_examples(batch, preds, title):
+    """Draw image, true depth, prediction and error in a row per example: a figure.
+
+    Args:
+        batch: `datasets.Batch` of n pairs for evaluation.
+        preds: [n, 1, H, W] in metres.
+        title: above the figure.
+    """
+    n = len(batch.images)
+    fig = Figure((10, 2.0 * n + 0.6), dpi=110, layout="constrained")
+    fig.suptitle(title, fontsize="medium")
+    axes = fig.subplots(n, 4, squeeze=False)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+    for row, image, depth, pred in zip(axes, batch.images.cpu(), batch.depths.cpu(), preds.cpu()):
+        high = max(float(depth.max()), 1.0)
+        error = torch.where(depth > 0, pred - depth, torch.nan)
+        shown = row[0].imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0))
+        for ax, values in zip(row[1:3], (depth, pred)):
+            shown = ax.imshow(values[0], cmap="viridis", vmin=0, vmax=high)
+        fig.colorbar(shown, ax=row[2], label="m")
+        shown = row[3].imshow(error[0], cmap="RdBu", vmin=-high / 3, vmax=high / 3)
+        fig.colorbar(shown, ax=row[3], label="m")
+    for ax, name in zip(axes[0], ("image", "depth", "prediction", "prediction − depth")):
+        ax.set_title(name, fontsize="small")
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return fig
+
+
+def save(fig, path):
+    """Write a figure as PNG."""
+    write_atomically(path, lambda file: fig.savefig(file, format="png"))

@@ -1,0 +1,118 @@
+"""Metrics of NYUD2-DIR over pixels, over all and by shot (section 4 of the paper).
+
+A pixel's shot follows from its depth's bucket of 0.1 m, by lists that the released code fixes: in
+the 50,688 training images many-shot buckets hold more than 2.6e7 pixels, few-shot ones less than
+1.0e7. Nothing is kept of a pixel but sums per bucket.
+"""
+
+import torch
+
+from datasets import BUCKETS, label_to_bucket
+
+MANY = [*range(9, 46), 47, 49]  # lists of the released code
+MEDIUM = [7, 8, 46, 48, *range(50, 57), 58, 60, 61, 63]
+SHOTS = ("overall", "many", "medium", "few")
+METRICS = ("mse", "rmse", "abs_rel", "log10", "mae", "delta1", "delta2", "delta3", "bmae")
+MAIN_METRICS = ("rmse", "delta1")  # the columns of the paper's table
+HIGHER_IS_BETTER = ["delta1", "delta2", "delta3"]
+SUMS = ("count", "mse", "mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
+# Neither a ratio nor a logarithm exists of a prediction of zero or less: it counts as this there.
+SMALLEST_DEPTH = 1e-3  # metres
+
+
+def shot_of():
+    """Return the shot of each bucket: list [100] of 'many', 'medium' and 'few'."""
+    names = dict.fromkeys(MANY, "many") | dict.fromkeys(MEDIUM, "medium")
+    return [names.get(bucket, "few") for bucket in range(BUCKETS)]
+
+
+class BucketSums:
+    """Running sums of every metric per bucket of the true depth.
+
+    Args:
+        device: where the pixels are.
+
+    `sums` is float64 [100, 8], with the columns SUMS; sums of several processes are added.
+    """
+
+    def __init__(self, device="cpu"):
+        self.sums = torch.zeros(BUCKETS, len(SUMS), dtype=torch.float64, device=device)
+
+    def add(self, preds, labels, mask=None):
+        """Add the pixels of a batch.
+
+        Args:
+            preds, labels: tensors of one shape, in metres.
+            mask: which of them count, bool, same shape; None: those with a depth above 0.
+
+        Raises:
+            ValueError: if shapes differ.
+        """
+        if preds.shape != labels.shape or (mask is not None and mask.shape != labels.shape):
+            shapes = [tuple(x.shape) for x in (preds, labels, mask) if x is not None]
+            raise ValueError(f"predictions, depths and mask must have one shape, got {shapes}")
+        mask = labels > 0 if mask is None else mask & (labels > 0)
+        preds, labels = preds[mask].float(), labels[mask].float()
+        bucket, error = label_to_bucket(labels), (preds - labels).abs()
+        positive = preds.clamp(min=SMALLEST_DEPTH)
+        ratio = torch.maximum(positive / labels, labels / positive)
+        columns = [
+            torch.ones_like(error), error.double().square(), error, error / labels,
+            (positive.log10() - labels.log10()).abs(), ratio < 1.25, ratio < 1.25**2,
+            ratio < 1.25**3,
+        ]  # fmt: skip
+        for total, column in zip(self.sums.T, columns):
+            total += torch.bincount(bucket, weights=column.double(), minlength=BUCKETS)
+
+    def metrics(self, balanced=False):
+        """Compute every metric over all pixels and by shot.
+
+        Args:
+            balanced: weigh every bucket alike, which is what a balanced mask gives on average.
+
+        Returns:
+            `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pixel.
+        """
+        sums, shots = self.sums.cpu(), shot_of()
+        result = {}
+        for shot in SHOTS:
+            part = sums[[shot in ("overall", name) for name in shots]]
+            result[shot] = _metrics(part[part[:, 0] > 0], balanced)
+        return result
+
+    def by_bucket(self):
+        """Return the mean of every column of SUMS per bucket [100, 8], NaN where it is empty."""
+        sums = self.sums.cpu().clone()
+        sums[:, 1:] /= sums[:, :1]
+        return sums
+
+
+def _metrics(sums, balanced):
+    """Metrics of the buckets whose sums [n, 8] are given."""
+    count = int(sums[:, 0].sum())
+    if count == 0:
+        return {metric: float("nan") for metric in METRICS} | {"num_samples": 0}
+    means = sums[:, 1:] / sums[:, :1]
+    mean = means.mean(0) if balanced else sums[:, 1:].sum(0) / count
+    result = dict(zip(SUMS[1:], mean.tolist()))
+    result |= {"rmse": result["mse"] ** 0.5, "bmae": means[:, SUMS.index("mae") - 1].mean().item()}
+    return {metric: result[metric] for metric in METRICS} | {"num_samples": count}
+
+
+def shot_metrics(preds, labels, train_labels=None):
+    """Compute every metric over all pixels and by shot.
+
+    Args:
+        preds, labels: tensors or arrays of one shape, in metres; pixels without depth are left out.
+        train_labels: not used, the shots are fixed; taken for the sake of the other benchmarks.
+
+    Returns:
+        As `BucketSums.metrics`.
+
+    Raises:
+        ValueError: if shapes differ.
+    """
+    preds, labels = torch.as_tensor(preds), torch.as_tensor(labels)
+    sums = BucketSums(labels.device)
+    sums.add(preds, labels)
+    return sums.metrics()

@@ -1,0 +1,218 @@
+"""Data of NYUD2-DIR: the labelled .mat file unpacked, the FDS subset, the balanced test mask.
+
+    python prepare.py --check                                    # what `download.py` fetched
+    python prepare.py                                            # subset and mask that are missing
+    python prepare.py --labeled_mat nyu_depth_v2_labeled.mat     # 795 + 654 pairs and both
+
+The labelled file of NYU Depth v2 (2.8 GB, cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html) holds
+795 pairs to train with instead of the official archive's 50,688, and the same 654 test pairs.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import BUCKET_START, BUCKETS, label_to_bucket
+from depth_cache import load_pair
+from pair_lists import (
+    MASK,
+    SUBSET,
+    TEST,
+    TRAIN,
+    official_split,
+    read_mask,
+    read_pairs,
+    rows_of_subset,
+)
+from transforms import CROP, TEST_UNIT, crop_of
+from utils import write_atomically
+
+EXPECTED = {TRAIN: 50_688, TEST: 654, SUBSET: 600}  # rows of the official lists
+SUBSET_SIZE = 600  # images whose features FDS takes its statistics from (released code)
+
+
+# ---- the labelled file ---------------------------------------------------------------------
+
+
+def unpack_labeled(path, data_dir, is_test):
+    """Write the pairs of a labelled .mat file in the layout of the official archive.
+
+    Training depths get 8 bits (255 is 10 m), test depths 16 (millimetres), as there. A training
+    pair goes to a folder of its scene, by which whole scenes are held out later.
+
+    Args:
+        path: MATLAB 7.3 file, which is HDF5 with columns first: images [N, 3, W, H] uint8, depths
+            [N, W, H] float32 in metres, scenes [1, N] references to names.
+        data_dir: folder for nyu2_train, nyu2_test and the two lists.
+        is_test: bool [N], which pairs go to the test set.
+
+    Raises:
+        FileNotFoundError, ValueError: without the file, or if it is another one.
+    """
+    import h5py
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: `python download.py` says where it is given")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is no whole MATLAB 7.3 file ({error}): fetch it again") from error
+    with file:
+        lacking = [name for name in ("images", "depths", "scenes") if name not in file]
+        if lacking or len(file["images"]) != len(is_test):
+            raise ValueError(
+                f"{path} holds {', '.join(file)}, with {len(file.get('images', ()))} images: "
+                f"images, depths and scenes of {len(is_test)} pairs are needed"
+            )
+        lists = {TRAIN: [], TEST: []}
+        for i in tqdm(range(len(is_test)), "pairs"):
+            image = Image.fromarray(np.ascontiguousarray(file["images"][i].transpose(2, 1, 0)))
+            depth = file["depths"][i].T.astype(np.float64)
+            if is_test[i]:
+                stem = f"nyu2_test/{i:05d}"
+                names = f"{stem}_colors.png", f"{stem}_depth.png"
+                values = np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16)
+            else:
+                scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
+                names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
+                values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
+            for name, picture in zip(names, (image, Image.fromarray(values))):
+                (Path(data_dir) / name).parent.mkdir(parents=True, exist_ok=True)
+                picture.save(Path(data_dir) / name, quality=95)
+            lists[TEST if is_test[i] else TRAIN].append([f"data/{name}" for name in names])
+    for name, rows in lists.items():
+        write_list(Path(data_dir) / name, rows)
+
+
+def write_list(path, rows):
+    """Write a csv of image,depth without header."""
+    text = pd.DataFrame(rows).to_csv(index=False, header=False, lineterminator="\n")
+    write_atomically(path, text.encode())
+    print(f"wrote {path}, {len(rows):,} rows")
+
+
+# ---- subset and mask -----------------------------------------------------------------------
+
+
+def balanced_mask(buckets, seed, least=0):
+    """Choose equally many pixels of every bucket: as many as the rarest that is there has.
+
+    Args:
+        buckets: uint8 [N, h, w], bucket of each pixel, 255 for one without depth.
+        seed: of the draw.
+        least: pixels to take of a bucket, or all it has, where the rarest has fewer.
+
+    Returns:
+        uint8 [N, h, w], 1 where a pixel counts, and the number of pixels per bucket.
+
+    Source: the test set of the paper's appendix; its official mask is another draw.
+    """
+    counts = np.bincount(buckets.reshape(-1), minlength=256)[:BUCKETS]
+    if not counts.any():
+        raise ValueError("the test set has no pixel with a depth: nothing to choose")
+    each, rng = max(counts[counts > 0].min(), least), np.random.default_rng(seed)
+    mask = np.zeros(buckets.size, dtype=np.uint8)
+    for bucket in np.flatnonzero(counts):
+        places = np.flatnonzero(buckets.reshape(-1) == bucket)
+        mask[rng.permutation(places)[:each]] = 1
+    return mask.reshape(buckets.shape), int(each)
+
+
+def test_buckets(data_dir):
+    """Return the bucket of each test pixel within the crop: uint8 [N, 228, 304], 255 without."""
+    table = read_pairs(data_dir, TEST)
+    files = [[Path(data_dir) / name for name in row] for row in table.to_numpy()]
+    buckets = np.empty((len(files), *CROP), dtype=np.uint8)
+
+    def read(row):
+        pair = load_pair(*files[row], bits=16)
+        top, left, height, width = crop_of(pair[None])
+        low, high = np.moveaxis(pair[top : top + height, left : left + width, 3:], 2, 0)
+        depth = (low.astype(np.int64) + 256 * high.astype(np.int64)) * TEST_UNIT
+        found = label_to_bucket(depth).clip(min=BUCKET_START)
+        buckets[row] = np.where(depth > 0, found, 255)
+
+    with ThreadPoolExecutor() as pool:
+        list(tqdm(pool.map(read, range(len(files))), "test depths", len(files)))
+    return buckets
+
+
+def make_subset(data_dir, seed, size=SUBSET_SIZE):
+    """Draw and write the FDS subset: training rows in their order, all if there are fewer."""
+    table = read_pairs(data_dir, TRAIN)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(table))[:size])
+    write_list(Path(data_dir) / SUBSET, ("data/" + table.iloc[rows]).to_numpy().tolist())
+
+
+def make_mask(data_dir, seed, least=0):
+    """Draw and write the balanced test mask."""
+    mask, each = balanced_mask(test_buckets(data_dir), seed, least)
+    path = Path(data_dir) / MASK
+    write_atomically(path, lambda file: np.save(file, mask))
+    print(f"wrote {path}: {mask.sum():,} of {mask.size:,} pixels, {each:,} of each bucket")
+
+
+def check(data_dir):
+    """Print the rows of the lists beside the expected ones; return what is wrong, in sentences."""
+    problems, tables = [], {name: read_pairs(data_dir, name) for name in EXPECTED}
+    for name, table in tables.items():
+        print(f"{name:>30} {len(table):>7,}   expected {EXPECTED[name]:>7,}")
+        if len(table) != EXPECTED[name]:
+            problems.append(f"{name} is not the official list, which has {EXPECTED[name]:,} rows")
+        missing = [p for p in table.to_numpy().flat if not (Path(data_dir) / p).is_file()]
+        if missing:
+            problems.append(f"{len(missing)} files of {name} are missing, as {missing[0]}")
+    rows_of_subset(data_dir, SUBSET, tables[TRAIN]["image"])
+    mask = read_mask(data_dir, len(tables[TEST]))
+    print(f"{MASK:>30} {mask.sum():>7,} pixels")
+    return problems
+
+
+# ---- command line --------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--data_dir", type=Path, default="./data", help="folder of the data")
+    add("--labeled_mat", type=Path, help="nyu_depth_v2_labeled.mat, to be unpacked")
+    add("--subset", action="store_true", help="make the FDS subset only")
+    add("--mask", action="store_true", help="make the test mask only")
+    add("--least", type=int, default=0, help="pixels of a bucket that the mask takes at least")
+    add("--seed", type=int, default=0, help="of subset and mask")
+    add("--overwrite", action="store_true", help="replace what is there; else it stays")
+    add("--check", action="store_true", help="only verify the data, write nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Unpack, draw subset and mask, or verify; returns the exit status."""
+    args = parse_args(argv)
+    if args.check:
+        problems = check(args.data_dir)
+        print("\n".join(problems) or f"{args.data_dir} is as the official archive")
+        return int(bool(problems))
+    if args.labeled_mat:
+        held = [name for name in (TRAIN, TEST) if (args.data_dir / name).exists()]
+        if held and not args.overwrite:
+            raise ValueError(f"{args.data_dir} has {', '.join(held)}: --overwrite replaces them")
+        unpack_labeled(args.labeled_mat, args.data_dir, official_split())
+    both = not (args.subset or args.mask)
+    # Another set of images has another subset; the official mask fits its 654 test images.
+    stale = args.overwrite or args.labeled_mat
+    if (args.subset or both) and (stale or not (args.data_dir / SUBSET).exists()):
+        make_subset(args.data_dir, args.seed)
+    if (args.mask or both) and (args.overwrite or not (args.data_dir / MASK).exists()):
+        make_mask(args.data_dir, args.seed, args.least)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Images and depth maps as the network takes them, a whole batch at a time on its device.
+
+What the released code does file by file with Pillow and SciPy (DESIGN of the training set: flip,
+rotation, crop, lighting, colour jitter, normalisation) is here one sampling of a grid, and one
+affine map of the colours of each image.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import grid_sample
+
+# All constants are the released code's.
+CROP = (228, 304)  # of the image scaled to a height of 240 pixels
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+MAX_ANGLE = 5.0  # degrees, counter-clockwise if positive
+LIGHT_STD = 0.1
+EIGENVALUES = (0.2175, 0.0188, 0.0045)  # of ImageNet's colours, with the rows of the eigenvectors
+EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203),
+)  # fmt: skip
+JITTER = 0.4  # of brightness, contrast and saturation
+LUMA = (0.299, 0.587, 0.114)
+TRAIN_UNIT = 10.0 / 255.0  # metres a step of an 8-bit training depth
+TEST_UNIT = 0.001  # metres a step of a 16-bit test depth
+
+
+class Draws(NamedTuple):
+    """What is drawn for each of n images."""
+
+    flip: torch.Tensor  # bool [n], mirrored left to right
+    angle: torch.Tensor  # float64 [n], degrees
+    light: torch.Tensor  # float64 [n, 3], share of each eigenvector
+    order: torch.Tensor  # long [n, 3]: 0 brightness, 1 contrast, 2 saturation, in turn
+    jitter: torch.Tensor  # float64 [n, 3], how far towards black, mean grey and grey
+
+    def take(self, rows, device):
+        """Return the draws of some rows, on a device."""
+        return Draws(*(draw[rows].to(device) for draw in self))
+
+
+def draw_augmentation(rng, n):
+    """Draw the augmentation of n images from a `numpy.random.Generator`."""
+    draws = (
+        rng.random(n) < 0.5,
+        rng.uniform(-MAX_ANGLE, MAX_ANGLE, n),
+        rng.normal(0, LIGHT_STD, (n, 3)),
+        rng.permuted(np.tile(np.arange(3), (n, 1)), axis=1),
+        rng.uniform(-JITTER, JITTER, (n, 3)),
+    )
+    return Draws(*map(torch.from_numpy, draws))
+
+
+def crop_of(images, downscale=1):
+    """Return top, left, height and width of the central crop of images [n, H, W, ...]."""
+    height, width = (side // downscale for side in CROP)
+    return (
+        round((images.shape[1] - height) / 2),
+        round((images.shape[2] - width) / 2),
+        height,
+        width,
+    )
+
+
+# ---- colours -------------------------------------------------------------------------------
+
+
+def colour_map(n, device, draws=None, mean_colour=None):
+    """Return the affine map of each image's colours, [n, 3, 3] and [n, 3], float32.
+
+    Lighting, the three jitters in any order and the normalisation are all affine in the pixel, so
+    that their product is one matrix and one shift per image.
+
+    Args:
+        n: number of images.
+        device: of the result.
+        draws: `Draws` of n images, or None to normalise only.
+        mean_colour: mean pixel of each image [n, 3] in [0, 1]; contrast moves towards its grey.
+    """
+    luma = torch.tensor(LUMA, dtype=torch.float64, device=device)
+    # A pixel p becomes own·p + grey·(luma·p) + shift.
+    own, grey = (torch.full((n, 1), x, dtype=torch.float64, device=device) for x in (1.0, 0.0))
+    shift = torch.zeros(n, 3, dtype=torch.float64, device=device)
+    if draws is not None:
+        components = torch.tensor(EIGENVECTORS, dtype=torch.float64, device=device)
+        components = components * torch.tensor(EIGENVALUES, dtype=torch.float64, device=device)
+        shift = draws.light @ components.T
+        mean_grey = (mean_colour.double() @ luma)[:, None]
+        for turn in draws.order.T:
+            amount = draws.jitter.gather(1, turn[:, None])
+            contrast, saturation = (torch.where(turn == k, 1.0, 0.0)[:, None] for k in (1, 2))
+            grey_of_shift = (shift @ luma)[:, None]
+            target = contrast * ((own + grey) * mean_grey + grey_of_shift)
+            target = target + saturation * grey_of_shift
+            shift = (1 - amount) * shift + amount * target
+            grey = (1 - amount) * grey + amount * saturation * (own + grey)
+            own = (1 - amount) * own
+    mean, std = (torch.tensor(x, dtype=torch.float64, device=device) for x in (MEAN, STD))
+    matrix = own[..., None] * torch.eye(3, dtype=torch.float64, device=device)
+    matrix = (matrix + grey[..., None] * luma) / std[:, None]
+    return matrix.float(), ((shift - mean) / std).float()
+
+
+def apply_colour_map(pixels, matrix, shift, out):
+    """Write matrix · pixel / 255 + shift of pixels [n, 3, H, W] into `out`, of their shape."""
+    # Sums of products, not a matrix product: on a GPU that would be rounded to TF32.
+    matrix, out = matrix[..., None, None] / 255.0, out.copy_(shift[..., None, None].expand_as(out))
+    for k in range(3):
+        out.addcmul_(matrix[:, :, k], pixels[:, k : k + 1])
+    return out
+
+
+# ---- geometry ------------------------------------------------------------------------------
+
+
+def rotate_and_crop(pixels, draws, crop):
+    """Mirror and rotate pixels [n, C, H, W] about their centre and cut the crop out: bilinear.
+
+    What lies outside of the picture is 0, in the depth too, as in the released code.
+    """
+    H, W = pixels.shape[2:]
+    top, left, height, width = crop
+    dy = torch.arange(height, dtype=torch.float64, device=pixels.device) + top - (H - 1) / 2
+    dx = torch.arange(width, dtype=torch.float64, device=pixels.device) + left - (W - 1) / 2
+    angle = torch.deg2rad(draws.angle)[:, None, None]
+    cos, sin, dy = angle.cos(), angle.sin(), dy[:, None]
+    x = (cos * dx - sin * dy) * torch.where(draws.flip, -1.0, 1.0)[:, None, None]
+    y = sin * dx + cos * dy
+    grid = torch.stack([x * (2 / (W - 1)), y * (2 / (H - 1))], dim=-1).to(pixels.dtype)
+    return grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+@functools.cache
+def bicubic_matrix(size, target):
+    """Return Pillow's bicubic weights [size, target] of a reduction, in its 22-bit fixed point."""
+    scale = size / target
+    matrix = np.zeros((size, target))
+    for i in range(target):
+        centre, support = (i + 0.5) * scale, 2 * scale
+        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
+        x = np.abs(np.arange(low, high) + 0.5 - centre) / scale
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        matrix[low:high, i] = np.round(weights / weights.sum() * 2**22) / 2**22
+    return torch.from_numpy(matrix)
+
+
+def halve_depth(depth):
+    """Halve 8-bit depth maps [n, H, W], given as whole numbers, as Pillow does: [n, ·, ·] float64.
+
+    Pillow goes along the rows, then along the columns, and rounds to 8 bits each time. In float64
+    the products are exact, so the result is Pillow's to the bit.
+    """
+    H, W = depth.shape[1:]
+    rows = bicubic_matrix(W, -(-W // 2)).to(depth.device)
+    columns = bicubic_matrix(H, -(-H // 2)).to(depth.device)
+    depth = torch.floor(depth.double() @ rows + 0.5).clamp_(0, 255)
+    return torch.floor(columns.T @ depth + 0.5).clamp_(0, 255)
+
+
+# ---- batches -------------------------------------------------------------------------------
+
+
+def transform_train(images, depths, draws=None, downscale=1, out=None):
+    """Prepare a batch for training.
+
+    Args:
+        images: uint8 [n, H, W, 3], scaled to a height of 240 / downscale pixels.
+        depths: uint8 [n, H, W], 255 for 10 m.
+        draws: `Draws` of n images on the same device, or None for no augmentation.
+        downscale: the crop is 228 / downscale high.
+        out: float32 [n, 3, h, w] to write the images into, or None.
+
+    Returns:
+        Images [n, 3, h, w] float32, normalised, and depths [n, 1, ceil(h/2), ceil(w/2)] float32 in
+        metres.
+    """
+    top, left, height, width = crop = crop_of(images, downscale)
+    out = (
+        images.new_empty((len(images), 3, height, width), dtype=torch.float32)
+        if out is None
+        else out
+    )
+    if draws is None:
+        part = slice(top, top + height), slice(left, left + width)
+        pixels = images[:, *part].permute(0, 3, 1, 2).float()
+        depths, mean_colour = depths[:, *part], None
+    else:
+        both = torch.cat([images.permute(0, 3, 1, 2), depths[:, None]], dim=1).float()
+        both = rotate_and_crop(both, draws, crop)
+        pixels, depths = both[:, :3], torch.floor(both[:, 3] + 0.5)
+        mean_colour = pixels.mean(dim=(2, 3)) / 255
+    apply_colour_map(pixels, *colour_map(len(images), images.device, draws, mean_colour), out)
+    return out, (halve_depth(depths) * TRAIN_UNIT).float()[:, None]
+
+
+def transform_test(images, depths, unit=TEST_UNIT, downscale=1, out=None):
+    """Prepare a batch for evaluation: as `transform_train`, the depth at the image's size.
+
+    Args:
+        depths: whole numbers [n, H, W].
+        unit: metres of a step: TEST_UNIT or, for held-out training images, TRAIN_UNIT.
+    """
+    top, left, height, width = crop_of(images, downscale)
+    part = slice(top, top + height), slice(left, left + width)
+    out = (
+        images.new_empty((len(images), 3, height, width), dtype=torch.float32)
+        if out is None
+        else out
+    )
+    pixels = images[:, *part].permute(0, 3, 1, 2).float()
+    apply_colour_map(pixels, *colour_map(len(images), images.device), out)
+    return out, (depths[:, *part].double() * unit).float()[:, None]
