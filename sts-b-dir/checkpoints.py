@@ -7,7 +7,7 @@ leaves a pair that matches: new files get another name until both are whole.
 
 import hashlib
 import logging
-import os
+from os import replace
 from pathlib import Path
 
 from run_folder import restore_training
@@ -37,8 +37,8 @@ def save(folder, weights, training, best):
     save_checkpoint(folder / NEXT_MODEL, weights)
     digest = digest_of(folder / NEXT_MODEL)
     save_checkpoint(folder / NEXT_TRAINING, {**training, "model_sha256": digest})
-    os.replace(folder / NEXT_MODEL, folder / MODEL)
-    os.replace(folder / NEXT_TRAINING, folder / TRAINING)
+    replace(folder / NEXT_MODEL, folder / MODEL)
+    replace(folder / NEXT_TRAINING, folder / TRAINING)
 
 
 def load(path):

@@ -1,0 +1,456 @@
+"""sts-b-dir's train.py: resuming, processes, two stages, encoders, errors, what it leaves."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT, load
+
+FOLDER = ROOT / "sts-b-dir"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+N_TRAIN, N_EVAL = 33, 12  # 33 = 4 · 8 + 1: the last batch has one pair for two processes
+LDS_FDS = "--reweight inverse --lds --fds".split()
+WORDS = "red blue green small large old new cat dog bird house tree runs sits sleeps".split()
+DIM = 8
+
+train = load("sts-b-dir", "train")
+checkpoints = load("sts-b-dir", "checkpoints")
+
+
+def write_pairs(folder, n_train, n_eval):
+    """Pairs of sentences of few words, whose similarity follows how many words they share."""
+    rng = np.random.default_rng(7)
+    for name, n in (("train", n_train), ("dev", n_eval), ("test", n_eval)):
+        lines = ["sentence1\tsentence2\tscore"]
+        for _ in range(n):
+            first = rng.choice(WORDS, int(rng.integers(3, 8)), replace=False)
+            shared = int(rng.integers(0, len(first) + 1))
+            others = [word for word in WORDS if word not in first]
+            second = [*first[:shared], *rng.choice(others, len(first) - shared)]
+            score = 5 * shared / len(first)
+            lines.append(f"{' '.join(first)}\t{' '.join(second)}\t{score:.3f}")
+        (folder / f"{name}_new.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    vectors = rng.standard_normal((len(WORDS), DIM)).round(4)
+    text = "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(WORDS, vectors))
+    (folder / "vectors.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), N_TRAIN, N_EVAL)
+
+
+def flags(data, store, *more):
+    """Flags of a run of seconds: an epoch of 5 batches, a validation each 3 steps."""
+    fixed = "--d_hid 6 --batch_size 8 --val_interval 3 --max_vals 8 --lr 0.01 --device cpu"
+    fixed += f" --track none --d_word {DIM} --word_embs_file {data}/vectors.txt --cache none"
+    return [*fixed.split(), "--data_dir", str(data), "--store_root", str(store), *map(str, more)]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(*args, launcher=(sys.executable,), folder=FOLDER, check=True):
+    """Run train.py from within the folder and return the finished process."""
+    done = subprocess.run(
+        [*launcher, "train.py", *args], cwd=folder, env=environment(), capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def run_here(*args):
+    """Run `main` in this process, which spares the start of another."""
+    return train.main(list(map(str, args)))
+
+
+def only_run(store):
+    (folder,) = store.iterdir()
+    return folder
+
+
+def load_state(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_state(a, b):
+    """Bit for bit the same weights and buffers."""
+    assert list(a) == list(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# ---- runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["extra_pass", "online"])
+def finished(request, data, tmp_path_factory):
+    """An unbroken run with LDS and FDS, and its flag of the statistics."""
+    store = tmp_path_factory.mktemp("finished")
+    more = (*LDS_FDS, "--fds_stats", request.param)
+    run_here(*flags(data, store, *more))
+    return only_run(store), more
+
+
+@pytest.mark.slow
+def test_run_leaves_all_its_files(finished, data):
+    folder, _ = finished
+    held = {path.name for path in folder.iterdir()}
+    assert held >= {
+        "results.json", "epochs.jsonl", "predictions.csv", "label_density.csv", "training.log",
+        "fds_statistics.npz", "model_state.th", "model_state_best.th", "training_state.th",
+        "vocab.txt", "figures",
+    }  # fmt: skip
+    assert not [name for name in held if "next" in name or name.endswith(".tmp")]
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures == {
+        "error_by_label", "predictions", "learning_curves", "label_density", "fds_statistics",
+        "fds_similarity",
+    }  # fmt: skip
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["method"], results["seed"]) == ("INV+LDS+FDS", 111)
+    predictions = pd.read_csv(folder / "predictions.csv")
+    for split, file in (("val", "dev"), ("test", "test")):
+        part = predictions[predictions["split"] == split]
+        pairs = pd.read_csv(data / f"{file}_new.tsv", sep="\t")
+        assert part["sentence1"].tolist() == pairs["sentence1"].tolist()
+        assert part["sentence2"].tolist() == pairs["sentence2"].tolist()
+        np.testing.assert_allclose(part["label"], pairs["score"], atol=1e-6)
+        mse = ((part["prediction"] - part["label"]) ** 2).mean()
+        assert results["metrics"][split]["overall"]["mse"] == pytest.approx(mse, rel=1e-5)
+        pearson = np.corrcoef(part["prediction"], part["label"])[0, 1]
+        assert results["metrics"][split]["overall"]["pearson"] == pytest.approx(pearson, rel=1e-5)
+    rows = [json.loads(line) for line in (folder / "epochs.jsonl").open()]
+    assert [row["step"] for row in rows] == [3 * (i + 1) for i in range(8)]
+    assert rows[-1]["epoch"] == pytest.approx(24 / 5)
+    best = min(rows, key=lambda row: row["val"]["overall"]["mse"])
+    assert results["best_step"] == best["step"]
+    assert results["metrics"]["val"]["overall"] == best["val"]["overall"]
+    state = load_state(folder / "model_state.th")
+    assert all(isinstance(value, torch.Tensor) for value in state.values())  # weights alone
+    assert state["FDS.num_samples_tracked"].sum() == 4 * N_TRAIN  # 24 steps: four whole epochs
+    assert float(state["FDS.epoch"]) == 3
+
+
+def kill_at(arguments, store, step, delay):
+    """Start a run and kill it some time after the checkpoint of a step; False if it had ended."""
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments], cwd=FOLDER, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        files = list(store.glob("*/training_state.th"))
+        if files and load_state(files[0])["step"] >= step:
+            break
+        time.sleep(0.002)
+    time.sleep(delay)
+    alive = process.poll() is None
+    process.kill()  # SIGKILL: no chance to tidy up
+    process.wait()
+    return alive
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_bit_identical(finished, data, tmp_path):
+    folder, more = finished
+    arguments = flags(data, tmp_path, *more, "--resume")
+    killed = [kill_at(arguments, tmp_path, step, 0.01) for step in (3, 12)]
+    assert any(killed)
+    run(*arguments)
+    resumed = only_run(tmp_path)
+    assert "Going on from" in (resumed / "training.log").read_text()
+    for name in ("model_state.th", "model_state_best.th"):
+        assert_same_state(load_state(resumed / name), load_state(folder / name))
+    ours, theirs = (load_state(f / "training_state.th") for f in (resumed, folder))
+    for key in ("step", "history", "best_loss", "best_step"):
+        assert ours[key] == theirs[key]
+    assert (resumed / "predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
+    rows = [json.loads(line) for line in (resumed / "epochs.jsonl").open()]
+    assert [row["step"] for row in rows] == [3 * (i + 1) for i in range(8)]
+
+
+@pytest.mark.slow
+def test_more_validations_go_on_with_a_finished_run(finished, data, tmp_path):
+    folder, more = finished
+    shutil.copytree(folder, tmp_path / folder.name)
+    run_here(*flags(data, tmp_path, *more, "--resume", "--max_vals", 10))
+    rows = [json.loads(line) for line in (only_run(tmp_path) / "epochs.jsonl").open()]
+    assert [row["step"] for row in rows] == [3 * (i + 1) for i in range(10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--fds_stats", "online", "--fds_variant", "paper")])
+def test_two_processes_equal_one(data, tmp_path, more):
+    folders = {}
+    for processes, launcher in ((1, (sys.executable,)), (2, TORCHRUN)):
+        store = tmp_path / str(processes)
+        # Dropout draws by process, so without it.
+        run(*flags(data, store, "--dropout", 0, *LDS_FDS, *more), launcher=launcher)
+        folders[processes] = only_run(store)
+    one, two = (load_state(folders[k] / "model_state.th") for k in (1, 2))
+    assert torch.equal(one["FDS.num_samples_tracked"], two["FDS.num_samples_tracked"])
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
+    tables = [pd.read_csv(folders[k] / "predictions.csv") for k in (1, 2)]
+    assert tables[0]["sentence1"].tolist() == tables[1]["sentence1"].tolist()
+    np.testing.assert_allclose(tables[1]["prediction"], tables[0]["prediction"], rtol=1e-3)
+    first, second = (json.loads((folders[k] / "results.json").read_text()) for k in (1, 2))
+    assert (first["processes"], second["processes"]) == (1, 2)
+    assert first["best_step"] == second["best_step"]
+
+
+@pytest.mark.slow
+def test_retraining_the_regressor_leaves_the_rest(data, tmp_path):
+    run_here(*flags(data, tmp_path / "one", "--fds"))
+    pretrained = only_run(tmp_path / "one") / "model_state_best.th"
+    run_here(*flags(data, tmp_path / "two", "--retrain_fc", "--pretrained", pretrained, *LDS_FDS))
+    folder = only_run(tmp_path / "two")
+    assert "_retrain_fc_" in folder.name
+    before, after = load_state(pretrained), load_state(folder / "model_state.th")
+    for name, value in after.items():
+        if name.startswith("pair_encoder."):
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(after["sts-b_pred_layer.weight"], before["sts-b_pred_layer.weight"])
+    # FDS starts afresh: it has seen this run's epochs alone.
+    assert after["FDS.num_samples_tracked"].sum() == 4 * N_TRAIN
+
+
+@pytest.mark.slow
+def test_official_checkpoint_evaluates(finished, data, tmp_path):
+    """A bare dictionary under any name, with no vocabulary beside it; FDS buffers or not."""
+    folder, _ = finished
+    state = load_state(folder / "model_state_best.th")
+    bare = {f"module.{k}": v for k, v in state.items() if not k.startswith("FDS.")}
+    torch.save(bare, tmp_path / "official.th")
+    store = tmp_path / "store"
+    got = run_here(*flags(data, store, "--evaluate", "--eval_model", tmp_path / "official.th"))
+    expected = json.loads((folder / "results.json").read_text())["metrics"]["test"]["overall"]
+    assert got["overall"] == pytest.approx(expected, rel=1e-6)
+    assert not store.exists()
+    few = flags(data, store, "--evaluate", "--eval_model", tmp_path / "official.th")
+    with pytest.raises(ValueError, match="--tokenizer punkt") as error:
+        run_here(*few, "--max_word_v_size", 4)
+    assert f"vectors of {len(WORDS) + 2} words, the vocabulary here has 6" in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), LDS_FDS])
+def test_training_learns_what_pairs_share(tmp_path, more):
+    data = write_pairs(tmp_path, 1500, 200)
+    more = ("--d_hid", 24, "--batch_size", 32, "--max_vals", 12, "--val_interval", 47, *more)
+    run_here(*flags(data, tmp_path / "runs", *more, "--patience", 12))
+    results = json.loads((only_run(tmp_path / "runs") / "results.json").read_text())
+    mean = pd.read_csv(data / "train_new.tsv", sep="\t")["score"].mean()
+    scores = pd.read_csv(data / "test_new.tsv", sep="\t")["score"]
+    error = results["metrics"]["test"]["overall"]["mse"]
+    assert error < 0.5 * ((scores - mean) ** 2).mean()
+
+
+@pytest.mark.slow
+def test_folder_runs_alone(data, tmp_path):
+    alone = tmp_path / "elsewhere"
+    ignored = shutil.ignore_patterns("glue_data", "checkpoint", "__pycache__", "glove")
+    shutil.copytree(FOLDER, alone, ignore=ignored)
+    run(*flags(data, tmp_path / "store", "--max_vals", 1), folder=alone)
+    results = json.loads((only_run(tmp_path / "store") / "results.json").read_text())
+    assert results["commit"] is None
+
+
+@pytest.mark.slow
+def test_a_hugging_face_encoder_in_place_of_the_lstm(data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(tmp_path / "tiny-bert")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=48,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path / "tiny-bert")
+    more = ("--encoder", tmp_path / "tiny-bert", *LDS_FDS)
+    run_here(*flags(data, tmp_path / "runs", *more))
+    folder = only_run(tmp_path / "runs")
+    assert "_encoder_tiny-bert" in folder.name
+    assert not (folder / "vocab.txt").exists()
+    state = load_state(folder / "model_state.th")
+    assert state["FDS.running_mean"].shape == (50, 48)
+    start = transformers.BertModel.from_pretrained(tmp_path / "tiny-bert").state_dict()
+    name = "encoder.layer.0.output.dense.weight"
+    trained = state[f"pair_encoder.encoder.{name}"]
+    assert not torch.equal(trained, start[name])  # it is trained ...
+    assert (trained - start[name]).abs().max() < 0.4  # ... from the weights that were given
+    results = json.loads((folder / "results.json").read_text())
+    got = run_here(*flags(data, tmp_path / "runs", *more, "--evaluate"))
+    assert got["overall"] == pytest.approx(results["metrics"]["test"]["overall"], rel=1e-5)
+    run(*flags(data, tmp_path / "two", *more, "--max_vals", 1), launcher=TORCHRUN)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_cuda_run(data, tmp_path, precision):
+    arguments = [a for a in flags(data, tmp_path, *LDS_FDS) if a != "cpu"]
+    arguments.insert(arguments.index("--device") + 1, "cuda")
+    subprocess.run(
+        [sys.executable, "train.py", *arguments, "--precision", precision], cwd=FOLDER, check=True,
+        timeout=300,
+    )  # fmt: skip
+    results = json.loads((only_run(tmp_path) / "results.json").read_text())
+    assert results["device"].startswith("cuda")
+    assert np.isfinite(results["metrics"]["test"]["overall"]["mse"])
+
+
+# ---- checkpoints ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crash", range(5))
+def test_a_crash_while_saving_leaves_a_pair_that_matches(tmp_path, monkeypatch, crash):
+    """The saving stops before its `crash`-th write or renaming; what is left must be one step's."""
+    checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
+    done = 0
+
+    class CrashError(Exception):
+        pass
+
+    def counted(function):
+        def call(*args):
+            nonlocal done
+            if done == crash:
+                raise CrashError
+            done += 1
+            return function(*args)
+
+        return call
+
+    # save_checkpoint renames through utils; only checkpoints' own renamings are counted here.
+    monkeypatch.setattr(checkpoints, "save_checkpoint", counted(checkpoints.save_checkpoint))
+    monkeypatch.setattr(checkpoints, "replace", counted(checkpoints.replace))
+    with pytest.raises(CrashError):
+        checkpoints.save(tmp_path, {"w": torch.tensor([2.0])}, {"step": 2}, best=True)
+    weights, training = checkpoints.load(tmp_path / "training_state.th")
+    assert weights["w"].item() == training["step"]
+    assert training["step"] == (2 if crash == 4 else 1)
+    monkeypatch.undo()
+    checkpoints.save(tmp_path, {"w": torch.tensor([3.0])}, {"step": 3}, best=False)
+    weights, training = checkpoints.load(tmp_path / "model_state.th")
+    assert (weights["w"].item(), training["step"]) == (3, 3)
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
+    torch.save({"w": torch.tensor([5.0])}, tmp_path / "model_state.th")
+    with pytest.raises(ValueError, match="not the one of"):
+        checkpoints.load(tmp_path / "model_state.th")
+    (tmp_path / "training_state.th").unlink()
+    with pytest.raises(FileNotFoundError, match="--pretrained"):
+        checkpoints.load(tmp_path / "model_state.th")
+    with pytest.raises(ValueError, match="--pretrained"):
+        checkpoints.load(tmp_path / "model_state_best.th")
+
+
+# ---- flags and errors ----------------------------------------------------------------------
+
+DEFAULTS = dict(
+    lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2, fds=False, fds_kernel="gaussian",
+    fds_ks=5, fds_sigma=2, start_update=0, start_smooth=1, bucket_num=50, bucket_start=0,
+    fds_mmt=0.9, reweight="none", retrain_fc=False, pretrained="", store_root="checkpoint",
+    store_name="sts", lr=1e-4, batch_size=128, resume="", evaluate=False, eval_model="",
+    cuda=None, seed=111, log_file="training.log", suffix="",
+    word_embs_file="glove/glove.840B.300d.txt", task="sts-b", max_seq_len=40,
+    max_word_v_size=30000, dropout_embs=0.2, d_word=300, glove=1, train_words=0, d_hid=1500,
+    n_layers_enc=2, n_layers_highway=0, dropout=0.2, optimizer="adam", loss="mse", huber_beta=0.3,
+    max_grad_norm=5, val_interval=400, max_vals=100, patience=10, data_dir="glue_data/STS-B",
+    device="auto", precision=None, compile=False, fds_variant="official", fds_stats="extra_pass",
+    overwrite=False, track="tensorboard", tokenizer="sentence", encoder="", pooling=None,
+    group_by_length=False, cache=None,
+)  # fmt: skip
+
+
+def test_flags_and_defaults():
+    args = vars(train.parse_args([]))
+    assert {name: args[name] for name in DEFAULTS} == DEFAULTS
+    assert set(args) - set(DEFAULTS) == {"name"}
+    assert train.parse_args(["--seed", "5"]).seed == 5
+    assert train.parse_args(["--random_seed", "-1"]).seed >= 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [("", "sts_mse_seed_111_valint_400_patience_10_adam_0.0001_128"),
+     ("--reweight inverse", "sts_inverse_mse_seed_111_valint_400_patience_10_adam_0.0001_128"),
+     ("--loss huber --fds --suffix a",
+      "sts_fds_gau_5_2_0_1_0.9_huber_beta_0.3_seed_111_valint_400_patience_10_adam_0.0001_128_a"),
+     ("--reweight inverse --lds --lds_sigma 2 --d_hid 128 --random_seed 3",
+      "sts_lds_gau_5_2.0_mse_seed_3_valint_400_patience_10_adam_0.0001_128_inverse_d_hid_128")],
+)  # fmt: skip
+def test_names_of_run_folders(flags, name):
+    assert train.parse_args(flags.split()).name == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--lds", "--reweight sqrt_inv"), ("--lds --reweight inverse --lds_ks 4", "odd"),
+     ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc", "--pretrained"),
+     ("--resume --overwrite", "choose one"), ("--no_such_flag", "unrecognized"),
+     ("--val_interval 0", "1 or more"), ("--random_seed -1 --resume", "draws a new one"),
+     ("--cuda 0 --device cpu", "contradict"), ("--pooling max", "--encoder"),
+     ("--dropout 1", "--dropout"), ("--fds --bucket_num 2", "--bucket_num")],
+)  # fmt: skip
+def test_conflicts_of_flags(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(flags.split())
+    assert message in capsys.readouterr().err
+
+
+def test_patience():
+    """patience + 2 validations are done, and the latest is no lower than the last ones."""
+    stop = train.out_of_patience
+    assert not stop([3, 3], 1)  # two validations, three are needed
+    assert stop([1, 3, 3], 1)  # ties count
+    assert not stop([3, 2, 1], 1)
+    assert not stop([1, 4, 3], 1)  # the best is old, but the latest is lower than the one before
+    assert stop([1, 2, 3, 4], 2)
+    assert not stop([9, 1, 5, 4], 2)
+    assert stop([9, 1, 5, 5], 2)
+
+
+def test_existing_run_is_not_replaced(data, tmp_path):
+    arguments = flags(data, tmp_path)
+    folder = tmp_path / train.parse_args(arguments).name
+    folder.mkdir()
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="--resume goes on with it, --overwrite replaces it"):
+        train.main(arguments)
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
+def test_a_loss_that_is_not_finite_says_where(data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"at step .* of epoch 0.*--lr"):
+        train.main(flags(data, tmp_path, "--optimizer", "sgd", "--lr", "1e30"))
+
+
+def test_checkpoint_of_another_model(data, tmp_path):
+    torch.save({"some.weight": torch.zeros(3)}, tmp_path / "other.th")
+    with pytest.raises(ValueError, match="another model's weights"):
+        train.main(flags(data, tmp_path, "--evaluate", "--eval_model", tmp_path / "other.th"))
+    with pytest.raises(ValueError, match=r"--encoder .* cannot be loaded"):
+        train.main(flags(data, tmp_path, "--encoder", tmp_path / "nothing"))
