@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import gather_object
-from depth_checkpoints import load_weights, make_state, restore
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
@@ -42,6 +41,7 @@ from datasets import (
     label_to_bucket,
 )
 from depth_cache import Pairs
+from depth_checkpoints import load_weights, make_state, restore
 from depth_net import MODELS, DepthNet, feature_dim_of
 from fds import FDS
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, BucketSums, shot_of
