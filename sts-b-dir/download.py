@@ -174,7 +174,8 @@ def fetch_archive(url, folder, wanted, overwrite=False, max_gb=20.0):
 def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--what", nargs="+", choices=("split", "raw", "glove"), default=[])
+    what = ("split", "raw", "glove")
+    parser.add_argument("--what", nargs="+", choices=what, default=[], help="what to fetch")
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder of the pairs")
     parser.add_argument("--glove_dir", type=Path, default="glove", help="folder of the vectors")
     parser.add_argument("--base_url", default=BASE_URL, help="of the official split, for a mirror")
