@@ -105,9 +105,9 @@ def read_meta(data_dir, dataset):
     file = Path(data_dir) / f"{dataset}.csv"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is missing: `python download.py --split_file` fetches AgeDB's, `python "
-            "prepare.py` makes one, `python demo_data.py` generates data; --dataset NAME and "
-            "--data_dir choose another"
+            f"{file} is missing: `python download.py --split_file` fetches the official "
+            "one, `python prepare.py` makes one, `python demo_data.py` generates data; --dataset "
+            "NAME and --data_dir choose another"
         )
     try:
         # Blank lines are kept until the others have their numbers; a path may be called NA.

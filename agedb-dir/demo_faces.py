@@ -1,4 +1,4 @@
-"""Shapes of a made-up face whose age can be read from it; `demo_data.py` makes pictures of them.
+"""Shapes of a made-up face whose age can be read from it; `demo_picture.py` draws them.
 
 Proportions, hair, skin and wrinkles follow an apparent age: the label plus normal noise of three
 years or more in adults. Gender, skin tone, hair style and pose vary beside it. All numbers here

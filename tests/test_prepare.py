@@ -48,7 +48,7 @@ def test_split_is_the_routine_word_by_word(ages, cap, seed):
         random.setstate(state)
     counts = Counter((int(age), split) for age, split in zip(ages, expected))
     for age in {int(age) for age in ages}:
-        total = sum(counts[age, split] for split in prepare.SPLITS)
+        total = sum(counts[age, split] for split in ("train", "val", "test"))
         n = min(total // 3, cap) if age <= 120 else 0
         assert (counts[age, "val"], counts[age, "test"]) == (n, n)
 
