@@ -3,9 +3,9 @@
 Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 4.
 
 A run of a minute on generated pairs, on a CPU (see README for what to expect):
-    python demo_data.py --out demo_data
-    python train.py --data_dir demo_data --word_embs_file demo_data/vectors.txt --d_word 32 \
-        --d_hid 32 --lr 1e-3 --val_interval 24 --max_vals 10
+    python demo_data.py --out glue_data/demo
+    python train.py --data_dir glue_data/demo --word_embs_file glue_data/demo/vectors.txt \
+        --d_word 32 --d_hid 64 --lr 2e-3 --val_interval 24 --max_vals 10
 The headline run (paper: MSE 0.907, Pearson 76.0 %; an hour on one GPU):
     python train.py --reweight inverse --lds --lds_kernel gaussian --lds_ks 5 --lds_sigma 2 \
         --fds --fds_kernel gaussian --fds_ks 5 --fds_sigma 2

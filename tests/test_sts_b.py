@@ -307,6 +307,27 @@ def test_training_mode_gives_finite_gradients():
     assert model.pair_encoder.words.weight.grad is None  # frozen
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_packed_recurrence_is_the_lstm_of_torch(layers):
+    """Outputs and every gradient, with sentences of one word and several of one length."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(7, 5, layers, batch_first=True, bidirectional=True)
+    x, lengths = torch.randn(6, 9, 7, requires_grad=True), [3, 9, 1, 5, 9, 2]
+    results = []
+    for run in (lambda packed: lstm(packed)[0], lambda packed: bilstm.run_packed(lstm, packed)):
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        data = run(packed).data
+        weights = torch.linspace(-1, 1, data.numel()).view_as(data)
+        grads = torch.autograd.grad((data.sin() * weights).sum(), [x, *lstm.parameters()])
+        results.append([data, *grads])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    kinds = {type(t.grad_fn).__name__ for t in (results[0][0], results[1][0])}
+    assert len(kinds) == 2  # the second did not come from torch's own path
+
+
 def test_pair_features_are_u_v_difference_product():
     model = bilstm.SimilarityRegressor(bilstm.LSTMEncoder(30, 8, 5)).eval()
     ids = torch.randint(2, 30, (6, 4))
