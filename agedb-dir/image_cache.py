@@ -1,8 +1,16 @@
-"""Images by row number, from a memory-mapped uint8 array that is decoded and resized once."""
+"""Images by row number, from a memory-mapped uint8 array that is decoded and resized once.
 
+The first run builds the array. To build it ahead, say on every node of a cluster:
+
+    python image_cache.py --data_dir ./data --dataset NAME --img_size 224
+"""
+
+import argparse
+import errno
 import hashlib
 import os
-from collections import deque
+import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +20,10 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from datasets import read_meta
+
 CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
+PIECE = 256  # most rows of a task: one task for each of 213,553 images would cost memory
 
 
 def load_image(file, img_size):
@@ -22,6 +33,11 @@ def load_image(file, img_size):
             raise ValueError(f"mode {image.mode}: save it with 8 bits a channel")
         image = image.convert("RGB").resize((img_size, img_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def check_sum(image):
+    """Return a checksum of an image's pixels that is never 0, the mark of a row not done."""
+    return zlib.adler32(image) or 1
 
 
 class Images:
@@ -37,7 +53,7 @@ class Images:
 
     Raises:
         FileNotFoundError: naming the first ten of the files that are missing.
-        ValueError: naming the first ten of the files that are no image.
+        ValueError: naming the first ten of the files that are no image; or the disk is too full.
 
     The array's name holds a digest of the paths and of the files' sizes and times: a changed
     file gives another name, and the array is built anew. A build that was interrupted goes on.
@@ -47,19 +63,7 @@ class Images:
         self.files = [os.path.join(data_dir, path) for path in paths]
         self.img_size, self.quiet = img_size, quiet
         self.workers = max(1, min(workers, os.cpu_count() or 1))
-        digest = hashlib.sha256(f"{CACHE_VERSION} {img_size}".encode())
-        missing = []
-        for path, file in zip(paths, self.files):
-            try:
-                facts = os.stat(file)
-                digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-            except OSError:
-                missing.append(file)
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(self.files)} images are missing: "
-                f"{', '.join(missing[:10])}; check --data_dir, or the paths in the csv"
-            )
+        key = self._digest(paths)
         self.array = None
         if cache is None:
             self._decode_all(range(len(self.files)), lambda row, image: None, "Checking images")
@@ -67,7 +71,7 @@ class Images:
             # Data folders that share a cache keep an array each.
             place = hashlib.sha256(os.path.realpath(data_dir).encode()).hexdigest()[:8]
             name = f"{name}_{img_size}_{place}"
-            self.array = self._open(Path(cache), name, digest.hexdigest()[:16])
+            self.array = self._open(Path(cache), name, key)
 
     def read(self, rows):
         """Return the images of these rows: uint8 tensor [n, img_size, img_size, 3]."""
@@ -76,6 +80,37 @@ class Images:
         with ThreadPoolExecutor(self.workers) as pool:
             images = list(pool.map(lambda row: load_image(self.files[row], self.img_size), rows))
         return torch.from_numpy(np.stack(images))
+
+    def _in_pieces(self, function, rows):
+        """Yield function(some of the rows) for all rows, in order, computed by all threads."""
+        step = max(1, min(PIECE, len(rows) // (4 * self.workers)))
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from pool.map(function, [rows[i : i + step] for i in range(0, len(rows), step)])
+
+    def _digest(self, paths):
+        """Return a digest of the paths and their files' sizes and times."""
+        paths, missing = list(paths), []
+
+        def facts_of(rows):
+            lines = []
+            for row in rows:
+                try:
+                    facts = os.stat(self.files[row])
+                    lines.append(f"{paths[row]}\0{facts.st_size}\0{facts.st_mtime_ns}\n")
+                except OSError:
+                    missing.append(row)
+            return "".join(lines).encode()
+
+        digest = hashlib.sha256(f"{CACHE_VERSION} {self.img_size}".encode())
+        for facts in self._in_pieces(facts_of, range(len(paths))):
+            digest.update(facts)
+        if missing:
+            first = ", ".join(self.files[row] for row in sorted(missing)[:10])
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self.files)} images are missing: {first}; check "
+                "--data_dir, or the paths in the csv"
+            )
+        return digest.hexdigest()[:16]
 
     def _open(self, folder, name, key):
         """Map the finished array, building it first if this process is the first to want it."""
@@ -100,18 +135,26 @@ class Images:
         """Decode into a partial array and note which rows are done; rename when all are."""
         partial, noted = target.with_suffix(".partial"), target.with_suffix(".rows")
         shape = (len(self.files), self.img_size, self.img_size, 3)
-        resume = partial.is_file() and noted.is_file() and noted.stat().st_size == shape[0]
+        resume = partial.is_file() and noted.is_file() and noted.stat().st_size == 4 * shape[0]
         if not resume:
             np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape).flush()
-            noted.write_bytes(bytes(shape[0]))
+            noted.write_bytes(bytes(4 * shape[0]))
+        reserve(partial)
         array = np.lib.format.open_memmap(partial, mode="r+")
-        done = np.memmap(noted, dtype=np.uint8, mode="r+")
+        # A row's checksum, 0 before it is done: after a crash of the machine the disk may hold
+        # the note of a row and not the row.
+        sums = np.memmap(noted, dtype=np.uint32, mode="r+")
+
+        def is_done(rows):
+            return [row for row in rows if sums[row] and sums[row] == check_sum(array[row])]
 
         def store(row, image):
             array[row] = image
-            done[row] = 1
+            sums[row] = check_sum(image)
 
-        self._decode_all(np.flatnonzero(done == 0), store, f"Caching images at {self.img_size}²")
+        done = [row for rows in self._in_pieces(is_done, np.flatnonzero(sums)) for row in rows]
+        rows = np.delete(np.arange(shape[0]), done)
+        self._decode_all(rows, store, f"Caching images at {self.img_size}²")
         array.flush()
         os.replace(partial, target)
         noted.unlink()
@@ -120,17 +163,62 @@ class Images:
         """Decode rows in parallel, then name all that failed."""
         failed = []
 
-        def decode(row):
-            try:
-                store(row, load_image(self.files[row], self.img_size))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                failed.append(f"{self.files[row]} ({error})")
+        def decode(rows):
+            for row in rows:
+                try:
+                    store(row, load_image(self.files[row], self.img_size))
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                    failed.append(f"{self.files[row]} ({error})")
+            return len(rows)
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            done = pool.map(decode, rows)
-            deque(tqdm(done, title, len(rows), disable=self.quiet or not len(rows)), maxlen=0)
+        with tqdm(desc=title, total=len(rows), disable=self.quiet or not len(rows)) as progress:
+            for number in self._in_pieces(decode, rows):
+                progress.update(number)
         if failed:
             raise ValueError(
                 f"{len(failed)} of {len(self.files)} images cannot be read: "
                 f"{', '.join(sorted(failed)[:10])}; replace them or remove their rows from the csv"
             )
+
+
+def reserve(file):
+    """Claim the disk space of a file that has its length but not all of its content yet.
+
+    Writing a mapped page for which the disk has no room would end the process without a word.
+    """
+    facts, free = file.stat(), shutil.disk_usage(file.parent).free
+    needed = facts.st_size - 512 * facts.st_blocks  # st_blocks counts 512 bytes
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        if hasattr(os, "posix_fallocate"):
+            with open(file, "r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, facts.st_size)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # any other: the disk cannot claim, only be asked
+            file.unlink()
+            raise ValueError(
+                f"the image cache needs {needed:,} bytes more, {free:,} are free in {file.parent}: "
+                "make room, give --cache DIR on a larger disk, or --cache none"
+            ) from error
+
+
+def main(argv=None):
+    """Build the array of a meta file's images."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data_dir", default="./data", help="folder of the csv and of the images")
+    parser.add_argument("--dataset", required=True, help="reads <data_dir>/<dataset>.csv")
+    parser.add_argument("--img_size", type=int, default=224, help="side of the images, pixels")
+    parser.add_argument("--cache", type=Path, help="folder of the array [<data_dir>/cache]")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    args = parser.parse_args(argv)
+    if args.img_size < 1:
+        parser.error(f"--img_size must be 1 or more, got {args.img_size}")
+    cache = args.cache or Path(args.data_dir) / "cache"
+    paths = read_meta(args.data_dir, args.dataset)["path"]
+    images = Images(args.data_dir, paths, args.img_size, cache, args.dataset, args.workers)
+    print(f"{len(paths):,} images at {args.img_size}² in {images.array.filename}")
+
+
+if __name__ == "__main__":
+    main()

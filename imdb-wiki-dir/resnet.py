@@ -1,0 +1,79 @@
+"""ResNet that predicts an age, with FDS on its pooled features (sections 3.2 and 4 of the paper).
+
+torchvision's ResNet with one linear output, under the parameter names of the released
+checkpoints; any image size.
+"""
+
+import torch
+import torchvision
+from torch import nn
+
+MODELS = ("resnet18", "resnet34", "resnet50")
+
+
+class AgeResNet(torchvision.models.ResNet):
+    """ResNet with a linear regressor and, optionally, FDS before it.
+
+    Args:
+        name: 'resnet18', 'resnet34' or 'resnet50'.
+        fds: an `fds.FDS` of as many features as the network has, or None.
+        imagenet_weights: start from torchvision's `IMAGENET1K_V1` instead of from random.
+
+    Convolutions start from a normal with standard deviation sqrt(2 / (k²·out_channels)), batch
+    norm from 1 and 0, the regressor from PyTorch's own initialisation.
+
+    Raises:
+        ValueError: for an unknown name, FDS of another width, or weights that cannot be fetched.
+    """
+
+    def __init__(self, name="resnet50", fds=None, imagenet_weights=False):
+        if name not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
+        template = getattr(torchvision.models, name)
+        block = torchvision.models.resnet.Bottleneck if name == "resnet50" else None
+        block = block or torchvision.models.resnet.BasicBlock
+        super().__init__(block, [2, 2, 2, 2] if name == "resnet18" else [3, 4, 6, 3])
+        feature_dim = self.fc.in_features
+        del self.fc
+        self.linear = nn.Linear(feature_dim, 1)
+        if imagenet_weights:
+            try:
+                state = template(weights="IMAGENET1K_V1").state_dict()
+            except OSError as error:  # of which urllib's errors are a kind
+                raise ValueError(
+                    f"the ImageNet weights cannot be fetched ({error}): leave out "
+                    "--imagenet_weights to start from random ones"
+                ) from error
+            self.load_state_dict(
+                {k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False
+            )
+        if fds is not None and fds.feature_dim != feature_dim:
+            raise ValueError(f"{name} has {feature_dim} features, FDS {fds.feature_dim}")
+        self.FDS = fds
+
+    def forward(self, images, labels=None, epoch=None):
+        """Predict ages; in training with FDS, from calibrated features.
+
+        Args:
+            images: [N, 3, H, W], normalised.
+            labels: [N, 1] in years, needed for FDS in training.
+            epoch: number of the running epoch, needed for FDS in training.
+
+        Returns:
+            Predictions [N, 1] in years, and the features [N, D] that FDS takes its statistics
+            from: calibrated ones in the 'official' variant, raw ones in the 'paper' variant.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        features = torch.flatten(self.avgpool(x), 1)
+        calibrated = features
+        if self.training and self.FDS is not None:
+            calibrated = self.FDS.smooth(features, labels, epoch)
+            if self.FDS.variant == "official":
+                features = calibrated
+        return self.linear(calibrated), features
+
+
+def feature_dim_of(name):
+    """Return the number of features before the regressor: 2048 for resnet50, else 512."""
+    return 2048 if name == "resnet50" else 512
