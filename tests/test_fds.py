@@ -464,6 +464,20 @@ def test_features_that_are_not_finite_change_nothing(value, streamed):
             assert torch.equal(buffer, twin.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_labels_that_are_not_finite_are_refused(wrong):
+    """Not taken for the first or last bucket, as their conversion to a whole number would."""
+    module, x = make(), torch.randn(3, 3)
+    labels = torch.tensor([3.0, wrong, 4.0])
+    before = {name: buffer.clone() for name, buffer in module.state_dict().items()}
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        module.smooth(x, labels, 5)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        module.update_running_stats(x, labels, 0)
+    for name, buffer in module.state_dict().items():
+        assert torch.equal(buffer, before[name]), name
+
+
 def test_compiled_smooth_sees_every_update():
     module = make(kernel="triang")
     compiled = torch.compile(module.smooth, backend="eager")
