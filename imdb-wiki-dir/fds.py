@@ -250,6 +250,10 @@ class FDS(nn.Module):
                 f"one label for each feature vector: labels {tuple(labels.shape)} do not go with "
                 f"features {tuple(features.shape)}"
             )
+        # On a GPU looking would wait for it; there the files' labels are checked when read.
+        on_cpu = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and not torch.isfinite(labels).all():
+            raise ValueError("labels hold NaN or infinity: remove those samples first")
         return self.label_to_bucket(labels).reshape(shape).to(features.device)
 
     def _moments_of(self, rows, bucket):
