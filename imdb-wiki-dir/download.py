@@ -93,8 +93,8 @@ def unpack_members(path, folder, top):
             if not (name or "").endswith((".jpg", ".mat")):
                 left_out.append(member.name)
                 continue
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with archive.extractfile(member) as source, open(folder / name, "xb") as file:
                     shutil.copyfileobj(source, file)
             except (FileExistsError, NotADirectoryError) as error:
