@@ -14,11 +14,11 @@ from conftest import load  # noqa: E402 - found through the line above
 __all__ = ["load", "medians", "show"]
 
 
-def medians(functions, runs=5, synchronize=lambda: None):
+def medians(functions, runs=5, synchronize=lambda: None, warm=True):
     """Time functions in turn, so that a busy machine slows all alike.
 
-    A short one is called once more, unmeasured, before each measured call: what ran in between
-    has taken the processor's cache, and on some machines memory, away from it.
+    With `warm` a short one is called once more, unmeasured, before each measured call: what ran in
+    between has taken the processor's cache, and on some machines memory, away from it.
 
     Returns:
         Median seconds of each, after one unmeasured call of each.
@@ -26,7 +26,7 @@ def medians(functions, runs=5, synchronize=lambda: None):
     seconds = [[] for _ in functions]
     for run in range(runs + 1):
         for function, times in zip(functions, seconds):
-            if times and times[-1] < 0.5:
+            if warm and times and times[-1] < 0.5:
                 function()
             synchronize()
             start = time.perf_counter()
