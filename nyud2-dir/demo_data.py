@@ -5,7 +5,7 @@ lists, the FDS subset and the balanced test mask. Depths are skewed as indoor sc
 pixels between 1 and 4 m, few near 10 m. No number obtained on them says anything about real rooms.
 
     # About 2 minutes of CPU time, shared among the processes.
-    python demo_data.py --out ./data --scenes 60 --frames 10 --test 100 --seed 0
+    python demo_data.py --out ./data --scenes 200 --frames 3 --test 100 --seed 0
     # Again, with a sheet to look at.
     python demo_data.py --out ./data --overwrite --contact_sheet rooms.png
 """
@@ -102,8 +102,8 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
-    parser.add_argument("--scenes", type=int, default=60, help="training scenes")
-    parser.add_argument("--frames", type=int, default=10, help="pairs of a training scene")
+    parser.add_argument("--scenes", type=int, default=200, help="training scenes")
+    parser.add_argument("--frames", type=int, default=3, help="pairs of a training scene")
     parser.add_argument("--test", type=int, default=100, help="test pairs, each of a new scene")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same files")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")

@@ -33,7 +33,7 @@ def open_archive(path):
         ]
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{path} is no whole zip or tar archive ({error}): fetch it again"
+            f"{path} is no whole zip or tar archive ({error}): delete it and fetch it again"
         ) from error
 
 
@@ -101,7 +101,7 @@ def unpack(path, data_dir, overwrite=False, max_gb=40.0):
             (partial / part).rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): nothing was kept; fetch it again"
+            f"{path} is damaged ({error}): nothing was kept; delete it and fetch it again"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

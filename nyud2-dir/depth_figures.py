@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from datasets import BUCKETS, label_to_bucket
@@ -109,11 +108,11 @@ def draw_examples(batch, preds, title):
     fig = Figure((10, 2.0 * n + 0.6), dpi=110, layout="constrained")
     fig.suptitle(title, fontsize="medium")
     axes = fig.subplots(n, 4, squeeze=False)
-    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
-    for row, image, depth, pred in zip(axes, batch.images.cpu(), batch.depths.cpu(), preds.cpu()):
+    arrays = [tensor.cpu().numpy() for tensor in (batch.images, batch.depths, preds)]
+    for row, image, depth, pred in zip(axes, *arrays):
         high = max(float(depth.max()), 1.0)
-        error = torch.where(depth > 0, pred - depth, torch.nan)
-        shown = row[0].imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0))
+        error = np.where(depth > 0, pred - depth, np.nan)
+        row[0].imshow(np.clip(image.transpose(1, 2, 0) * STD + MEAN, 0, 1))
         for ax, values in zip(row[1:3], (depth, pred)):
             shown = ax.imshow(values[0], cmap="viridis", vmin=0, vmax=high)
         fig.colorbar(shown, ax=row[2], label="m")
