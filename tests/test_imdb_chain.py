@@ -174,8 +174,12 @@ def test_two_nodes_with_a_cache_each_equal_one_process(chain, tmp_path):
         launch += f" --rdzv_id=7 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port}"
         cache = ("--cache", tmp_path / f"cache{node}")
         nodes.append(start(*launch.split(), *tiny, *flags(chain, tmp_path / "two", *run, *cache)))
-    for node in nodes:
-        finish(node)
+    try:
+        for node in nodes:
+            finish(node)
+    finally:
+        for node in nodes:
+            node.kill()
     finish(start(*tiny, *flags(chain, tmp_path / "one", *run, "--cache", tmp_path / "cache0")))
     tables = []
     for store in ("one", "two"):

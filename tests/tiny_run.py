@@ -37,7 +37,8 @@ if __name__ == "__main__":
     from fds import FDS
 
     def build_model(args, fresh=False):
-        module = FDS(8, 100, 3, ks=5, sigma=2, variant=args.fds_variant) if args.fds else None
+        options = {"ks": 5, "sigma": 2, "variant": args.fds_variant}
+        module = FDS(8, args.bucket_num, args.bucket_start, **options) if args.fds else None
         return TinyNet(module)
 
     train.build_model = build_model
