@@ -102,16 +102,17 @@ def read_mask(data_dir, images, downscale=1):
     return mask
 
 
-def rows_of_subset(data_dir, name, paths):
+def rows_of_subset(data_dir, name, paths, held_out=()):
     """Return the row numbers, within the training images, of the FDS subset's rows.
 
     Args:
         data_dir: folder of the csv.
         name: of the subset's csv.
         paths: images of the training set [N].
+        held_out: bool [N], those that are left out; none if empty.
 
     Raises:
-        FileNotFoundError, ValueError: without the csv, or if it names other images.
+        FileNotFoundError, ValueError: without the csv, or if it names other images, or none.
     """
     row_of = {path: row for row, path in enumerate(paths)}
     subset = read_pairs(data_dir, name)["image"]
@@ -121,7 +122,11 @@ def rows_of_subset(data_dir, name, paths):
             f"{len(foreign)} of {len(subset)} images of {name} are not in {TRAIN}, such as "
             f"{foreign[0]}: `python prepare.py --subset` draws another"
         )
-    return np.array([row_of[path] for path in subset], dtype=np.int64)
+    rows = np.array([row_of[path] for path in subset], dtype=np.int64)
+    rows = rows[~held_out[rows]] if len(held_out) else rows
+    if not len(rows):
+        raise ValueError(f"all images of {name} are held out: draw a larger subset")
+    return rows
 
 
 def official_split():

@@ -2,10 +2,10 @@
 
 Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 4.
 
-A run of a minute on generated rooms, on a CPU (RMSE of the demo: see README):
+A run of minutes on generated rooms, on a CPU (RMSE of the demo: see README):
     python demo_data.py --out demo_data
     python train.py --data_dir demo_data --model mini --downscale 4 --epochs 2
-The headline run (paper: RMSE 1.338, few-shot 1.880; a day on one GPU):
+The headline run (paper: RMSE 1.338, few-shot 1.880; for GPUs):
     python train.py --reweight inverse --lds --lds_kernel gaussian --lds_ks 5 --lds_sigma 2 \
         --fds --fds_kernel gaussian --fds_ks 5 --fds_sigma 2
 Evaluation of a checkpoint, ours or an official one (minutes):
@@ -225,8 +225,8 @@ def build_data(args, accelerator):
         weights = bucket_weights(counts, args.reweight, **lds_options(args))
     loaders = {"train": build_loader(args, accelerator, pairs, train, weights=weights)}
     if args.fds and args.fds_stats == "extra_pass":
-        subset = rows_of_subset(args.data_dir, SUBSET, paths)
-        loaders["subset"] = build_loader(args, accelerator, pairs, subset[~held_out[subset]])
+        subset = rows_of_subset(args.data_dir, SUBSET, paths, held_out)
+        loaders["subset"] = build_loader(args, accelerator, pairs, subset)
     loaders["test"], test_paths = build_test_loader(args, accelerator)
     if args.select == "heldout":
         loaders["val"] = build_loader(args, accelerator, pairs, np.flatnonzero(held_out))

@@ -242,6 +242,8 @@ def test_lists(tmp_path):
     (tmp_path / "subset.csv").write_text("data/c/1.jpg,data/c/1.png\n")
     with pytest.raises(ValueError, match=r"c/1\.jpg.*--subset"):
         pair_lists.rows_of_subset(tmp_path, "subset.csv", ["a/1.jpg"])
+    with pytest.raises(ValueError, match="all images of subset"):
+        pair_lists.rows_of_subset(tmp_path, "subset.csv", ["c/1.jpg"], np.array([True]))
 
 
 def test_whole_scenes_are_held_out():
