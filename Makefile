@@ -36,6 +36,7 @@ bench: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/fds.py
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loader.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentences.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py
 
 # Needs uv; the options keep every address of a package index out of the file.
 lock:

@@ -1,6 +1,6 @@
 """Depth maps against plain loops: statistics, pixel weights, training batches, evaluation.
 
-    OMP_NUM_THREADS=2 python benchmarks/dense.py [--maps 24] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/dense.py [--maps 24] [--json FILE]
 
 The plain side is what a reader would write: over the pixels of a map, over the buckets of an
 array, over the files of a batch. Both sides give the same numbers, which is checked first.

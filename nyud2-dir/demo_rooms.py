@@ -95,11 +95,7 @@ def make_box(rng, room):
 
 
 def make_view(rng, scene, free=0.5):
-    """Draw a camera: position [3] and the axes right, down, forward [3, 3], clear of furniture.
-
-    Args:
-        free: metres to the nearest surface of furniture, at least.
-    """
+    """Draw a camera `free` metres clear of furniture: position [3], axes right, down, forward."""
     while True:
         eye = np.float32([*(rng.uniform(0.06, 0.94, 2) * scene.size[:2]), rng.uniform(1.1, 1.7)])
         gaps = [np.linalg.norm(eye - np.clip(eye, s.low, s.high)) if s.is_box
@@ -120,11 +116,14 @@ def make_view(rng, scene, free=0.5):
 
 def hit_box(eye, rays, low, high):
     """Return where rays [P, 3] enter a box, in lengths of the ray, and through which axis."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = (low - eye) / rays, (high - eye) / rays
-    near, far = np.minimum(a, b), np.maximum(a, b)
-    axis = near.argmax(axis=1)
-    enter, leave = near.max(axis=1), far.min(axis=1)
+    enter, leave = np.full(len(rays), -np.inf, np.float32), np.full(len(rays), np.inf, np.float32)
+    axis = np.zeros(len(rays), np.int8)
+    for k in range(3):  # column by column: a maximum over rows of three is slow
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a, b = (low[k] - eye[..., k]) / rays[:, k], (high[k] - eye[..., k]) / rays[:, k]
+        near = np.minimum(a, b)
+        axis[near > enter] = k
+        enter, leave = np.fmax(enter, near), np.fmin(leave, np.maximum(a, b))
     return np.where((enter < leave) & (enter > 1e-3), enter, np.inf), axis
 
 
@@ -199,8 +198,8 @@ def render(scene, view, height=240):
             normal[on] = local / solid.high[0]
             uv = local[:, [2, 0]]
         colour[on] = shade(solid, uv[:, 0], uv[:, 1])
-    light = np.where(glow, 3.0, lighting(scene, point, normal))[:, None]
-    image = colour * np.minimum(light, 1.4)
+    light = np.where(glow, 1.4, np.minimum(lighting(scene, point, normal), 1.4))
+    image = colour * light[:, None]
     return image.reshape(height, width, 3), np.minimum(depth, RANGE).reshape(height, width)
 
 
