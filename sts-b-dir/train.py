@@ -323,9 +323,8 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, first, las
 def update_fds_statistics(args, accelerator, model, loader, epoch):
     """Gather the features' statistics by bin and hand them to FDS (section 3.2 of the paper).
 
-    As in the released code the pass runs in train mode, with dropout, and `epoch` is the number of
-    finished epochs: 1 after the first. So with --start_update 0 no epoch is FDS's first, and the
-    running statistics move from mean 0 and variance 1 by a tenth of the way each time.
+    As in the released code the pass runs in train mode, with dropout. `epoch` is the number of
+    epochs that were finished when this one began: 0 after the first.
     """
     if args.fds_stats == "extra_pass":
         model.train()
@@ -440,7 +439,7 @@ def train(args, accelerator, folder, net, model, optimizer, loaders, progress):
         progress["step"] = last
         if args.fds and last % per_epoch == 0:
             clock = time.perf_counter()
-            update_fds_statistics(args, accelerator, model, loader, epoch + 1)
+            update_fds_statistics(args, accelerator, model, loader, epoch)
             seconds["statistics"] += time.perf_counter() - clock
         if last % interval:
             continue
