@@ -24,7 +24,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("fds.py", "loss.py", "utils.py", "run_folder.py", "report.py", "figures.py"), FOLDERS),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo_faces.py", "demo_picture.py"), AGE_PAIR),
-    (("fetch.py",), ("sts-b-dir", "imdb-wiki-dir")),
+    (("fetch.py",), ("sts-b-dir", "imdb-wiki-dir", "shhs-dir")),
 )
 # Names that folders outside their group, if any, hold each with content of its own. The model
 # files depth_net.py, bilstm.py and sleep_net.py are not here: each belongs to one folder.

@@ -1,0 +1,100 @@
+"""A night at a glance: sleep stages, spectrograms of EEG and ECG, breathing.
+
+    python night_figures.py data/nights/900001.h5              # writes 900001.png here
+    python night_figures.py data/nights/*.h5 --out pictures
+
+Sleep stages are drawn where the recording had them as annotations (the simulated nights do). The
+network never sees them; what it does see is the rest, and the ratio of slow to fast waves, which
+falls and rises with the depth of sleep, is drawn for each night.
+"""
+
+import argparse
+from pathlib import Path
+
+import h5py
+import numpy as np
+from matplotlib.figure import Figure
+
+from edf_night import STAGES
+from figures import BLUE, DARK, VERMILLION
+from night_signals import FRAME_SECONDS, SIGNALS, frequencies
+from utils import write_atomically
+
+LEVELS = {"W": 4, "R": 3, "N1": 2, "N2": 1, "N3": 0}  # height in the hypnogram
+SLOW, FAST = (0.5, 4.0), (16.0, 32.0)  # Hz; delta and beta
+WIDEST = 2000  # columns that are drawn: more than a screen has
+
+
+def depth_of_sleep(eeg):
+    """Return the ratio of slow to fast waves of each frame [frames], dB.
+
+    Args:
+        eeg: float [64, columns], dB re 1 µV²/Hz.
+    """
+    hertz, signal = frequencies("eeg"), SIGNALS["eeg"]
+    power = 10 ** (eeg.reshape(signal.channels, -1, signal.frame) / 10)
+    bands = [power[(hertz >= low) & (hertz <= high)].sum(axis=(0, 2)) for low, high in (SLOW, FAST)]
+    return 10 * np.log10(bands[0] / bands[1])
+
+
+def draw_night(path):
+    """Draw a night: a figure of four panels over the hours.
+
+    Args:
+        path: of an HDF5 file that prepare.py wrote.
+    """
+    with h5py.File(path) as file:
+        night = {name: file[name][()].astype(np.float32) for name in SIGNALS}
+        stages, lacking = file["stages"][()], file.attrs["lacking"]
+    frames = len(stages)
+    hours = frames * FRAME_SECONDS / 3600
+    fig = Figure((11, 8.5), dpi=120, layout="constrained")
+    title = f"Night {Path(path).stem}, {hours:.2f} hours" + (f" ({lacking})" if lacking else "")
+    fig.suptitle(title, fontsize="medium")
+    top, *axes = fig.subplots(4, 1, sharex=True, height_ratios=(1.2, 1.6, 1, 1))
+    edges = np.linspace(0, hours, frames + 1)
+    top.stairs(depth_of_sleep(night["eeg"]), edges, color=BLUE, baseline=None)
+    top.set_ylabel("slow / fast waves (dB)", color=BLUE)
+    if (stages >= 0).any():
+        twin = top.twinx()
+        heights = np.array([LEVELS[name] for name in STAGES] + [np.nan])
+        twin.stairs(heights[stages], edges, color="black", lw=1.5, baseline=None)
+        twin.set_yticks(list(LEVELS.values()), list(LEVELS))
+        twin.set_ylabel("sleep stage (annotated)")
+    for ax, name in zip(axes, ("eeg", "ecg")):
+        step = max(1, night[name].shape[1] // WIDEST)
+        image, hertz = night[name][:, ::step], frequencies(name)
+        half = (hertz[1] - hertz[0]) / 2
+        shown = ax.imshow(
+            image, aspect="auto", origin="lower", cmap="magma", interpolation="nearest",
+            extent=(0, hours, hertz[0] - half, hertz[-1] + half),
+            vmin=np.quantile(image, 0.02), vmax=np.quantile(image, 0.99),
+        )  # fmt: skip
+        fig.colorbar(shown, ax=ax, label="dB re 1 µV²/Hz")
+        ax.set_ylabel(f"{name.upper()} (Hz)")
+    signal = SIGNALS["breathing"]
+    for row, name, color in zip(night["breathing"], signal.channel_names, (DARK, BLUE, VERMILLION)):
+        swing = row.reshape(-1, signal.columns * 10).std(
+            axis=1
+        )  # of ten seconds: an apnoea is longer
+        axes[2].stairs(swing, np.linspace(0, hours, len(swing) + 1), color=color, label=name,
+                       baseline=None)  # fmt: skip
+    axes[2].legend(ncols=3, fontsize="small", loc="upper right")
+    axes[2].set(ylabel="swing of the breath", xlabel="hours", xlim=(0, hours), ylim=(0, None))
+    return fig
+
+
+def main(argv=None):
+    """Draw the nights that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("nights", nargs="+", type=Path, metavar="NIGHT.h5", help="of prepare.py")
+    parser.add_argument("--out", type=Path, default=".", help="folder for the pictures")
+    args = parser.parse_args(argv)
+    for path in args.nights:
+        fig, target = draw_night(path), args.out / f"{path.stem}.png"
+        write_atomically(target, lambda file, fig=fig: fig.savefig(file, format="png"))
+        print(target)
+
+
+if __name__ == "__main__":
+    main()

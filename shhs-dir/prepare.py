@@ -1,0 +1,180 @@
+"""Nights of SHHS: EDF files and a table of scores -> `<data_dir>/shhs.csv` and nights as HDF5.
+
+Each recording becomes `<data_dir>/nights/<id>.h5` (spectrograms of EEG and ECG, breathing; see
+`night_signals.py`); `shhs.csv` (`id,score,path,split`) lists those that can be used and
+`skipped.csv` (`id,path,reason,detail`) all others. Validation and test are balanced over the
+scores. A run that was stopped goes on; a night is made again only if its file has changed.
+
+    python prepare.py                                     # what download.py or demo_data.py wrote
+    python prepare.py --raw /data/shhs --covariates scores.csv --score_column gh
+    python prepare.py --check                             # the shhs.csv that is there
+
+No official split exists: a seeded draw per score, with a cap that brings about 14 % of the nights
+to validation and as many to test, as in the paper's set (1,892 / 369 / 369, from notes, not
+verified).
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from datasets import MAX_SCORE, SPLITS, Nights, read_meta
+from edf_night import Fault, read_night, source_of, write_night
+from score_table import EXPECTED, SCORE_COLUMNS, balanced_split, read_scores
+from utils import write_atomically
+
+
+def find_files(raw):
+    """Return {file name in lower case: path} of the EDF files below a folder."""
+    files = {}
+    for folder, _, names in os.walk(raw):
+        for name in sorted(names):
+            if name.lower().endswith(".edf"):
+                files[name.lower()] = Path(folder) / name
+    if not files:
+        raise FileNotFoundError(
+            f"no .edf file below {raw}: `python download.py` says how to get the nights, `python "
+            "demo_data.py` writes simulated ones"
+        )
+    return files
+
+
+def choose_nights(table, files, template):
+    """Return the rows that have one file and a score, with `file`, and the others' faults.
+
+    Returns:
+        DataFrame (id, score, file) and a list of (id, path, reason, detail).
+    """
+    skipped, kept, used = [], [], set()
+    twice = set(table.loc[table["id"].duplicated(), "id"])
+    for number, (night, score) in enumerate(zip(table["id"], table["score"])):
+        name = template.format(id=night)
+        file = files.get(name.lower())
+        used.add(name.lower())
+        fault = None
+        if not night.isalnum():
+            fault = ("id", f"{night!r} in line {number + 2} is no id of letters and digits")
+        elif night in twice:
+            fault = ("duplicate_id", f"line {number + 2} is one of several")
+        elif file is None:
+            fault = ("no_file", f"{name} is not there")
+        elif not np.isfinite(score):
+            fault = ("no_score", "the score is missing or no number")
+        elif not 0 <= score <= MAX_SCORE:
+            fault = ("score_range", f"{score:g} is outside 0 to {MAX_SCORE}")
+        if fault:
+            skipped.append((night, str(file or ""), *fault))
+        else:
+            kept.append((night, float(score), file))
+    skipped += [("", str(files[k]), "no_row", "no such id") for k in sorted(set(files) - used)]
+    return pd.DataFrame(kept, columns=["id", "score", "file"]), skipped
+
+
+def prepare_night(task):
+    """Make one night; returns (reason, detail) of its fault, or what it lacks as ('', text)."""
+    file, target, min_minutes, unit = task
+    try:
+        source = source_of(file, min_minutes, unit)
+        if target.is_file():
+            with h5py.File(target) as made:
+                if made.attrs["source"] == source:
+                    return "", made.attrs["lacking"]
+        night = read_night(file, min_minutes, unit)
+    except Fault as fault:
+        target.unlink(missing_ok=True)  # made from the file as it was before
+        return fault.reason, fault.detail
+    write_night(target, night, source)
+    return "", night["lacking"]
+
+
+def prepare_nights(args, nights):
+    """Make all nights in parallel; returns (reason, detail) of each, in order."""
+    folder = args.data_dir / "nights"
+    files = zip(nights["id"], nights["file"])
+    tasks = [(file, folder / f"{n}.h5", args.min_minutes, args.unit) for n, file in files]
+    if args.workers == 1:
+        return [prepare_night(task) for task in tqdm(tasks, "nights", unit="night")]
+    with ProcessPoolExecutor(args.workers) as pool:  # a worker holds one night at a time
+        return list(tqdm(pool.map(prepare_night, tasks), "nights", len(tasks), unit="night"))
+
+
+def report_counts(meta, skipped, lacking):
+    """Print nights by split beside the paper's, and what was left out or is incomplete."""
+    counts = Counter(meta["split"])
+    for name in SPLITS:
+        print(f"{name:>6} {counts[name]:>6,}   paper (from notes, not verified) {EXPECTED[name]:,}")
+    for what, found in (("left out", [row[2] for row in skipped]), ("incomplete", lacking)):
+        for reason, number in Counter(found).most_common():
+            print(f"{what}: {number:,} {reason}")
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--data_dir", type=Path, default="./data", help="folder of shhs.csv and nights/")
+    add("--raw", type=Path, help="folder below which the .edf files lie [<data_dir>/shhs]")
+    add("--covariates", type=Path, help="table of scores [<raw>/datasets/shhs2-dataset*.csv]")
+    add("--id_column", default="nsrrid", help="column of the ids")
+    add("--score_column", help=f"column of the scores [{' or '.join(SCORE_COLUMNS)}]")
+    add("--edf_name", default="shhs2-{id}.edf", help="name of an id's file")
+    add("--unit", default="", choices=("", "uV", "mV", "V"), help="of EEG, ECG if a file says none")
+    add("--min_minutes", type=float, default=120.0, help="a shorter recording is left out")
+    add("--cap", type=int, help="most nights per score in val, and in test [about 14 %% in each]")
+    add("--seed", type=int, default=666, help="of the split")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes, 0.3 GB each")
+    add("--overwrite", action="store_true", help="replace an existing shhs.csv")
+    add("--check", action="store_true", help="check shhs.csv and its nights, write nothing")
+    args = parser.parse_args(argv)
+    if "{id}" not in args.edf_name or args.workers < 1 or (args.cap is not None and args.cap < 1):
+        parser.error("--edf_name must hold {id}; --workers and --cap must be 1 or more")
+    args.raw = args.raw or args.data_dir / "shhs"
+    return args
+
+
+def main(argv=None):
+    """Make the nights and the meta file, or check them; returns the exit status."""
+    args = parse_args(argv)
+    path = args.data_dir / "shhs.csv"
+    if args.check:
+        meta = read_meta(args.data_dir)
+        Nights(args.data_dir, meta["path"])  # opens each
+        report_counts(meta, [], [])
+        return 0
+    if path.exists() and not args.overwrite:
+        raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
+    tables = sorted((args.raw / "datasets").glob("shhs2-dataset*.csv"))
+    covariates = args.covariates or (tables or [args.raw / "datasets" / "shhs2-dataset.csv"])[-1]
+    table = read_scores(covariates, args.id_column, args.score_column)
+    nights, skipped = choose_nights(table, find_files(args.raw), args.edf_name)
+    results = prepare_nights(args, nights)
+    for (night, _, file), (reason, detail) in zip(nights.itertuples(index=False), results):
+        if reason:
+            skipped.append((night, str(file), reason, detail))
+    text = pd.DataFrame(skipped, columns=["id", "path", "reason", "detail"])
+    text = text.to_csv(index=False, lineterminator="\n")
+    write_atomically(args.data_dir / "skipped.csv", text.encode())
+    usable = np.array([not reason for reason, _ in results], dtype=bool)
+    meta = nights.loc[usable, ["id", "score"]].reset_index(drop=True)
+    meta["path"] = [f"nights/{night}.h5" for night in meta["id"]]
+    if meta.empty:
+        raise ValueError(f"no night can be used: {args.data_dir / 'skipped.csv'} says why")
+    meta["split"], cap = balanced_split(meta["score"], args.cap, args.seed)
+    write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
+    print(f"wrote {path}, {len(meta):,} nights, at most {cap} of a score in val, and in test")
+    report_counts(meta, skipped, [detail for reason, detail in results if not reason and detail])
+    if not {"val", "test"} <= set(meta["split"]):
+        print("no score has three nights, so val and test are empty: train.py needs more nights")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

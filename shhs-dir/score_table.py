@@ -1,0 +1,66 @@
+"""The table of scores of SHHS, and the split that is balanced over them.
+
+The training set keeps the imbalance of the scores; validation and test get at most `cap` nights of
+each score, so that frequent scores weigh no more there than others.
+"""
+
+import random
+
+import numpy as np
+import pandas as pd
+
+from datasets import label_to_bucket
+
+EXPECTED = {"train": 1_892, "val": 369, "test": 369}  # from notes on the paper, not verified
+SHARE = EXPECTED["val"] / sum(EXPECTED.values())  # of the nights that go to val, and to test
+# SF-36 general health in the tables of visits 2 and 1; names from memory, see --score_column.
+SCORE_COLUMNS = ("gh_s2", "gh_s1")
+
+
+def balanced_split(scores, cap=None, seed=666):
+    """Assign each night to train, val or test so that val and test are balanced over the scores.
+
+    For each bucket of the score in turn its nights are shuffled in row order; then
+    n = min(count // 3, cap) go to val, the next n to test and the rest to train.
+
+    Args:
+        scores: [N] scores, 0 to 100.
+        cap: largest number of nights per bucket in val, and in test; None takes the one that brings
+            val closest to 369 of 2,630 nights.
+        seed: of the shuffles.
+
+    Returns:
+        N strings, 'train', 'val' or 'test', and the cap.
+    """
+    buckets = label_to_bucket(np.asarray(scores, dtype=np.float64))
+    counts = np.bincount(buckets)
+    if cap is None:
+        held = np.minimum(counts[:, None] // 3, np.arange(1, max(counts.max() // 3, 1) + 1))
+        cap = 1 + int(np.abs(held.sum(axis=0) - SHARE * len(buckets)).argmin())
+    split, rng = np.full(len(buckets), "train", dtype=object), random.Random(seed)
+    for bucket in np.flatnonzero(counts):
+        rows = np.flatnonzero(buckets == bucket).tolist()
+        rng.shuffle(rows)
+        n = min(len(rows) // 3, cap)
+        split[rows[:n]] = "val"
+        split[rows[n : 2 * n]] = "test"
+    return split.tolist(), cap
+
+
+def read_scores(path, id_column, score_column):
+    """Read the table of scores: DataFrame with id (text) and score (NaN where it is no number)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: `python download.py` says how to get the data")
+    # The tables of the National Sleep Research Resource are not all UTF-8.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="latin-1")
+    names = {name.lower(): name for name in table.columns}
+    wanted = [score_column] if score_column else SCORE_COLUMNS
+    found = [names[name.lower()] for name in wanted if name.lower() in names]
+    if not found or id_column.lower() not in names:
+        near = [name for name in table.columns if "gh" in name.lower() or "id" in name.lower()]
+        raise ValueError(
+            f"{path} lacks {id_column} or {' or '.join(wanted)}; of its {len(names)} columns, near "
+            f"are {', '.join(near[:20])}: name them with --id_column and --score_column"
+        )
+    scores = pd.to_numeric(table[found[0]], errors="coerce")
+    return pd.DataFrame({"id": table[names[id_column.lower()]].str.strip(), "score": scores})
