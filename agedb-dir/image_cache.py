@@ -8,6 +8,7 @@ The first run builds the array. To build it ahead, say on every node of a cluste
 import argparse
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 import zlib
@@ -76,10 +77,25 @@ class Images:
     def read(self, rows):
         """Return the images of these rows: uint8 tensor [n, img_size, img_size, 3]."""
         if self.array is not None:
+            self._announce(rows)
             return torch.from_numpy(self.array.take(rows, axis=0))
         with ThreadPoolExecutor(self.workers) as pool:
             images = list(pool.map(lambda row: load_image(self.files[row], self.img_size), rows))
         return torch.from_numpy(np.stack(images))
+
+    def _announce(self, rows):
+        """Ask the system for all pages of these rows at once.
+
+        Of an array larger than memory most rows lie on the disk. Without the announcement each
+        page of 4 KiB is waited for in turn, ten times as long on the disk it was measured on.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
+            return
+        size = self.array[0].nbytes
+        for row in rows:
+            start = self.array.offset + int(row) * size
+            page = start - start % mmap.PAGESIZE
+            self.array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
     def _in_pieces(self, function, rows):
         """Yield function(some of the rows) for all rows, in order, computed by all threads."""
