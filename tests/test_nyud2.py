@@ -195,6 +195,23 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
+def test_an_interrupted_build_goes_on(tmp_path):
+    rows = [write_pair(tmp_path, str(i)) for i in range(3)]
+    whole = open_pairs(tmp_path, rows).read([0, 1, 2])[1]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    array = np.load(file)
+    array[2] = 0
+    file.unlink()
+    file.with_suffix(".rows").write_bytes(bytes([1, 1, 0]))
+    array[0] = 7  # a row that is done is not decoded again
+    with open(file.with_suffix(".partial"), "wb") as partial:
+        np.save(partial, array)
+    depths = open_pairs(tmp_path, rows).read([0, 1, 2])[1]
+    assert (depths[0] == 7).all()
+    assert torch.equal(depths[1:], whole[1:])
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy", ".lock"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
