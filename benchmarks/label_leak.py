@@ -1,13 +1,14 @@
-"""Does FDS give the label away in training? Asked of finished runs of sts-b-dir.
+"""What FDS gives away in training, and what is missing at test: asked of runs of sts-b-dir.
 
     cd sts-b-dir && python ../benchmarks/label_leak.py checkpoint/RUN [checkpoint/RUN ...]
 
 FDS calibrates a training feature by the bucket of its label; at test it does nothing. If what it
-adds differs from bucket to bucket, the last layer can read the label off it. So the last weights
-of a run predict the training set three times, without dropout: from raw features (as at test),
-from features calibrated by their own labels (as in training), and from features calibrated by
-labels dealt out at random. In the third, a network that reads sentences follows the true label and
-one that reads the calibration follows the label dealt to it.
+adds differs from bucket to bucket, the last layer can read the label off it; if it adds the same
+everywhere, that is missing at test all the same. So the last weights of a run predict the training
+set from raw features (as at test), from features calibrated by their own labels (as in training)
+and from features calibrated by labels dealt out at random, without dropout and with it. In the
+third, a network that reads sentences follows the true label, one that reads the calibration the
+label dealt to it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
 from common import load
 
@@ -26,7 +28,7 @@ utils = load("sts-b-dir", "utils")
 
 @torch.no_grad()
 def examine(run):
-    """Return a dictionary of a run's figures, all on the training set and the scale 0 ... 5."""
+    """Return a table of a run's figures, all on the training set and the scale 0 ... 5."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     args = SimpleNamespace(**results["config"])
     file = run / "model_state.th"
@@ -34,40 +36,40 @@ def examine(run):
     model = train.build_model(args, corpus)
     utils.load_state(model, utils.load_checkpoint(file), file)
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
-    loader, model = train.build_loaders(args, alone, corpus)["train"], model.eval()
-    dealt = loader.labels[
-        torch.from_numpy(np.random.default_rng(0).permutation(len(loader.labels)))
-    ]
-    preds, start, epoch = {"raw": [], "own": [], "dealt": []}, 0, 10**6
-    for batch in loader.evaluate():
-        features = model.pair_features(batch.ids, batch.lengths)
-        others = dealt[start : start + len(features)]
-        start += len(features)
-        for name, labels in (("raw", None), ("own", batch.labels), ("dealt", others)):
-            x = features if labels is None else model.FDS.smooth(features, labels, epoch)
-            preds[name].append(5 * model.linear(x).flatten())
-    preds = {name: torch.cat(parts).numpy() for name, parts in preds.items()}
-    own, dealt = loader.labels.flatten().numpy(), dealt.flatten().numpy()
-    shift = model.FDS.smoothed_mean_last_epoch - model.FDS.running_mean_last_epoch
-    return {
-        "method": results["method"],
-        "seed": results["seed"],
-        "MSE raw": np.mean((preds["raw"] - own) ** 2),
-        "MSE calibrated by own label": np.mean((preds["own"] - own) ** 2),
-        "r(dealt label)": np.corrcoef(preds["dealt"], dealt)[0, 1],
-        "r(true label)": np.corrcoef(preds["dealt"], own)[0, 1],
-        # How far the shift alone moves the prediction, from bucket to bucket.
-        "std of the shift's part": 5 * float((shift @ model.linear.weight.T).std()),
-    }
+    loader = train.build_loaders(args, alone, corpus)["train"]
+    order = np.random.default_rng(0).permutation(len(loader.labels))
+    own, dealt = loader.labels, loader.labels[torch.from_numpy(order)]
+    rows = []
+    for dropout in (False, True):
+        utils.seed_everything(0)
+        model.train(dropout)
+        parts = [model.pair_features(batch.ids, batch.lengths) for batch in loader.evaluate()]
+        raw = torch.cat(parts)
+        features = {"raw": raw}
+        if model.FDS is not None:
+            late = 10**6  # an epoch in which FDS calibrates, whatever --start_smooth was
+            features["own label"] = model.FDS.smooth(raw, own, late)
+            features["dealt label"] = model.FDS.smooth(raw, dealt, late)
+        for name, x in features.items():
+            preds = (5 * model.linear(x)).flatten().numpy().astype(float)
+            error = preds - own.flatten().numpy()
+            rows.append({
+                "dropout": "on" if dropout else "off", "calibrated by": name,
+                "MSE": np.mean(error**2), "offset": error.mean(),
+                "r(true)": np.corrcoef(preds, own.flatten())[0, 1],
+                "r(dealt)": np.corrcoef(preds, dealt.flatten())[0, 1],
+            })  # fmt: skip
+    return f"{results['method']}, seed {results['seed']}\n" + pd.DataFrame(rows).to_string(
+        index=False, float_format="%.3f"
+    )
 
 
 def main():
-    """Print a line for each run."""
+    """Print a table for each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders with FDS")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     for run in parser.parse_args().runs:
-        print(", ".join(f"{k} {v:.3f}" if isinstance(v, (float, np.floating)) else f"{v}"
-                        for k, v in examine(run).items()))  # fmt: skip
+        print(examine(run))
 
 
 if __name__ == "__main__":
