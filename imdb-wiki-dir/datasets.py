@@ -4,6 +4,7 @@ A batch is read as one uint8 array (see `image_cache.py`), and cropped, mirrored
 on the device as one array.
 """
 
+import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +138,13 @@ def read_meta(data_dir, dataset):
     empty = [split for split in SPLITS if not (meta["split"] == split).any()]
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: prepare.py makes a split")
+    paths = meta[["path", "split"]].drop_duplicates()["path"]
+    shared = paths[paths.duplicated()].unique()
+    if len(shared):
+        logging.warning(
+            "%s: %d images are in more than one split (%s): what is measured on them is no test",
+            file, len(shared), ", ".join(shared[:3]),
+        )  # fmt: skip
     return meta.reset_index(drop=True)
 
 

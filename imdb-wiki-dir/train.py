@@ -59,7 +59,8 @@ HUBER_BETA = 1.0  # years
 LR_FACTOR = 0.1  # at each epoch of --schedule
 # Flags of ours that change a run: its folder's name holds those that are not at their default.
 RUN_FLAGS = (
-    "seed img_size schedule bucket_num bucket_start fds_stats precision imagenet_weights"
+    "seed img_size schedule momentum weight_decay bucket_num bucket_start fds_stats precision "
+    "imagenet_weights"
 ).split()
 EXPLODED = 1e6  # a loss above this ends the run (released code)
 

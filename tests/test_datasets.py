@@ -44,6 +44,15 @@ def per_file(files, size, *augmentation):
     return torch.stack([pipeline(Image.open(file).convert("RGB")) for file in files])
 
 
+def test_an_image_in_two_splits_is_named(faces, caplog):
+    meta = datasets.read_meta(faces, "agedb")
+    assert not caplog.text
+    more = meta.iloc[[0, 0, 1]].assign(split=["test", "train", "train"])  # rows 0 and 1 train
+    pd.concat([meta, more]).to_csv(faces / "own.csv", index=False)
+    datasets.read_meta(faces, "own")
+    assert f"1 images are in more than one split ({meta['path'][0]})" in caplog.text
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_evaluation_equals_per_file_pipeline(faces, cached):
     meta = datasets.read_meta(faces, "agedb")
