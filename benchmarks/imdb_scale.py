@@ -211,8 +211,9 @@ def short_training(folder, img_size, batch_size, steps, network):
     """Run train.py's main in this process for one epoch of `steps` steps.
 
     Returns:
-        Dictionary of images/s in the training pass and in the pass for FDS's statistics, and of
-        the share of the training pass spent waiting for batches.
+        Dictionary of images/s in the training pass and in the pass for FDS's statistics, of the
+        share of the training pass spent waiting for batches, and of the processor's time for an
+        image in it, all processes together: that also tells something on a busy machine.
     """
     train = load(FOLDER, "train")
 
@@ -223,7 +224,15 @@ def short_training(folder, img_size, batch_size, steps, network):
         def train(self, epoch, statistics=False):
             return itertools.islice(super().train(epoch, statistics), len(self))
 
-    train.Loader, plain = Short, train.build_model
+    work, one_epoch = [], train.train_one_epoch
+
+    def timed(*arguments):
+        start = time.process_time()
+        row = one_epoch(*arguments)
+        work.append(time.process_time() - start)
+        return row
+
+    train.train_one_epoch, train.Loader, plain = timed, Short, train.build_model
     if network == "stub":
         train.build_model = lambda args, fresh=False: Stub(plain(args).FDS)
     store = Path(folder) / f"runs{os.environ.get('WORLD_SIZE', 1)}{network}"
@@ -237,6 +246,7 @@ def short_training(folder, img_size, batch_size, steps, network):
         "training images/s": images / seconds["train"],
         "statistics images/s": images / seconds["statistics"],
         "share waiting for data": seconds["data"] / seconds["train"],
+        "CPU ms an image": 1e3 * work[0] * int(os.environ.get("WORLD_SIZE", 1)) / images,
     }
 
 
@@ -271,13 +281,14 @@ def measure_memory(folder, img_size, batch_size, steps):
 
 def measure_processes(folder, runs=3, img_size=64, batch_size=64, steps=12):
     """Return images/s of a real network by one process and by two, of equal global batch."""
-    rates = {1: [], 2: []}
-    for _, processes in itertools.product(range(runs), rates):
+    found = {1: [], 2: []}
+    for _, processes in itertools.product(range(runs), found):
         result = run_training(folder, processes, img_size, batch_size, steps, "resnet18")
-        rates[processes].append(result["training images/s"])
-    medians = {n: statistics.median(rate) for n, rate in rates.items()}
-    return {f"images/s, {n} processes": rate for n, rate in medians.items()} | {
-        "speed-up": medians[2] / medians[1]
+        found[processes].append(result)
+    return {
+        f"{what}, {n} processes": statistics.median(result[what] for result in results)
+        for what in ("training images/s", "CPU ms an image")
+        for n, results in found.items()
     }
 
 
