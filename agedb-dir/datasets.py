@@ -141,10 +141,8 @@ def read_meta(data_dir, dataset):
     paths = meta[["path", "split"]].drop_duplicates()["path"]
     shared = paths[paths.duplicated()].unique()
     if len(shared):
-        logging.warning(
-            "%s: %d images are in more than one split (%s): what is measured on them is no test",
-            file, len(shared), ", ".join(shared[:3]),
-        )  # fmt: skip
+        names = ", ".join(shared[:3])
+        logging.warning("%s: %d images are in more than one split: %s", file, len(shared), names)
     return meta.reset_index(drop=True)
 
 

@@ -50,7 +50,7 @@ def test_an_image_in_two_splits_is_named(faces, caplog):
     more = meta.iloc[[0, 0, 1]].assign(split=["test", "train", "train"])  # rows 0 and 1 train
     pd.concat([meta, more]).to_csv(faces / "own.csv", index=False)
     datasets.read_meta(faces, "own")
-    assert f"1 images are in more than one split ({meta['path'][0]})" in caplog.text
+    assert f"1 images are in more than one split: {meta['path'][0]}\n" in caplog.text
 
 
 @pytest.mark.parametrize("cached", [True, False])
