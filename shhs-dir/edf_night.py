@@ -147,8 +147,8 @@ def read_night(path, min_minutes=120.0, unit=""):
     """
     import pyedflib  # training needs no EDF reader
 
-    check_length(path)
     try:
+        check_length(path)
         reader = pyedflib.EdfReader(str(path))
     except OSError as error:
         raise Fault("unreadable", str(error).replace(str(path), Path(path).name)) from None

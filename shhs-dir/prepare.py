@@ -15,6 +15,7 @@ verified).
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -38,7 +39,10 @@ def find_files(raw):
     for folder, _, names in os.walk(raw):
         for name in sorted(names):
             if name.lower().endswith(".edf"):
-                files[name.lower()] = Path(folder) / name
+                path = Path(folder) / name
+                if name.lower() in files:
+                    raise ValueError(f"{files[name.lower()]} and {path} have one name: keep one")
+                files[name.lower()] = path
     if not files:
         raise FileNotFoundError(
             f"no .edf file below {raw}: `python download.py` says how to get the nights, `python "
@@ -83,10 +87,10 @@ def prepare_night(task):
     file, target, min_minutes, unit = task
     try:
         source = source_of(file, min_minutes, unit)
-        if target.is_file():
-            with h5py.File(target) as made:
-                if made.attrs["source"] == source:
-                    return "", made.attrs["lacking"]
+        # One that is damaged, or no night at all, is made again.
+        with contextlib.suppress(OSError, KeyError), h5py.File(target) as made:
+            if made.attrs["source"] == source:
+                return "", made.attrs["lacking"]
         night = read_night(file, min_minutes, unit)
     except Fault as fault:
         target.unlink(missing_ok=True)  # made from the file as it was before
@@ -130,7 +134,7 @@ def parse_args(argv=None):
     add("--min_minutes", type=float, default=120.0, help="a shorter recording is left out")
     add("--cap", type=int, help="most nights per score in val, and in test [about 14 %% in each]")
     add("--seed", type=int, default=666, help="of the split")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes, 0.3 GB each")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes, a night each")
     add("--overwrite", action="store_true", help="replace an existing shhs.csv")
     add("--check", action="store_true", help="check shhs.csv and its nights, write nothing")
     args = parser.parse_args(argv)

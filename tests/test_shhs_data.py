@@ -301,8 +301,9 @@ def test_a_stopped_run_goes_on_and_a_changed_file_is_made_again(tmp_path, monkey
         run_prepare(tmp_path)
     os.utime(tmp_path / "shhs" / "edfs" / "shhs2-2.edf", (1, 1))
     faulty("flat", tmp_path / "shhs" / "edfs" / "shhs2-3.edf")
+    (tmp_path / "nights" / "4.h5").write_bytes(b"cut")
     run_prepare(tmp_path, "--overwrite")
-    assert made[6:] == ["2"]
+    assert made[6:] == ["2", "4"]
     assert not (tmp_path / "nights" / "3.h5").exists()
     assert run_prepare(tmp_path, "--check") == 0
 
@@ -329,6 +330,10 @@ def test_what_prepare_says(tmp_path):
         run_prepare(tmp_path, "--score_column", "health")
     with pytest.raises(SystemExit):
         run_prepare(tmp_path, "--edf_name", "night.edf")
+    again = faulty(None, tmp_path / "shhs" / "again" / "SHHS2-1.edf")
+    with pytest.raises(ValueError, match="have one name"):
+        run_prepare(tmp_path)
+    again.unlink()
     table.write_text("nsrrid,gh_s2\n1,\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"no night can be used.*skipped\.csv"):
         run_prepare(tmp_path)

@@ -1,0 +1,339 @@
+"""shhs-dir's train.py: what it learns, what it leaves, resuming, two stages, what it says."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import time
+from unittest import mock
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import load
+
+train = load("shhs-dir", "train")
+utils = load("shhs-dir", "utils")
+SIGNALS = load("shhs-dir", "night_signals").SIGNALS
+LDS_FDS = "--reweight inverse --lds --fds".split()
+N_TRAIN, N_EVAL = 17, 4  # 17 = 4 · 4 + 1: the last batch has one night for two processes
+
+DEFAULTS = dict(
+    lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2, fds=False, fds_kernel="gaussian",
+    fds_ks=5, fds_sigma=2, start_update=0, start_smooth=1, bucket_num=100, bucket_start=0,
+    fds_mmt=0.9, reweight="none", retrain_fc=False, pretrained="", store_root="checkpoint",
+    store_name="shhs", lr=1e-3, batch_size=32, resume="", evaluate=False, eval_model="",
+    data_dir="./data", gpu=None, loss="l1", epoch=80, schedule=[], print_freq=10, seed=0,
+    device="auto", precision=None, compile=False, fds_variant="official", fds_stats="extra_pass",
+    overwrite=False, track="tensorboard", width=64, d_signal=256, d_hid=256, rnn="gru",
+    chunk=4096, weight_decay=0.0, max_grad_norm=5.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are started: sums in the same order give the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory):
+    """Nights of one to three frames whose loudness follows the score, which is skewed."""
+    folder = tmp_path_factory.mktemp("nights")
+    (folder / "nights").mkdir()
+    rng, rows = np.random.default_rng(7), []
+    for k in range(N_TRAIN + 2 * N_EVAL):
+        score = int(rng.choice([80, 77, 75, 60, 30], p=[0.3, 0.3, 0.2, 0.1, 0.1]))
+        frames = int(rng.integers(1, 4))
+        with h5py.File(folder / f"nights/{k}.h5", "w") as file:
+            file.attrs.update(source="", lacking="", frames=frames)
+            for name, signal in SIGNALS.items():
+                shape = (signal.channels, frames * signal.frame)
+                file[name] = rng.normal(score / 50, 0.3, shape).astype(np.float16)
+                values = file[name][()].astype(np.float64)
+                file[name].attrs.update(mean=values.mean(1), mean_square=(values**2).mean(1))
+        split = "train" if k < N_TRAIN else "val" if k < N_TRAIN + N_EVAL else "test"
+        rows.append((1000 + k, score, f"nights/{k}.h5", split))
+    table = pd.DataFrame(rows, columns=["id", "score", "path", "split"])
+    table.to_csv(folder / "shhs.csv", index=False)
+    return folder
+
+
+def flags(nights, store, *more):
+    """Flags of a run of a second."""
+    fixed = "--width 8 --d_signal 8 --d_hid 8 --batch_size 4 --device cpu --track none".split()
+    return [*fixed, "--data_dir", str(nights), "--store_root", str(store), *map(str, more)]
+
+
+def run(nights, store, *more):
+    """Train in this process, without the figures; returns the test metrics."""
+    with mock.patch.object(train.report, "draw_run"):
+        return train.main(flags(nights, store, *more))
+
+
+def only_run(store):
+    (folder,) = store.iterdir()
+    return folder
+
+
+def load_state(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_state(a, b):
+    """Bit for bit the same weights and buffers."""
+    assert list(a) == list(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(nights, tmp_path_factory):
+    """An unbroken run of three epochs with LDS and FDS."""
+    store = tmp_path_factory.mktemp("finished")
+    train.main(flags(nights, store, "--epoch", 3, *LDS_FDS))
+    return only_run(store)
+
+
+# ---- flags ----------------------------------------------------------------------------------
+
+
+def test_flags_and_defaults():
+    args = vars(train.parse_args([]))
+    assert args.pop("name") == "shhs_adam_l1_0.001_32"
+    assert args == DEFAULTS
+    assert train.parse_args(["--random_seed", "5", "--epochs", "3"]).seed == 5
+    assert train.parse_args(["--resume"]).resume == "auto"
+    name = train.parse_args([*LDS_FDS, "--rnn", "lstm"]).name
+    assert name == "shhs_lds_gau_5_2_fds_gau_5_2_0_1_0.9_adam_l1_0.001_32_inverse_rnn_lstm"
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--lds", "--reweight sqrt_inv"), ("--lds --reweight inverse --lds_ks 4", "odd"),
+     ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc --reweight inverse", "--pretrained"),
+     ("--retrain_fc --pretrained f", "--reweight"), ("--resume --overwrite", "choose one"),
+     ("--no_such_flag", "unrecognized"), ("--epoch 0", "1 or more"), ("--seed -1", "0 or more"),
+     ("--width 12", "multiple of 8"), ("--rnn sru", "lstm"), ("--max_grad_norm 0", "above 0"),
+     ("--gpu 0 --device cpu", "contradict"), ("--fds --bucket_num 2", "at least")],
+)  # fmt: skip
+def test_conflicts_of_flags(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(flags.split())
+    assert message in capsys.readouterr().err
+
+
+# ---- runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_run_leaves_all_its_files(finished, nights):
+    held = {path.name for path in finished.iterdir()}
+    assert held >= {
+        "results.json", "epochs.jsonl", "predictions.csv", "label_density.csv", "training.log",
+        "fds_statistics.npz", "ckpt.pth.tar", "ckpt.best.pth.tar", "figures",
+    }  # fmt: skip
+    assert {path.stem for path in (finished / "figures").iterdir()} == {
+        "error_by_label", "predictions", "learning_curves", "label_density", "fds_statistics",
+        "fds_similarity",
+    }  # fmt: skip
+    results = json.loads((finished / "results.json").read_text())
+    assert results["method"] == "INV+LDS+FDS"
+    predictions, meta = pd.read_csv(finished / "predictions.csv"), pd.read_csv(nights / "shhs.csv")
+    for split in ("val", "test"):
+        part = predictions[predictions["split"] == split]
+        assert part["path"].tolist() == meta.loc[meta["split"] == split, "path"].tolist()
+        assert part["label"].tolist() == meta.loc[meta["split"] == split, "score"].tolist()
+        mae = (part["prediction"] - part["label"]).abs().mean()
+        assert results["metrics"][split]["overall"]["mae"] == pytest.approx(mae, rel=1e-5)
+    epochs = [json.loads(line) for line in (finished / "epochs.jsonl").open()]
+    best = min(epochs, key=lambda row: row["val"]["overall"]["mae"])
+    assert results["best_epoch"] == best["epoch"]
+    checkpoint = load_state(finished / "ckpt.pth.tar")
+    assert {"epoch", "model", "best_loss", "state_dict", "optimizer"} <= set(checkpoint)
+    assert checkpoint["state_dict"]["FDS.num_samples_tracked"].sum() == 3 * N_TRAIN
+    density = pd.read_csv(finished / "label_density.csv")
+    assert len(density) == 100
+    assert density["count"].sum() == N_TRAIN
+
+
+def start(arguments, **environment):
+    """Start train.py's main in a process forked from this one: it has its modules already."""
+
+    def main():
+        os.environ.update(environment)
+        train.main(arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    return process
+
+
+def kill_in_epoch(arguments, store, epoch):
+    """Start a run and kill it within an epoch; False if it had ended."""
+    process, deadline = start(arguments), time.monotonic() + 300
+    while process.is_alive() and time.monotonic() < deadline:
+        checkpoints = list(store.glob("*/ckpt.pth.tar"))
+        if checkpoints and load_state(checkpoints[0])["epoch"] >= epoch:
+            break
+        time.sleep(0.005)
+    alive = process.is_alive()
+    process.kill()  # SIGKILL: no chance to tidy up
+    process.join()
+    return alive
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_bit_identical(finished, nights, tmp_path):
+    arguments = flags(nights, tmp_path, "--epoch", 3, *LDS_FDS, "--resume")
+    assert kill_in_epoch(arguments, tmp_path, epoch=1)
+    run(nights, tmp_path, "--epoch", 3, *LDS_FDS, "--resume")
+    resumed = only_run(tmp_path)
+    assert "ckpt.pth.tar at epoch" in (resumed / "training.log").read_text()
+    for name in ("ckpt.pth.tar", "ckpt.best.pth.tar"):
+        ours, theirs = load_state(resumed / name), load_state(finished / name)
+        assert_same_state(ours["state_dict"], theirs["state_dict"])
+        assert (ours["epoch"], ours["best_loss"]) == (theirs["epoch"], theirs["best_loss"])
+    assert (resumed / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
+    rows = [json.loads(line) for line in (resumed / "epochs.jsonl").open()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_chunks_and_steps_of_looking_change_nothing(finished, nights, tmp_path):
+    """With chunks of two frames, each computed again in the backward pass, the run is the same."""
+    run(nights, tmp_path, "--epoch", 3, *LDS_FDS, "--chunk", 2, "--print_freq", 1)
+    ours, theirs = (
+        pd.read_csv(folder / "predictions.csv") for folder in (only_run(tmp_path), finished)
+    )
+    np.testing.assert_allclose(ours["prediction"], theirs["prediction"], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "method"),
+    [("--reweight sqrt_inv --rnn lstm", "SQINV"), ("--reweight inverse --lds", "INV+LDS"),
+     ("--reweight inverse --fds --fds_stats online", "INV+FDS"),
+     ("--reweight inverse --lds --fds --fds_variant paper", "INV+LDS+FDS (paper)"),
+     ("--loss focal_l1 --seed 3", "FOCAL-R"), ("--loss mse --weight_decay 0.01", "VANILLA")],
+)  # fmt: skip
+def test_the_methods_run(nights, tmp_path, more, method):
+    metrics = run(nights, tmp_path, "--epoch", 2, *more.split())
+    assert np.isfinite(metrics["overall"]["mae"])
+    assert json.loads((only_run(tmp_path) / "results.json").read_text())["method"] == method
+
+
+@pytest.mark.slow
+def test_retraining_the_regressor_leaves_the_rest(finished, nights, tmp_path):
+    pretrained = finished / "ckpt.best.pth.tar"
+    run(nights, tmp_path, "--epoch", 1, "--reweight", "inverse", "--retrain_fc", "--fds",
+        "--pretrained", pretrained)  # fmt: skip
+    before = load_state(pretrained)["state_dict"]
+    after = load_state(only_run(tmp_path) / "ckpt.pth.tar")["state_dict"]
+    for name, value in after.items():
+        if name.startswith("linear."):
+            assert not torch.equal(value, before[name]), name
+        elif not name.startswith("FDS."):
+            assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.slow
+def test_an_existing_run_is_kept_and_a_checkpoint_evaluated(finished, nights, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / finished.name)
+    with pytest.raises(ValueError, match=r"holds a run.*--resume.*--overwrite"):
+        run(nights, tmp_path, "--epoch", 3, *LDS_FDS)
+    results = json.loads((finished / "results.json").read_text())["metrics"]["test"]
+    # The network's sizes come from the checkpoint, so no flag of the model is needed.
+    best = finished / "ckpt.best.pth.tar"
+    given = ["--data_dir", nights, "--device", "cpu", "--evaluate", "--eval_model", best]
+    metrics = train.main(list(map(str, given)))
+    assert metrics["overall"]["mae"] == pytest.approx(results["overall"]["mae"], rel=1e-5)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run(nights, tmp_path, "--evaluate", "--eval_model", tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_a_loss_that_explodes_keeps_the_last_checkpoint(nights, tmp_path, monkeypatch):
+    run(nights, tmp_path, "--epoch", 1)
+    criterion = train.build_loss
+
+    def poisoned(args):
+        return lambda *given: criterion(args)(*given) * float("nan")
+
+    monkeypatch.setattr(train, "build_loss", poisoned)
+    with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step 0.*checkpoint stays"):
+        run(nights, tmp_path, "--epoch", 2, "--resume")
+    assert load_state(only_run(tmp_path) / "ckpt.pth.tar")["epoch"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(finished, nights, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = flags(nights, tmp_path, "--epoch", 3, *LDS_FDS)
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"}  # what torchrun sets
+    processes = [start(arguments, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    for process in processes:
+        process.join(300)
+        process.kill()
+        assert process.exitcode == 0
+    one, two = (load_state(f / "ckpt.pth.tar") for f in (finished, only_run(tmp_path)))
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    ours, theirs = (pd.read_csv(f / "predictions.csv") for f in (only_run(tmp_path), finished))
+    assert ours["path"].tolist() == theirs["path"].tolist()
+    np.testing.assert_allclose(ours["prediction"], theirs["prediction"], rtol=1e-3)
+
+
+# ---- simulated nights -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """160 simulated nights of two minutes, from EDF files."""
+    pytest.importorskip("pyedflib")
+    folder = tmp_path_factory.mktemp("simulated")
+    demo = f"--out {folder} --nights 160 --minutes 2 --workers 1 --seed 0"
+    load("shhs-dir", "demo_data").main(demo.split())
+    made = f"--data_dir {folder} --min_minutes 1 --workers 1"
+    load("shhs-dir", "prepare").main(made.split())
+    shutil.rmtree(folder / "shhs")
+    return folder
+
+
+@pytest.mark.slow
+def test_training_beats_the_median_by_far(simulated, tmp_path):
+    """Heart rate, apnoeas and depth of sleep tell the score of nights never seen."""
+    sizes = "--width 8 --d_signal 16 --d_hid 16 --batch_size 4 --lr 2e-3".split()
+    run(simulated, tmp_path, *sizes, "--epoch", 8, "--schedule", 6)
+    predictions = pd.read_csv(only_run(tmp_path) / "predictions.csv")
+    meta = pd.read_csv(simulated / "shhs.csv")
+    median = meta.loc[meta["split"] == "train", "score"].median()
+    error = (predictions["prediction"] - predictions["label"]).abs().mean()
+    assert error < 0.65 * (predictions["label"] - median).abs().mean()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_cuda_run(nights, tmp_path, precision):
+    arguments = flags(nights, tmp_path, "--epoch", 2, *LDS_FDS, "--precision", precision)
+    arguments[arguments.index("cpu")] = "cuda"
+    metrics = train.main([*arguments, "--chunk", "2"])
+    assert np.isfinite(metrics["overall"]["mae"])
