@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo tutorial test lint bench lock clean
 
 $(INSTALLED): requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11")'
@@ -22,6 +22,12 @@ demo: $(INSTALLED)
 	cd agedb-dir && $(DEMO) --reweight sqrt_inv --lds --lds_ks 5 --lds_sigma 2 --fds --fds_ks 5 --fds_sigma 2
 	cd agedb-dir && $(BIN)/python report.py ../demo/runs/* --out ../demo/figures --table ../demo/results.md
 	@echo "The table is demo/results.md, the figures are in demo/figures/."
+
+# The notebook is made from tutorial.py and run: ten seeds, unless TUTORIAL_SEEDS says otherwise.
+# Its numbers go into the root README and its picture.
+tutorial: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebook.py --execute
+	$(BIN)/python teaser/make.py
 
 # One thread for each of the two workers: more would only take turns on two cores.
 test: $(INSTALLED) lint
