@@ -273,10 +273,10 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
         # Looking at the loss waits for the device, so it is done every few steps.
         if len(unchecked) == args.print_freq or step == len(loader) - 1:
             values = torch.stack(unchecked).tolist()
-            for back, value in enumerate(reversed(values)):
+            for number, value in enumerate(values, start=step - len(values) + 1):
                 if not abs(value) <= EXPLODED:
                     raise FloatingPointError(
-                        f"the loss is {value} at epoch {epoch}, step {step - back}: the last good "
+                        f"the loss is {value} at epoch {epoch}, step {number}: the last good "
                         "checkpoint stays; try a smaller --lr, or --precision fp32"
                     )
             total += sum(values)

@@ -302,10 +302,10 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, first, las
         unchecked.append(loss.detach() * batch.share)
         if len(unchecked) == LOSS_CHECK or step == last - 1:
             values = torch.stack(unchecked).tolist()
-            for back, value in enumerate(reversed(values)):
+            for number, value in enumerate(values, start=step - len(values) + 1):
                 if not abs(value) <= EXPLODED:
                     raise FloatingPointError(
-                        f"the loss is {value} at step {step - back} of epoch {epoch}: the last "
+                        f"the loss is {value} at step {number} of epoch {epoch}: the last "
                         "good checkpoint stays; try a smaller --lr, or --precision fp32"
                     )
             total += sum(values)
