@@ -226,13 +226,15 @@ try:
 except ImportError:
     ipywidgets = None
 if ipywidgets and "ipykernel" in sys.modules:
+    from IPython.display import display
+
     slider = ipywidgets.interactive(
         show_density,
         kernel=["gaussian", "triang", "laplace"],
         ks=ipywidgets.IntSlider(5, min=1, max=31, step=2, description="ks"),
         sigma=ipywidgets.FloatSlider(2, min=0.5, max=10, step=0.5, description="sigma"),
     )
-    display(slider)  # noqa: F821 - Jupyter's own
+    display(slider)
 else:
     print("No Jupyter or no ipywidgets here: the figure above shows six choices.")
 
