@@ -31,8 +31,8 @@ SPLITS = ("train", "val", "test")
 def label_to_bucket(labels):
     """Return the bucket min(int(age), 120) of each age, as long, same shape and kind as given."""
     if isinstance(labels, torch.Tensor):
-        return labels.long().clamp(max=AGE_BUCKETS - 1)
-    return np.minimum(np.asarray(labels).astype(np.int64), AGE_BUCKETS - 1)
+        return labels.clamp(max=AGE_BUCKETS - 1).long()
+    return np.minimum(labels, AGE_BUCKETS - 1).astype(np.int64)
 
 
 def label_density(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
@@ -50,7 +50,10 @@ def label_density(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, 
     Raises:
         ValueError: for an unknown `reweight`, or LDS without re-weighting.
     """
-    counts = np.bincount(label_to_bucket(np.asarray(labels)).reshape(-1), minlength=AGE_BUCKETS)
+    labels = np.asarray(labels).reshape(-1)
+    if not (np.isfinite(labels) & (labels >= 0)).all():
+        raise ValueError("ages must be finite and 0 or more: remove the others first")
+    counts = np.bincount(label_to_bucket(labels), minlength=AGE_BUCKETS)
     if reweight not in ("none", "sqrt_inv", "inverse"):
         raise ValueError(f"reweight must be none, sqrt_inv or inverse; got {reweight!r}")
     if lds and reweight == "none":
@@ -115,6 +118,8 @@ def read_meta(data_dir, dataset):
         meta = pd.read_csv(file, dtype=str, skip_blank_lines=False, na_filter=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no UTF-8 csv with age,path,split: {error}") from error
+    if not isinstance(meta.index, pd.RangeIndex):
+        raise ValueError(f"{file}: its rows have more fields than its header {list(meta.columns)}")
     missing = [column for column in ("age", "path", "split") if column not in meta.columns]
     if missing:
         found = ", ".join(map(repr, meta.columns))

@@ -44,6 +44,8 @@ def shot_metrics(preds, labels, train_labels=None):
     labels = np.asarray(labels, dtype=np.float64).reshape(-1)
     if len(preds) != len(labels):
         raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite: remove those that are NaN or infinite first")
     parts = {"overall": np.ones(len(labels), dtype=bool)}
     if train_labels is not None:
         shots = shot_of(labels, np.asarray(train_labels, dtype=np.float64).reshape(-1))

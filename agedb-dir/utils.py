@@ -44,8 +44,8 @@ def get_lds_kernel_window(kernel, ks, sigma):
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     if int(ks) != ks or ks < 1 or ks % 2 == 0:
         raise ValueError(f"ks must be odd and >= 1 (say {max(int(ks) // 2 * 2 + 1, 1)}), got {ks}")
-    if not sigma > 0:
-        raise ValueError(f"sigma must be > 0, got {sigma}")
+    if not 1e-6 < sigma < float("inf"):
+        raise ValueError(f"sigma must be > 0 (1e-6 at least) and finite, got {sigma}")
     ks, half = int(ks), int(ks) // 2
     if kernel == "triang":
         return triang(ks)

@@ -25,7 +25,7 @@ CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow buc
 
 def whole_number(labels):
     """Return the whole part of each label as long: the bucket where none is said."""
-    return torch.floor(labels).long()
+    return torch.floor(labels).clamp(-(2**31), 2**31).long()
 
 
 def uniform_buckets(low, high, bins):
@@ -46,7 +46,7 @@ def uniform_buckets(low, high, bins):
 
     def label_to_bucket(labels):
         position = (torch.as_tensor(labels).double() - low) * (bins / (high - low))
-        return position.floor().long().clamp(0, bins - 1)
+        return position.floor().clamp(0, bins - 1).long()
 
     return label_to_bucket
 
@@ -152,6 +152,7 @@ class FDS(nn.Module):
         """
         if epoch < self.start_smooth:
             return features
+        features = torch.as_tensor(features)
         bucket = self._buckets_of(features, labels)
         table = self._calibration.to(torch.promote_types(features.dtype, torch.float32))
         scale, shift = nn.functional.embedding(bucket, table).chunk(2, dim=-1)
@@ -166,8 +167,8 @@ class FDS(nn.Module):
         Args:
             features, labels: as for `smooth`; each process passes its own samples.
         """
-        bucket = self._buckets_of(features, labels).flatten()
-        rows = features.detach()
+        rows = torch.as_tensor(features).detach()
+        bucket = self._buckets_of(rows, labels).flatten()
         if rows.ndim == 4:
             rows = rows.permute(0, 2, 3, 1).reshape(-1, self.feature_dim)
         piece = max(1, min(CHUNK_ROWS, CHUNK_NUMEL // self.feature_dim))
@@ -245,7 +246,7 @@ class FDS(nn.Module):
                 f"got {tuple(features.shape)}"
             )
         labels = torch.as_tensor(labels)
-        if labels.numel() != shape.numel() or labels.shape[0] != shape[0]:
+        if labels.shape not in (shape, (*shape[:1], 1, *shape[1:])):
             raise ValueError(
                 f"one label for each feature vector: labels {tuple(labels.shape)} do not go with "
                 f"features {tuple(features.shape)}"

@@ -27,7 +27,7 @@ def _weighted_mean(loss, weights):
 def _error(inputs, targets):
     """Signed error, with targets of [N] and [N, 1] alike taken in the shape of the inputs."""
     targets = torch.as_tensor(targets, device=inputs.device)
-    if inputs.numel() != targets.numel() or len(inputs) != len(targets):
+    if [n for n in inputs.shape if n > 1] != [n for n in targets.shape if n > 1]:
         raise ValueError(
             f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must match"
         )

@@ -121,6 +121,11 @@ def find_checkpoint(folder, resume, overwrite, last):
             "--resume goes on with it, --overwrite replaces it, --store_name NAME keeps both"
         )
     if resume not in ("", "auto"):
+        if held and Path(resume).resolve().parent != folder.resolve():
+            raise ValueError(
+                f"{folder} holds a run, and {resume} is another's: --resume without a path goes on "
+                "with the former, --store_name NAME goes on with the latter in a folder of its own"
+            )
         return Path(resume)
     if resume and not (folder / last).is_file():
         near = sorted(path.parent.name for path in folder.parent.glob(f"*/{last}"))
@@ -158,7 +163,11 @@ def restore(path, accelerator, model, optimizer, args, best):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
-    load_state(model, weights_of(checkpoint, path), path)
+    untouched = load_state(model, weights_of(checkpoint, path), path)
+    if "FDS.epoch" in untouched:  # its epochs are counted from the first that it sees
+        model.FDS.start_update = int(checkpoint["epoch"])
+        model.FDS.epoch.fill_(model.FDS.start_update)
+        logging.warning("%s has no statistics of FDS: they start now", path)
     restore_training(path, checkpoint, accelerator, optimizer, args)
     kept = ("epoch", "best_loss", "best_epoch", "wall_seconds")
     progress = {key: checkpoint[key] for key in kept if key in checkpoint}
@@ -215,8 +224,16 @@ def keep_epochs(folder, epochs):
     file = folder / "epochs.jsonl"
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] < epochs]
+        kept = [line for line in lines if epoch_of(line) < epochs]
         write_atomically(file, "".join(kept).encode())
+
+
+def epoch_of(line):
+    """Return the epoch of a line of `epochs.jsonl`, infinity if it was cut off or is damaged."""
+    try:
+        return json.loads(line)["epoch"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def write_epoch(accelerator, folder, row):

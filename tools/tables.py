@@ -35,7 +35,8 @@ def table_of(folder):
         return "No run yet.\n"
     markdown, _ = report.make_table(sorted(runs, key=order_of))
     commits = ", ".join(sorted({run["commit"] for run in runs}))
-    return f"\n{markdown}\nCommit {commits}; commands and all metrics are in `{folder.name}/`.\n\n"
+    place = "/".join(folder.parts[-3:])
+    return f"\n{markdown}\nCommit {commits}; commands and all metrics are in `{place}/`.\n\n"
 
 
 def renew(text, root=ROOT):
