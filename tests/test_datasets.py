@@ -451,3 +451,17 @@ def test_weights_are_finite_for_any_ages(reweight, lds):
     assert (weights > 0).all()
     with pytest.raises(ValueError, match="--reweight"):
         datasets.sample_weights(labels, "none", lds=True)
+
+
+def test_rows_longer_than_the_header_are_refused(faces):
+    lines = (faces / "agedb.csv").read_text().splitlines()
+    long = [lines[0], *(f"{line},9" for line in lines[1:])]
+    (faces / "own.csv").write_text("\n".join(long) + "\n")
+    with pytest.raises(ValueError, match="more fields than its header"):
+        datasets.read_meta(faces, "own")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -3.0])
+def test_weights_of_impossible_ages_are_refused(wrong):
+    with pytest.raises(ValueError, match="finite and 0 or more"):
+        datasets.sample_weights([wrong, 2, 2], "sqrt_inv")

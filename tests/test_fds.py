@@ -502,3 +502,29 @@ def test_cuda_equals_cpu():
             module.update_last_epoch_stats(epoch)
             module.update_running_stats(x.to(device), labels.to(device), epoch)
         torch.testing.assert_close(cuda.out.cpu(), cpu.out, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_beyond_every_bucket_go_to_the_end_buckets():
+    far = torch.tensor([-1e30, 1e30])
+    assert fds.uniform_buckets(0, 1, 10)(far).tolist() == [0, 9]
+    module = fds.FDS(3, 12, 2)
+    assert module.label_to_bucket(far).tolist() == [0, 9]
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 3), (2, 4, 3), (2, 12), (2, 3, 4, 1), (24,)])
+def test_dense_labels_in_another_layout_are_refused(shape):
+    """They hold as many numbers, but would go with other pixels."""
+    module = fds.FDS(8, 12, 2)
+    with pytest.raises(ValueError, match="one label for each"):
+        module.smooth(torch.randn(2, 8, 3, 4), torch.full(shape, 3.0), 1)
+
+
+def test_arrays_of_numpy_are_taken():
+    module, twin = fds.FDS(3, 12, 2), fds.FDS(3, 12, 2)
+    x, labels = torch.randn(20, 3), torch.arange(20) % 10 + 2.0
+    for epoch in range(3):
+        got = module.smooth(x.numpy(), labels.numpy(), epoch)
+        torch.testing.assert_close(torch.as_tensor(got), twin.smooth(x, labels, epoch))
+        for each, features in ((module, x.numpy()), (twin, x)):
+            each.update_last_epoch_stats(epoch)
+            each.update_running_stats(features, labels, epoch)

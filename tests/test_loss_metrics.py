@@ -99,3 +99,14 @@ def test_a_shot_without_samples_is_nan():
     assert result["few"]["mae"] == 1.0
     with pytest.raises(ValueError, match="2 predictions"):
         metrics.shot_metrics([1, 2], [1])
+
+
+def test_losses_refuse_pixels_in_another_layout():
+    with pytest.raises(ValueError, match="must match"):
+        loss.weighted_mse_loss(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 4, 3))
+    assert loss.weighted_mse_loss(torch.zeros(2, 1, 3, 4), torch.ones(2, 3, 4)).item() == 1
+
+
+def test_metrics_refuse_labels_that_are_not_finite():
+    with pytest.raises(ValueError, match="finite"):
+        metrics.shot_metrics([1, 2], [1, float("nan")], [1, 2])

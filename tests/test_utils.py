@@ -237,3 +237,43 @@ def test_method_names(flags, name):
     plain = dict(reweight="none", lds=False, fds=False, loss="l1", retrain_fc=False)
     args = SimpleNamespace(**{**plain, "fds_variant": "official", **flags})
     assert run_folder.method_name(args, "official") == name
+
+
+@pytest.mark.parametrize("sigma", [float("inf"), float("nan"), 1e-320, 0])
+@pytest.mark.parametrize("kernel", ["gaussian", "laplace"])
+def test_a_width_that_gives_no_window_is_refused(kernel, sigma):
+    with pytest.raises(ValueError, match="sigma"):
+        utils.get_lds_kernel_window(kernel, 5, sigma)
+
+
+def test_a_run_is_not_mixed_with_another(tmp_path):
+    """--resume with a path from elsewhere does not write into a folder that holds a run."""
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ckpt.pth.tar").write_bytes(b"x")
+    own, last = tmp_path / "own", "ckpt.pth.tar"
+    with pytest.raises(ValueError, match="--store_name"):
+        run_folder.find_checkpoint(own, str(tmp_path / "other" / last), False, last)
+    assert run_folder.find_checkpoint(own, str(own / last), False, last) == own / last
+    fresh = tmp_path / "fresh"
+    assert run_folder.find_checkpoint(fresh, str(own / last), False, last) == own / last
+
+
+def test_fds_starts_where_a_run_without_it_is_gone_on_from(tmp_path, caplog):
+    class Model(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.linear, self.FDS = torch.nn.Linear(3, 1), module
+
+    path = tmp_path / "ckpt.pth.tar"
+    torch.save({"epoch": 5, "best_loss": 1.0, "state_dict": Model(None).state_dict()}, path)
+    model = Model(fds.FDS(3, 12, 2))
+    args, accelerator = SimpleNamespace(), SimpleNamespace(scaler=None, is_main_process=True)
+    run_folder.restore(path, accelerator, model, None, args, tmp_path / "run/best.pth.tar")
+    assert "no statistics of FDS" in caplog.text
+    x, labels = torch.randn(20, 3), torch.arange(20) % 10 + 2.0
+    for epoch in (5, 6, 7):
+        changed = not torch.equal(model.FDS.smooth(x, labels, epoch), x)
+        assert changed == (epoch == 7)  # one update to gather, one to take over, as from epoch 0
+        model.FDS.update_last_epoch_stats(epoch)
+        model.FDS.update_running_stats(x + epoch, labels, epoch)
