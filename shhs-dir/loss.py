@@ -27,7 +27,8 @@ def _weighted_mean(loss, weights):
 def _error(inputs, targets):
     """Signed error, with targets of [N] and [N, 1] alike taken in the shape of the inputs."""
     targets = torch.as_tensor(targets, device=inputs.device)
-    if [n for n in inputs.shape if n > 1] != [n for n in targets.shape if n > 1]:
+    shapes = [[n for n in x.shape if n > 1] for x in (inputs, targets)]
+    if shapes[0] != shapes[1] or len(inputs) != len(targets):
         raise ValueError(
             f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must match"
         )

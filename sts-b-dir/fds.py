@@ -25,7 +25,7 @@ CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow buc
 
 def whole_number(labels):
     """Return the whole part of each label as long: the bucket where none is said."""
-    return torch.floor(labels).clamp(-(2**31), 2**31).long()
+    return torch.floor(labels.double()).clamp(-(2**31), 2**31).long()
 
 
 def uniform_buckets(low, high, bins):

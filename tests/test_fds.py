@@ -509,6 +509,8 @@ def test_labels_beyond_every_bucket_go_to_the_end_buckets():
     assert fds.uniform_buckets(0, 1, 10)(far).tolist() == [0, 9]
     module = fds.FDS(3, 12, 2)
     assert module.label_to_bucket(far).tolist() == [0, 9]
+    for kind in (torch.uint8, torch.int32, torch.int64, torch.float16):
+        assert module.label_to_bucket(torch.tensor([3, 90], dtype=kind)).tolist() == [1, 9]
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 3), (2, 4, 3), (2, 12), (2, 3, 4, 1), (24,)])

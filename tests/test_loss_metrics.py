@@ -104,6 +104,8 @@ def test_a_shot_without_samples_is_nan():
 def test_losses_refuse_pixels_in_another_layout():
     with pytest.raises(ValueError, match="must match"):
         loss.weighted_mse_loss(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 4, 3))
+    with pytest.raises(ValueError, match="must match"):
+        loss.weighted_mse_loss(torch.zeros(3, 1), torch.zeros(1, 3))
     assert loss.weighted_mse_loss(torch.zeros(2, 1, 3, 4), torch.ones(2, 3, 4)).item() == 1
 
 
