@@ -164,10 +164,8 @@ def restore(path, accelerator, model, optimizer, args, best):
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
     untouched = load_state(model, weights_of(checkpoint, path), path)
-    if "FDS.epoch" in untouched:  # its epochs are counted from the first that it sees
-        model.FDS.start_update = int(checkpoint["epoch"])
-        model.FDS.epoch.fill_(model.FDS.start_update)
-        logging.warning("%s has no statistics of FDS: they start now", path)
+    if "FDS.epoch" in untouched:
+        start_statistics(model.FDS, int(checkpoint["epoch"]), path)
     restore_training(path, checkpoint, accelerator, optimizer, args)
     kept = ("epoch", "best_loss", "best_epoch", "wall_seconds")
     progress = {key: checkpoint[key] for key in kept if key in checkpoint}
@@ -180,6 +178,19 @@ def restore(path, accelerator, model, optimizer, args, best):
             write_atomically(best, beside.read_bytes())
     logging.info("Going on from %s at epoch %d", path, progress["epoch"])
     return progress
+
+
+def start_statistics(module, epoch, path):
+    """Let FDS begin in a run that went without it so far.
+
+    Args:
+        module: the run's `fds.FDS`; it counts epochs from the first that it sees.
+        epoch: the next one to be trained.
+        path: the checkpoint without statistics, for the message.
+    """
+    module.start_update = max(module.start_update, epoch)
+    module.epoch.fill_(module.start_update)
+    logging.warning("%s has no statistics of FDS: they start in this run", path)
 
 
 def restore_training(path, checkpoint, accelerator, optimizer, args):

@@ -7,7 +7,7 @@ numpy scalars in `error` and `metric`.
 import logging
 from pathlib import Path
 
-from run_folder import restore_training
+from run_folder import restore_training, start_statistics
 from utils import load_checkpoint, load_state, weights_of, write_atomically
 
 FDS = "R.FDS."  # where the statistics lie in the network
@@ -16,17 +16,14 @@ FDS = "R.FDS."  # where the statistics lie in the network
 def load_weights(model, state_dict, path, skip=()):
     """Load weights into a model, with or without `module.` and with or without FDS's buffers.
 
-    Args: as of `utils.load_state`. Statistics that the file lacks, or that the model has no FDS
-    for, are left.
-
-    Raises:
-        ValueError: naming what differs, if the weights are another model's.
+    Args, Returns and Raises are those of `utils.load_state`. Statistics that the file lacks, or
+    that the model has no FDS for, are left.
     """
     given = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if model.FDS is None:
         given = {name: value for name, value in given.items() if not name.startswith(FDS)}
     lacking = () if any(name.startswith(FDS) for name in given) else (FDS,)
-    load_state(model, given, path, skip=(*lacking, *skip))
+    return load_state(model, given, path, skip=(*lacking, *skip))
 
 
 def make_state(model, optimizer, accelerator, progress, row, args):
@@ -67,7 +64,9 @@ def restore(path, accelerator, model, optimizer, args, best):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
-    load_weights(model, weights_of(checkpoint, path), path)
+    untouched = load_weights(model, weights_of(checkpoint, path), path)
+    if FDS + "epoch" in untouched:
+        start_statistics(model.FDS, int(checkpoint["epoch"]) + 1, path)
     restore_training(path, checkpoint, accelerator, optimizer, args)
     # The official error is the test set's, and of an epoch whose weights are not in the file.
     ours = checkpoint.get("format") == "nyud2-dir"

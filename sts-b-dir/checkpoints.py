@@ -10,7 +10,7 @@ import logging
 from os import replace
 from pathlib import Path
 
-from run_folder import restore_training
+from run_folder import restore_training, start_statistics
 from utils import load_checkpoint, load_state, save_checkpoint, weights_of
 
 MODEL, TRAINING, BEST = "model_state.th", "training_state.th", "model_state_best.th"
@@ -72,7 +72,7 @@ def load(path):
     raise ValueError(f"{folder / MODEL} is not the one of {TRAINING}: --overwrite starts anew")
 
 
-def restore(path, accelerator, model, optimizer, args, best):
+def restore(path, accelerator, model, optimizer, args, best, per_epoch):
     """Load a checkpoint to go on from it.
 
     Args:
@@ -80,6 +80,7 @@ def restore(path, accelerator, model, optimizer, args, best):
         accelerator, model, optimizer, args: of the run.
         best: path in the run folder for the best weights. If the run comes from elsewhere, the
             best beside `path` are copied there, or the last if there are none.
+        per_epoch: batches of an epoch.
 
     Returns:
         Dictionary of step, history (validation losses), best_loss, best_step, wall_seconds.
@@ -88,7 +89,9 @@ def restore(path, accelerator, model, optimizer, args, best):
         FileNotFoundError, ValueError: as `load`, and if it is another model's or optimizer's.
     """
     weights, training = load(path)
-    load_state(model, weights, path)
+    untouched = load_state(model, weights, path)
+    if "FDS.epoch" in untouched:
+        start_statistics(model.FDS, training["step"] // per_epoch, path)
     restore_training(path, training, accelerator, optimizer, args)
     if model.FDS is not None and training.get("moments"):
         parts, processes = training["moments"], accelerator.num_processes

@@ -411,8 +411,9 @@ def main(argv=None):
     progress["wall_seconds"] = 0.0
     if checkpoint:
         progress |= checkpoints.restore(
-            checkpoint, accelerator, model, optimizer, args, folder / checkpoints.BEST
-        )
+            checkpoint, accelerator, model, optimizer, args, folder / checkpoints.BEST,
+            len(loaders["train"]),
+        )  # fmt: skip
     if is_main and corpus.words:
         words = "".join(f"{word}\n" for word in corpus.words)
         utils.write_atomically(folder / text.VOCABULARY, words.encode())

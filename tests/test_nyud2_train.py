@@ -253,6 +253,16 @@ def test_going_on_from_an_official_checkpoint(finished, rooms, tmp_path):
     assert json.loads((folder / "results.json").read_text())["best_epoch"] == 3
 
 
+def test_fds_starts_where_a_run_without_it_is_gone_on_from(rooms, tmp_path):
+    run(*flags(rooms, tmp_path / "without", "--epochs", 1))
+    checkpoint = only_run(tmp_path / "without") / "checkpoint.pth.tar"
+    done = run(*flags(rooms, tmp_path / "with", "--epochs", 4, "--fds", "--resume", checkpoint))
+    assert "no statistics of FDS: they start" in done.stdout
+    state = load_state(only_run(tmp_path / "with") / "checkpoint.pth.tar")["state_dict"]
+    assert state["R.FDS.num_samples_tracked"].sum() > 0
+    assert state["R.FDS.running_mean_last_epoch"].any()  # so they calibrate the next epoch
+
+
 def test_choosing_by_the_test_set_as_the_released_code(rooms, tmp_path):
     run_tiny(*flags(rooms, tmp_path, "--epochs", 2, "--select", "test"))
     results = json.loads((only_run(tmp_path) / "results.json").read_text())

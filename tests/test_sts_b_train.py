@@ -192,6 +192,18 @@ def test_more_validations_go_on_with_a_finished_run(finished, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_fds_starts_where_a_run_without_it_is_gone_on_from(data, tmp_path):
+    run_here(*flags(data, tmp_path / "without", "--max_vals", 3))
+    checkpoint = only_run(tmp_path / "without") / "model_state.th"
+    run_here(*flags(data, tmp_path / "with", "--max_vals", 8, "--fds", "--resume", checkpoint))
+    folder = only_run(tmp_path / "with")
+    assert "no statistics of FDS: they start" in (folder / "training.log").read_text()
+    state = load_state(folder / "model_state.th")
+    assert state["FDS.num_samples_tracked"].sum() > 0
+    assert state["FDS.running_mean_last_epoch"].any()  # so they calibrate the next epoch
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--fds_stats", "online", "--fds_variant", "paper")])
 def test_two_processes_equal_one(data, tmp_path, more):
     folders = {}
