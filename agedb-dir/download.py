@@ -4,6 +4,7 @@ AgeDB's authors give its archive and password for research: nothing here can fet
 
     python download.py                                    # says how to get both
     python download.py --split_file                       # data/agedb.csv, 0.7 MB
+    python download.py --checkpoint lds_fds               # a released network: lds, fds or lds_fds
     python download.py --zip AgeDB.zip --password_file password.txt   # data/AgeDB/*.jpg
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from prepare import NAME, missing_paths, read_meta
+from released import fetch_official, sha256_of
 from utils import write_atomically
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
@@ -28,6 +30,12 @@ SPLIT_FILE = "agedb-dir/data/agedb.csv"  # its path in the official release
 SPLIT_SHA256 = "ab9f8d4c7099a9d74ec5094c42b6fe9f1927a166a48d2ab800a88b2fd6081252"
 IMAGES = 16_488  # rows of the official split file
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # AES encryption has a method of its own
+# Released networks: Drive id, and MAE of the test set, all / many / medium / few.
+OFFICIAL = {
+    "lds": ("1CPDlcRCQ1EC4E3x9w955cmILSaVOlkyz", "mae", (7.67, 6.98, 8.86, 10.89)),
+    "fds": ("1JmRS4V8zmmS9eschsBSmSeQjFWefYlib", "mae", (7.69, 7.11, 8.86, 9.98)),
+    "lds_fds": ("1N0nMdu-wuWoAOS1x_m-pnzHcAp61ajY9", "mae", (7.47, 6.91, 8.26, 10.55)),
+}
 
 INSTRUCTIONS = """AgeDB-DIR needs two things:
 1. The faces. AgeDB is given for research, with a password: ask its authors for it as
@@ -38,12 +46,6 @@ INSTRUCTIONS = """AgeDB-DIR needs two things:
        python download.py --split_file
 Then `python prepare.py --check` verifies both. To try the code without the faces,
 `python demo_data.py` writes a small generated data set in the same format."""
-
-
-def sha256_of(path):
-    """Return the sha256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_split_file(data_dir, base_url=BASE_URL, overwrite=False):
@@ -191,6 +193,7 @@ def parse_args(argv=None):
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--split_file", action="store_true", help="fetch the official agedb.csv")
     parser.add_argument("--base_url", default=BASE_URL, help="of the split file, for a mirror")
+    parser.add_argument("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")
     parser.add_argument("--zip", type=Path, help="AgeDB.zip, to be unpacked")
     secret = parser.add_mutually_exclusive_group()
     secret.add_argument("--password", help="of AgeDB.zip; stays in the shell's history")
@@ -203,6 +206,9 @@ def parse_args(argv=None):
 def main(argv=None):
     """Say how to get the data, fetch the split file, unpack the faces."""
     args = parse_args(argv)
+    if args.checkpoint:
+        path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
+        return fetch_official(*OFFICIAL[args.checkpoint], path)
     password = args.password or os.environ.get("AGEDB_PASSWORD", "")
     if args.password_file:
         password = args.password_file.read_text(encoding="utf-8").partition("\n")[0]

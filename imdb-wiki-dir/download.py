@@ -3,12 +3,12 @@
     python download.py                # says what there is
     python download.py --images       # data/imdb_crop, data/wiki_crop: about 8 GB to fetch
     python download.py --split_file   # data/imdb_wiki.csv
+    python download.py --checkpoint lds_fds    # a released network: lds, fds or lds_fds
 
 What breaks off goes on where it stopped, at once or when the command is given again.
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import tarfile
@@ -20,6 +20,7 @@ from fetch import fetch
 from matlab_meta import SOURCES
 from meta_file import read_meta, report_counts
 from prepare import EXPECTED
+from released import fetch_official, sha256_of
 from utils import write_atomically
 
 BASE_URL = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static"
@@ -29,6 +30,12 @@ IMAGES = {"imdb": 460_723, "wiki": 62_328}  # as the data set's page counts them
 # Bytes on the disk for a byte of archive: small files fill up their last block of 4 KiB.
 UNPACKED = 1.25
 BLOCK = 512  # bytes; an archive ends with at least one block of zeros
+# Released networks: Drive id, and MAE of the test set, all / many / medium / few.
+OFFICIAL = {
+    "lds": ("1HnGw1gs6UAlvbol4EulHX_Kqx_pwJZ70", "mae", (7.87, 7.31, 12.45, 22.60)),
+    "fds": ("1H7_dDMn83-paFrcrEmOiDLZmoham4js9", "mae", (7.66, 7.06, 12.60, 22.37)),
+    "lds_fds": ("1C_YxpTW-rhCRIF4wnFShojp5ydAjFmHo", "mae", (7.68, 7.07, 12.79, 21.85)),
+}
 
 INSTRUCTIONS = """IMDB-WIKI-DIR needs two things:
 1. The faces, for research: two archives, about 8 GB, and as much again unpacked:
@@ -39,12 +46,6 @@ INSTRUCTIONS = """IMDB-WIKI-DIR needs two things:
    or the official one: python download.py --split_file
 Then `python prepare.py --check` verifies both. To try the code without the faces,
 `python demo_data.py` writes a small generated data set in the same format."""
-
-
-def sha256_of(path):
-    """Return the sha256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_digest(path, record):
@@ -194,6 +195,7 @@ def parse_args(argv=None):
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--images", action="store_true", help="fetch and unpack the archives")
     parser.add_argument("--split_file", action="store_true", help="fetch the official csv")
+    parser.add_argument("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")
     parser.add_argument("--base_url", default=BASE_URL, help="of the archives, for a mirror")
     parser.add_argument("--split_url", default=SPLIT_URL, help="of the split file, for a mirror")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -203,6 +205,9 @@ def parse_args(argv=None):
 def main(argv=None):
     """Say how to get the data, fetch and unpack the images, fetch the split file."""
     args = parse_args(argv)
+    if args.checkpoint:
+        path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
+        return fetch_official(*OFFICIAL[args.checkpoint], path)
     if args.images:
         fetch_images(args.data_dir, args.base_url, args.overwrite)
     if args.split_file:

@@ -26,6 +26,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import loss as losses
+import released
 import report
 import run_folder
 import utils
@@ -62,6 +63,7 @@ RUN_FLAGS = (
     "seed img_size schedule momentum weight_decay bucket_num bucket_start fds_stats precision "
     "imagenet_weights"
 ).split()
+NETWORK_FLAGS = ("model", "img_size")  # taken from a checkpoint that is evaluated
 EXPLODED = 1e6  # a loss above this ends the run (released code)
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -368,8 +370,8 @@ def main(argv=None):
     train_labels = loaders["train"].labels.flatten().numpy()
     model = build_model(args, fresh=checkpoint is None and not args.pretrained)
     if args.pretrained:
-        state = utils.weights_of(utils.load_checkpoint(args.pretrained), args.pretrained)
-        utils.load_state(model, state, args.pretrained, skip=("linear.",))
+        state, path = released.find_weights(args.pretrained)
+        utils.load_state(model, state, path, skip=("linear.",))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(accelerator, folder, args.overwrite)
     utils.setup_logging(folder, main_process=is_main)
@@ -463,17 +465,15 @@ def write_densities(args, folder, train_labels, weights):
 
 def run_evaluation(args, accelerator, folder):
     """Evaluate a checkpoint on validation and test set and print both by shot."""
-    path = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
-    checkpoint = utils.load_checkpoint(path)
+    name = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
+    path = released.find(name)
+    checkpoint = released.load(path)
+    released.take_flags(args, checkpoint, path, NETWORK_FLAGS)
     model = build_model(args)
     utils.load_state(model, utils.weights_of(checkpoint, path), path)
-    config = checkpoint.get("config") or {}
-    for flag in ("img_size", "dataset"):
-        if config.get(flag, getattr(args, flag)) != getattr(args, flag):
-            logging.warning(
-                "%s was trained with --%s %s and is evaluated with %s", path, flag, config[flag],
-                getattr(args, flag),
-            )  # fmt: skip
+    before = (checkpoint.get("config") or {}).get("dataset", args.dataset)
+    if before != args.dataset:
+        logging.warning("%s was trained on %s, this is %s", path, before, args.dataset)
     model.to(accelerator.device)
     _, loaders = build_loaders(args, accelerator)
     train_labels = loaders["train"].labels.flatten().numpy()
@@ -481,6 +481,7 @@ def run_evaluation(args, accelerator, folder):
     for split in ("val", "test"):
         metrics[split], _ = evaluate(accelerator, model, loaders[split], train_labels)
         logging.info("%s, %s set:\n%s", path, split, run_folder.metrics_table(metrics[split]))
+    released.log_expected(path, metrics["test"])
     return metrics["test"]
 
 

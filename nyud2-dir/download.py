@@ -3,73 +3,31 @@
     python download.py                          # all of the data, about 4 GB, into ./data
     python download.py --archive nyud2.zip      # unpack an archive fetched by hand
     python download.py --split_files            # FDS subset and test mask only
-    python download.py --checkpoint both        # a released network: lds, fds or both
+    python download.py --checkpoint lds_fds     # a released network: lds, fds or lds_fds
 
 The archive lies on Google Drive; an interrupted download goes on. Without it, `python prepare.py
 --labeled_mat` takes the 1,449 labelled pairs of NYU Depth v2, which the data set's page gives.
 """
 
 import argparse
-import hashlib
 import http.client
 import urllib.request
 from pathlib import Path
 
 from depth_archive import unpack
 from pair_lists import MASK, SUBSET
+from released import compare_with_record, fetch_from_drive, fetch_official
 from utils import write_atomically
 
 ARCHIVE_ID = "1WoOZOBpOWfmwe7bknWS5PMUCLBPFKTOw"  # Google Drive, official release
-CHECKPOINT_IDS = {
-    "lds": "1RgQx-nreiJ-chH0887xCy7gxah-zrrEO",
-    "fds": "1FEKzBzMPaGubmv9iK4BP6LJng44Mhc7s",
-    "both": "1QlZJOPYSyRRFqa1Q-y7-JlTDABiQZJUF",
+# Released networks: Drive id, and RMSE of the test set, all / many / medium / few.
+OFFICIAL = {
+    "lds": ("1RgQx-nreiJ-chH0887xCy7gxah-zrrEO", "rmse", (1.387, 0.671, 0.913, 1.954)),
+    "fds": ("1FEKzBzMPaGubmv9iK4BP6LJng44Mhc7s", "rmse", (1.442, 0.615, 0.940, 2.059)),
+    "lds_fds": ("1QlZJOPYSyRRFqa1Q-y7-JlTDABiQZJUF", "rmse", (1.301, 0.731, 0.832, 1.799)),
 }
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD/nyud2-dir/data"
 SPLIT_FILES = (SUBSET, MASK)
-BY_HAND = "https://drive.google.com/uc?id={}"
-
-
-def sha256_of(path):
-    """Return the sha256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def compare_with_record(path):
-    """Record a file's sha256 beside it, or compare it with the record of an earlier download."""
-    record, digest = path.with_name(path.name + ".sha256"), sha256_of(path)
-    if record.exists() and record.read_text().split()[:1] != [digest]:
-        raise ValueError(
-            f"{path} ({digest}) is not the file of {record}: fetch it again, or delete that record "
-            "if the new file is right"
-        )
-    write_atomically(record, f"{digest}  {path.name}\n".encode())
-
-
-def fetch_from_drive(drive_id, path):
-    """Fetch a file from Google Drive by gdown, which goes on where an earlier try stopped.
-
-    Raises:
-        ValueError: if Drive gives none, saying how to fetch it by hand.
-    """
-    if path.exists():
-        return print(f"{path} is there: it is not fetched again")
-    import gdown  # only here: unpacking needs none of it
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        got = gdown.download(id=drive_id, output=str(path), resume=True)
-    except (OSError, RuntimeError, gdown.exceptions.FileURLRetrievalError) as error:
-        got, reason = None, error
-    else:
-        reason = "no file came"
-    if got is None or not path.is_file():
-        raise ValueError(
-            f"cannot fetch {path.name} from Google Drive ({reason}): give the command again, which "
-            f"goes on from what has arrived, or open {BY_HAND.format(drive_id)} in a browser and "
-            f"save it as {path}"
-        )
 
 
 def fetch_split_files(data_dir, base_url=BASE_URL, overwrite=False):
@@ -107,7 +65,7 @@ def parse_args(argv=None):
     add("--archive", type=Path, help="the official archive, fetched by hand")
     add("--split_files", action="store_true", help="fetch FDS subset and test mask only")
     add("--base_url", default=BASE_URL, help="of the split files, for a mirror")
-    add("--checkpoint", choices=CHECKPOINT_IDS, help="fetch a released checkpoint only")
+    add("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")
     add("--max_gb", type=float, default=40, help="largest size when unpacked")
     add("--overwrite", action="store_true", help="replace what is there")
     return parser.parse_args(argv)
@@ -118,9 +76,7 @@ def main(argv=None):
     args = parse_args(argv)
     if args.checkpoint:
         path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
-        fetch_from_drive(CHECKPOINT_IDS[args.checkpoint], path)
-        compare_with_record(path)
-        return print(f"next: python train.py --evaluate --eval_model {path}")
+        return fetch_official(*OFFICIAL[args.checkpoint], path)
     if not args.split_files:
         archive = args.archive or args.data_dir / "nyud2_archive"
         if not args.archive:

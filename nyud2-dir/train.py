@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import depth_figures
 import loss as losses
+import released
 import report
 import run_folder
 import utils
@@ -64,6 +65,7 @@ RUN_FLAGS = (
     "model downscale seed select counts lr_step bucket_num bucket_start fds_stats precision "
     "pretrained_encoder"
 ).split()
+NETWORK_FLAGS = ("model", "downscale")  # taken from a checkpoint that is evaluated
 EXPLODED = 1e6  # a loss above this ends the run (released code of the ages)
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -407,8 +409,8 @@ def main(argv=None):
     loaders, paths, counts = build_data(args, accelerator)
     model = build_model(args, fresh=checkpoint is None and not args.pretrained)
     if args.pretrained:
-        state = utils.weights_of(utils.load_checkpoint(args.pretrained), args.pretrained)
-        load_weights(model, state, args.pretrained, skip=("R.",) if args.retrain_fc else ())
+        state, path = released.find_weights(args.pretrained)
+        load_weights(model, state, path, skip=("R.",) if args.retrain_fc else ())
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(accelerator, folder, args.overwrite)
     utils.setup_logging(folder, LOG, main_process=is_main)
@@ -498,20 +500,17 @@ def finish(args, accelerator, folder, loaders, paths, counts, model, progress, f
 
 def run_evaluation(args, accelerator, folder):
     """Evaluate a checkpoint on the test set and print it by shot."""
-    path = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
-    checkpoint = utils.load_checkpoint(path)
+    name = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
+    path = released.find(name)
+    checkpoint = released.load(path)
+    released.take_flags(args, checkpoint, path, NETWORK_FLAGS)
     model = build_model(args)
     load_weights(model, utils.weights_of(checkpoint, path), path)
-    before = (checkpoint.get("config") or {}).get("downscale", args.downscale)
-    if before != args.downscale:
-        logging.warning(
-            "%s was trained with --downscale %s and is evaluated with %s", path, before,
-            args.downscale,
-        )  # fmt: skip
     model.to(accelerator.device)
     loader, _ = build_test_loader(args, accelerator)
     metrics, _ = evaluate(accelerator, model, loader)
     logging.info("%s, test set:\n%s", path, run_folder.metrics_table(metrics))
+    released.log_expected(path, metrics)
     return metrics
 
 

@@ -26,6 +26,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import loss as losses
+import released
 import report
 import run_folder
 import utils
@@ -62,6 +63,7 @@ RUN_FLAGS = (
     "seed width d_signal d_hid rnn schedule weight_decay max_grad_norm bucket_num bucket_start "
     "fds_stats precision"
 ).split()
+NETWORK_FLAGS = ("width", "d_signal", "d_hid", "rnn")  # taken from a checkpoint that is evaluated
 EXPLODED = 1e6  # a loss above this ends the run, as in the age folders
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -357,8 +359,8 @@ def main(argv=None):
     model = build_model(args)
     model.set_input_scale(nights.scale(loaders["train"].rows))  # a checkpoint's replaces it
     if args.pretrained:
-        state = utils.weights_of(utils.load_checkpoint(args.pretrained), args.pretrained)
-        utils.load_state(model, state, args.pretrained, skip=("linear.",))
+        state, path = released.find_weights(args.pretrained)
+        utils.load_state(model, state, path, skip=("linear.",))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(accelerator, folder, args.overwrite)
     utils.setup_logging(folder, main_process=is_main)
@@ -451,11 +453,10 @@ def write_densities(args, folder, train_labels, weights):
 
 def run_evaluation(args, accelerator, folder):
     """Evaluate a checkpoint on validation and test set and print both by shot."""
-    path = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
-    checkpoint = utils.load_checkpoint(path)
-    for flag, value in (checkpoint.get("config") or {}).items():
-        if flag in ("width", "d_signal", "d_hid", "rnn"):
-            setattr(args, flag, value)  # the network that the weights belong to
+    name = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
+    path = released.find(name)
+    checkpoint = released.load(path)
+    released.take_flags(args, checkpoint, path, NETWORK_FLAGS)
     model = build_model(args)
     utils.load_state(model, utils.weights_of(checkpoint, path), path)
     model.to(accelerator.device)
@@ -465,6 +466,7 @@ def run_evaluation(args, accelerator, folder):
     for split in ("val", "test"):
         metrics[split], _ = evaluate(accelerator, model, loaders[split], train_labels)
         logging.info("%s, %s set:\n%s", path, split, run_folder.metrics_table(metrics[split]))
+    released.log_expected(path, metrics["test"])
     return metrics["test"]
 
 

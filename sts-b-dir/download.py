@@ -3,6 +3,7 @@
     python download.py                   # says what there is
     python download.py --what split      # glue_data/STS-B/*_new.tsv, 1.3 MB
     python download.py --what raw        # glue_data/STS-B/{train,dev}.tsv, for prepare.py
+    python download.py --checkpoint lds  # a released network: lds, fds or lds_fds
     python download.py --what glove      # glove/glove.840B.300d.txt: 2.2 GB, unpacked 5.6 GB
 
 What breaks off goes on where it stopped, at once or when the command is given again.
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from datasets import FILES
 from fetch import fetch
 from prepare import DATA_DIR, OFFICIAL_SHA256, RAW_FILES, sha256_of
+from released import fetch_official
 from utils import write_atomically
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
@@ -32,6 +34,12 @@ SPLIT_FOLDER = "sts-b-dir/glue_data/STS-B"  # its path in the official release
 RAW_URL = "https://dl.fbaipublicfiles.com/glue/data/STS-B.zip"
 GLOVE_URL = "http://nlp.stanford.edu/data/glove.840B.300d.zip"
 UNPACKED = 2.6  # bytes of a vector file for each of its archive: 5.65 GB from 2.18 GB
+# Released networks: Drive id, and MSE of the test set, all / many / medium / few.
+OFFICIAL = {
+    "lds": ("1CVyycq0OMgD9N9gJX5UDcfpRaJdZBjzo", "mse", (0.914, 0.819, 1.319, 0.955)),
+    "fds": ("13e-1kd-KQrzFFVrJp1FeNDIBwUp3qtYx", "mse", (0.916, 0.875, 1.027, 1.086)),
+    "lds_fds": ("1kb_GV2coJRK_o9OxnMcxchq1EKOcpx-h", "mse", (0.907, 0.802, 1.363, 0.942)),
+}
 
 INSTRUCTIONS = """STS-B-DIR needs two things:
 1. The pairs of sentences. The official split, which the published numbers belong to:
@@ -176,6 +184,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     what = ("split", "raw", "glove")
     parser.add_argument("--what", nargs="+", choices=what, default=[], help="what to fetch")
+    parser.add_argument("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder of the pairs")
     parser.add_argument("--glove_dir", type=Path, default="glove", help="folder of the vectors")
     parser.add_argument("--base_url", default=BASE_URL, help="of the official split, for a mirror")
@@ -189,6 +198,9 @@ def parse_args(argv=None):
 def main(argv=None):
     """Say what there is, or fetch it."""
     args = parse_args(argv)
+    if args.checkpoint:
+        path = args.data_dir / f"official_{args.checkpoint}.th"
+        return fetch_official(*OFFICIAL[args.checkpoint], path)
     rest = (args.overwrite, args.max_gb)
     if "split" in args.what:
         fetch_split(args.data_dir, args.base_url, args.overwrite)

@@ -19,7 +19,6 @@ import functools
 import logging
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 import checkpoints
 import loss as losses
+import released
 import report
 import run_folder
 import text
@@ -62,6 +62,10 @@ RUN_FLAGS = (
     "encoder pooling d_hid d_word n_layers_enc n_layers_highway dropout train_words glove "
     "max_seq_len max_word_v_size tokenizer group_by_length bucket_num bucket_start fds_stats "
     "precision"
+).split()
+# Flags taken from a checkpoint that is evaluated, where it says them.
+NETWORK_FLAGS = (
+    "encoder pooling d_hid d_word n_layers_enc n_layers_highway max_seq_len tokenizer"
 ).split()
 LOSS_CHECK = 10  # steps between two looks at the loss, each of which waits for the device
 EXPLODED = 1e6  # a loss above this ends the run
@@ -392,13 +396,14 @@ def main(argv=None):
         folder, args.resume, args.overwrite, checkpoints.TRAINING
     )
     utils.setup_logging(main_process=is_main)
-    corpus = text.read_corpus(args, checkpoint or args.pretrained)
+    start = released.find(args.pretrained) if args.pretrained else None
+    corpus = text.read_corpus(args, checkpoint or start)
     loaders = build_loaders(args, accelerator, corpus)
     model = build_model(args, corpus, fresh=checkpoint is None and not args.pretrained)
     if args.pretrained:
-        state = utils.weights_of(utils.load_checkpoint(args.pretrained), args.pretrained)
-        text.check_rows(state, corpus.words, args.pretrained)
-        utils.load_state(model, state, args.pretrained, skip=("sts-b_pred_layer.", "FDS."))
+        state = utils.weights_of(released.load(start), start)
+        text.check_rows(state, corpus.words, start)
+        utils.load_state(model, state, start, skip=("sts-b_pred_layer.", "FDS."))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(accelerator, folder, args.overwrite)
     utils.setup_logging(folder, args.log_file, main_process=is_main)
@@ -514,8 +519,10 @@ def write_densities(args, folder, train_labels, weights):
 def run_evaluation(args, accelerator, folder):
     """Evaluate a checkpoint on validation and test set and print both by shot."""
     path = args.eval_model or (args.resume if args.resume != "auto" else "")
-    path = Path(path or folder / checkpoints.BEST)
-    state = utils.weights_of(utils.load_checkpoint(path), path)
+    path = released.find(path or folder / checkpoints.BEST)
+    checkpoint = released.load(path)
+    released.take_flags(args, checkpoint, path, NETWORK_FLAGS)
+    state = utils.weights_of(checkpoint, path)
     corpus = text.read_corpus(args, path)
     text.check_rows(state, corpus.words, path)
     model = build_model(args, corpus)
@@ -525,6 +532,7 @@ def run_evaluation(args, accelerator, folder):
     for split in ("val", "test"):
         metrics[split], _ = evaluate(accelerator, model, loaders[split])
         logging.info("%s, %s set:\n%s", path, split, run_folder.metrics_table(metrics[split]))
+    released.log_expected(path, metrics["test"])
     return metrics["test"]
 
 

@@ -240,6 +240,15 @@ def test_official_checkpoint_evaluates(finished, rooms, tmp_path):
         assert not store.exists()
 
 
+def test_published_run_evaluates_by_its_folder(finished, rooms, tmp_path):
+    out = tmp_path / "published"
+    load("tools", "publish").main([str(finished), "--out", str(out)])
+    done = run("--data_dir", rooms, "--device", "cpu", "--evaluate", "--eval_model", out)
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("rmse, ")]
+    (_, _, *here), (_, _, *published) = lines
+    assert here == published
+
+
 def test_going_on_from_an_official_checkpoint(finished, rooms, tmp_path):
     official_file(finished, tmp_path / "official.pth.tar", prefix="")
     done = run(*flags(rooms, tmp_path / "runs", "--epochs", 4, *LDS_FDS, "--resume",

@@ -261,6 +261,20 @@ def test_official_checkpoint_evaluates(finished, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_published_run_evaluates_and_is_started_from(finished, data, tmp_path, capsys):
+    folder, out = finished[0], tmp_path / "published"
+    load("tools", "publish").main([str(folder), "--out", str(out)])
+    # The network is that of its config.json, whatever the flags say.
+    more = ("--evaluate", "--eval_model", out, "--device", "cpu", "--d_hid", 9)
+    metrics = run_here("--data_dir", data, "--store_root", tmp_path / "none", *more)
+    expected = json.loads((folder / "results.json").read_text())["metrics"]["test"]
+    assert metrics["overall"] == pytest.approx(expected["overall"], rel=1e-6)
+    assert "mse, published" in capsys.readouterr().out
+    run_here(*flags(data, tmp_path / "new", "--pretrained", out, "--max_vals", 1))
+    assert (only_run(tmp_path / "new") / "results.json").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), LDS_FDS])
 def test_training_learns_what_pairs_share(tmp_path, more):
     data = write_pairs(tmp_path, 1500, 200)

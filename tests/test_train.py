@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ROOT
+from conftest import ROOT, load
 
 FOLDER = ROOT / "agedb-dir"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -220,6 +220,21 @@ def test_official_checkpoint_evaluates(finished, faces, tmp_path):
     line = [line for line in done.stdout.splitlines() if line.startswith("overall")][-1].split()
     assert float(line[2]) == pytest.approx(expected["mae"], abs=6e-4)
     assert int(line[-1]) == N_EVAL
+    assert not store.exists()
+
+
+@pytest.mark.slow
+def test_published_run_evaluates_by_its_folder(finished, faces, tmp_path):
+    out, store = tmp_path / "published", tmp_path / "store"
+    load("tools", "publish").main([str(finished), "--out", str(out)])
+    # Network and size of the images are those of its config.json.
+    done = run("--data_dir", faces, "--store_root", store, "--device", "cpu", "--evaluate",
+               "--eval_model", out)  # fmt: skip
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("mae, ")]
+    (_, _, *here), (_, _, *published) = lines
+    expected = json.loads((finished / "results.json").read_text())["metrics"]["test"]
+    assert here == published
+    assert published[0] == f"{expected['overall']['mae']:.3f}"
     assert not store.exists()
 
 

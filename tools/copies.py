@@ -22,6 +22,7 @@ FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir")
 AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("fds.py", "loss.py", "utils.py", "run_folder.py", "report.py", "figures.py"), FOLDERS),
+    (("released.py",), FOLDERS),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo_faces.py", "demo_picture.py"), AGE_PAIR),
     (("fetch.py",), ("sts-b-dir", "imdb-wiki-dir", "shhs-dir")),

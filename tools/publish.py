@@ -1,0 +1,204 @@
+"""Make a folder that others can evaluate by its name from a finished run, and put it on the Hub.
+
+    python tools/publish.py agedb-dir/checkpoint/RUN --out published/agedb-lds
+    python tools/publish.py agedb-dir/checkpoint/RUN --out published/agedb-lds --repo OWNER/NAME
+
+The folder holds the best epoch's weights (safetensors, which cannot run code), the flags, the
+results and a model card made from them. Anyone then gives `python train.py --evaluate --eval_model`
+the folder or OWNER/NAME. Uploading needs a login: `hf auth login`, or the variable HF_TOKEN.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path, PurePath
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+# Each benchmark's best weights, those that its results.json is of.
+BEST = {
+    "agedb-dir": "ckpt.best.pth.tar", "imdb-wiki-dir": "ckpt.best.pth.tar",
+    "nyud2-dir": "checkpoint_best.pth.tar", "sts-b-dir": "model_state_best.th",
+    "shhs-dir": "ckpt.best.pth.tar",
+}  # fmt: skip
+NEEDED = ("benchmark", "method", "metrics", "config", "commit", "seed", "command")
+# Where a run lay on a disk is no part of what it was.
+PLACES = "data_dir store_root store_name pretrained resume eval_model word_embs_file cache name"
+LICENCES = {
+    "agedb-dir": "AgeDB's images are given for research",
+    "imdb-wiki-dir": "IMDB-WIKI's images are for research",
+    "nyud2-dir": "trained on NYU Depth v2", "sts-b-dir": "trained on the STS benchmark",
+    "shhs-dir": "SHHS is given on request; what may be published of it is a matter of that "
+    "agreement",
+}  # fmt: skip
+CARD = """---
+library_name: pytorch
+tags: [deep-imbalanced-regression, {tags}]
+---
+
+# {benchmark}: {method}, seed {seed}
+
+Deep imbalanced regression on {benchmark}, target: {target}. Trained by
+
+```bash
+{command}
+```
+
+at commit {commit}, best epoch {best_epoch}, {hours:.1f} hours on {device}, torch {torch}.
+
+Evaluate it with the repository's code, which prints its own figures beside these:
+
+```bash
+cd {benchmark}
+python train.py --evaluate --eval_model {name}
+```
+
+Test set:
+
+{table}
+
+One run of one seed. `config.json` has every flag, `results.json` every metric. Data: {licence}.
+
+Source of the methods: Yang, Zha, Chen, Wang, Katabi, "Delving into Deep Imbalanced Regression",
+ICML 2021.
+"""
+
+
+def read_results(run):
+    """Return the results of a finished run.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is no run folder, or not finished, or of no benchmark.
+    """
+    path = run / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: give the folder of a finished run, such as checkpoint/NAME"
+        )
+    results = json.loads(path.read_text(encoding="utf-8"))
+    lacking = [key for key in NEEDED if key not in results]
+    if lacking or results["benchmark"] not in BEST:
+        raise ValueError(f"{path} lacks {lacking or 'a known benchmark'}: is it a run of train.py?")
+    return results
+
+
+def without_places(results):
+    """Return results whose paths on the disk are cut to their last part."""
+
+    def shorten(text):
+        return re.sub(r"(?<![\w.:])[~/\\][^\s\"']*[/\\]([^\s\"'/\\]*)", r"\1", text)
+
+    config = {
+        flag: PurePath(value).name if flag in PLACES.split() and isinstance(value, str) else value
+        for flag, value in results["config"].items()
+    }
+    return {**results, "config": config, "command": shorten(results["command"])}
+
+
+def table_of(metrics):
+    """Return the test set's metrics by shot in Markdown, with a dash where there is none."""
+    names = [name for name in metrics["overall"] if name != "num_samples"]
+    lines = [f"| shot | samples | {' | '.join(names)} |", "|---" + "|---:" * (1 + len(names)) + "|"]
+    for shot, row in metrics.items():
+        cells = ["–" if row[name] is None else f"{row[name]:.3f}" for name in names]
+        lines.append(f"| {shot} | {row['num_samples']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def make_card(results, name):
+    """Return the model card of a run's results, published under `name`."""
+    tags = ", ".join(
+        [results["benchmark"], *results["method"].lower().replace(" ", "-").split("+")]
+    )
+    return CARD.format(
+        benchmark=results["benchmark"], method=results["method"], seed=results["seed"],
+        tags=tags, target=results.get("target", {}).get("name", "unknown"),
+        command=results["command"], commit=results["commit"],
+        best_epoch=round(results["best_epoch"], 2) if results.get("best_epoch") else "unknown",
+        hours=results.get("wall_seconds", 0) / 3600, device=results.get("device", "unknown"),
+        torch=results.get("versions", {}).get("torch", "unknown"), name=name,
+        table=table_of(results["metrics"]["test"]), licence=LICENCES[results["benchmark"]],
+    )  # fmt: skip
+
+
+def publish(run, out, name="", overwrite=False):
+    """Write the folder to be published.
+
+    Args:
+        run: `pathlib.Path` of a finished run's folder.
+        out: path of the folder to write.
+        name: OWNER/NAME under which it will be found; '' for the folder's own.
+        overwrite: replace an earlier such folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the run is not whole, or `out` holds something.
+    """
+    sys.path.insert(0, str(ROOT / "agedb-dir"))  # released.py is the same in every folder
+    import released
+
+    results = without_places(read_results(run))
+    path = run / BEST[results["benchmark"]]
+    state = released.weights_of(released.load(path), path)
+    held = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
+    if held and not (overwrite and set(held) <= set(released.FILES)):
+        raise ValueError(
+            f"{out} holds {', '.join(held[:5])}: --out NEW, or --overwrite where only an earlier "
+            "published folder is replaced"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Safetensors refuses views of one memory, and the channels-last order of convolutions.
+    state = {
+        key.removeprefix("module."): value.clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
+    save_file(state, out / released.WEIGHTS, {"format": "pt", "benchmark": results["benchmark"]})
+    for file, content in ((released.CONFIG, results["config"]), (released.RESULTS, results)):
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        (out / file).write_text(text, encoding="utf-8")
+    if (run / "vocab.txt").is_file():
+        shutil.copy(run / "vocab.txt", out)
+    (out / "README.md").write_text(make_card(results, name or out.name), encoding="utf-8")
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    print(f"{out}: {results['benchmark']}, {results['method']}, {size:.1f} MB")
+
+
+def upload(out, repository, private):
+    """Put a published folder on the Hugging Face Hub.
+
+    Raises:
+        ValueError: if the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        url = api.upload_folder(repo_id=repository, folder_path=out, commit_message="Publish a run")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the Hub refuses {repository} ({error}): log in with `hf auth login`, or check the "
+            f"name; {out} is made and stays"
+        ) from error
+    print(f"published: {url}")
+
+
+def main(argv=None):
+    """Make the folder and, with --repo, upload it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--repo", default="", help="OWNER/NAME on the Hub, to upload it to")
+    parser.add_argument("--private", action="store_true", help="so that only you see it there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier --out")
+    args = parser.parse_args(argv)
+    publish(args.run, args.out, args.repo, args.overwrite)
+    if args.repo:
+        upload(args.out, args.repo, args.private)
+
+
+if __name__ == "__main__":
+    main()
