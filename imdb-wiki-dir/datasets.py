@@ -268,7 +268,8 @@ class Loader:
     def evaluate(self):
         """Yield this process's part of the split in order, as `Batch`."""
         part = np.array_split(np.arange(len(self.rows)), self.processes)[self.rank]
-        parts = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        size = -(-self.batch_size // self.processes)  # all together hold a batch, as in training
+        parts = [part[i : i + size] for i in range(0, len(part), size)]
         for part, images in self._read(parts):
             yield self._batch(images, part, 1.0)
 
