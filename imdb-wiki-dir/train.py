@@ -140,6 +140,8 @@ def parse_args(argv=None):
         parser.error("--retrain_fc trains the last layer of a network: add --pretrained CKPT")
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
+    if args.eval_model and not args.evaluate:
+        parser.error("--eval_model is what --evaluate evaluates: add that, or use --pretrained")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.seed < 0:

@@ -155,6 +155,8 @@ def check_args(args, parser):
         parser.error("--lds smooths the weights: add --reweight sqrt_inv or --reweight inverse")
     if args.retrain_fc and not args.pretrained:
         parser.error("--retrain_fc trains the head of a network again: add --pretrained CKPT")
+    if args.eval_model and not args.evaluate:
+        parser.error("--eval_model is what --evaluate evaluates: add that, or use --pretrained")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.seed < 0:

@@ -128,6 +128,11 @@ def find_checkpoint(folder, resume, overwrite, last):
             )
         return Path(resume)
     if resume and not (folder / last).is_file():
+        if (folder / "results.json").is_file():
+            raise ValueError(
+                f"{folder} holds a finished run without its {last}, so it cannot be gone on with: "
+                "--overwrite replaces it, --pretrained starts another from its weights"
+            )
         near = sorted(path.parent.name for path in folder.parent.glob(f"*/{last}"))
         others = f"; other runs there: {', '.join(near[:10])}" if near else ""
         logging.warning("Nothing to resume in %s: starting with epoch 0%s", folder, others)

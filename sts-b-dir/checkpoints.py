@@ -32,6 +32,9 @@ def save(folder, weights, training, best):
         training: dictionary of all else.
         best: whether these are the best weights so far.
     """
+    # Killed between the two renamings below, the last time: the pair is made whole first.
+    if (folder / NEXT_TRAINING).is_file() and not (folder / NEXT_MODEL).exists():
+        replace(folder / NEXT_TRAINING, folder / TRAINING)
     if best:
         save_checkpoint(folder / BEST, weights)
     save_checkpoint(folder / NEXT_MODEL, weights)
@@ -89,10 +92,18 @@ def restore(path, accelerator, model, optimizer, args, best, per_epoch):
         FileNotFoundError, ValueError: as `load`, and if it is another model's or optimizer's.
     """
     weights, training = load(path)
+    if training.get("per_epoch", per_epoch) != per_epoch:
+        raise ValueError(
+            f"{path} is of a run with {training['per_epoch']} batches an epoch, here there are "
+            f"{per_epoch}: give its --batch_size and --data_dir, or start from its weights with "
+            "--pretrained"
+        )
     untouched = load_state(model, weights, path)
     if "FDS.epoch" in untouched:
         start_statistics(model.FDS, training["step"] // per_epoch, path)
     restore_training(path, training, accelerator, optimizer, args)
+    for group in optimizer.param_groups:
+        group["lr"] = args.lr  # the flag rules, as in the folders that set it each epoch
     if model.FDS is not None and training.get("moments"):
         parts, processes = training["moments"], accelerator.num_processes
         if len(parts) != processes:

@@ -91,7 +91,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         device = "cpu" if gpu < 0 else "cuda"
         if gpu >= 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError(
-                "--gpu names one GPU: leave it out with torchrun, which gives each one"
+                "one GPU is named: leave that flag out with torchrun, which gives each process one"
             )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is visible: use --device cpu, or install a CUDA build")
@@ -283,7 +283,7 @@ def load_state(model, state_dict, path, skip=()):
     if wrong:
         raise ValueError(
             f"{path} holds another model's weights, {len(wrong)} names differ: "
-            f"{'; '.join(wrong[:10])}. Check --model, --bucket_num and --bucket_start"
+            f"{'; '.join(wrong[:10])}. Check the flags that make the network"
         )
     model.load_state_dict(chosen, strict=False)
     return [name for name in own if name not in chosen]

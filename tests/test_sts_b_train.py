@@ -192,6 +192,26 @@ def test_more_validations_go_on_with_a_finished_run(finished, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_a_resumed_run_may_change(finished, data, tmp_path):
+    folder, more = finished
+    shutil.copytree(folder, tmp_path / folder.name)
+    before = tmp_path / folder.name / "training_state.th"
+    new = ("--store_name", "new", "--resume", before)
+    run_here(*flags(data, tmp_path, *more, *new, "--max_vals", 9, "--lr", 0.02))
+    (other,) = (path for path in tmp_path.iterdir() if path.name.startswith("new"))
+    rate = torch.load(other / "training_state.th", weights_only=True)["optimizer"]["param_groups"]
+    assert rate[0]["lr"] == 0.02  # the flag's, not the checkpoint's
+    # Another number of batches would put the epochs out of step.
+    new = ("--store_name", "third", "--resume", before)
+    with pytest.raises(ValueError, match=r"5 batches an epoch, here there are 3.*--batch_size"):
+        run_here(*flags(data, tmp_path, *more, *new, "--batch_size", 16))
+    before.unlink()
+    with pytest.raises(ValueError, match=r"finished run without its training_state\.th"):
+        run_here(*flags(data, tmp_path, *more, "--resume"))
+    assert (tmp_path / folder.name / "model_state_best.th").is_file()
+
+
+@pytest.mark.slow
 def test_fds_starts_where_a_run_without_it_is_gone_on_from(data, tmp_path):
     run_here(*flags(data, tmp_path / "without", "--max_vals", 3))
     checkpoint = only_run(tmp_path / "without") / "model_state.th"
@@ -383,6 +403,31 @@ def test_a_crash_while_saving_leaves_a_pair_that_matches(tmp_path, monkeypatch, 
     assert (weights["w"].item(), training["step"]) == (3, 3)
 
 
+@pytest.mark.parametrize("second", range(5))
+@pytest.mark.parametrize("first", range(5))
+def test_two_crashes_while_saving_leave_a_pair_that_matches(tmp_path, monkeypatch, first, second):
+    """As a run that is killed, gone on with and killed again."""
+    checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
+    for step, crash in ((2, first), (3, second)):
+        calls = iter([True] * crash + [False])
+
+        def counted(function, calls=calls):
+            def call(*args):
+                if not next(calls):
+                    raise KeyboardInterrupt
+                return function(*args)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "save_checkpoint", counted(checkpoints.save_checkpoint))
+            patch.setattr(checkpoints, "replace", counted(checkpoints.replace))
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save(tmp_path, {"w": torch.tensor([float(step)])}, {"step": step}, True)
+        weights, training = checkpoints.load(tmp_path / "training_state.th")
+        assert weights["w"].item() == training["step"] <= step
+
+
 def test_files_that_do_not_belong_together(tmp_path):
     checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
     torch.save({"w": torch.tensor([5.0])}, tmp_path / "model_state.th")
@@ -441,12 +486,22 @@ def test_names_of_run_folders(flags, name):
      ("--resume --overwrite", "choose one"), ("--no_such_flag", "unrecognized"),
      ("--val_interval 0", "1 or more"), ("--random_seed -1 --resume", "draws a new one"),
      ("--cuda 0 --device cpu", "contradict"), ("--pooling max", "--encoder"),
-     ("--dropout 1", "--dropout"), ("--fds --bucket_num 2", "--bucket_num")],
+     ("--dropout 1", "--dropout"), ("--fds --bucket_num 2", "--bucket_num"),
+     ("--fds --bucket_num 100", "at most 50"), ("--bucket_start -5", "from 0"),
+     ("--patience -1", "--patience"), ("--n_layers_enc 0", "--n_layers_enc"),
+     ("--log_file logs/a.log", "a name"), ("--eval_model a.th", "--evaluate")],
 )  # fmt: skip
 def test_conflicts_of_flags(flags, message, capsys):
     with pytest.raises(SystemExit):
         train.parse_args(flags.split())
     assert message in capsys.readouterr().err
+
+
+def test_each_process_would_draw_its_own_seed(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        train.parse_args(["--random_seed", "-1"])
+    assert "give one" in capsys.readouterr().err
 
 
 def test_patience():

@@ -38,7 +38,7 @@ def test_flags_and_defaults():
      ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc --reweight inverse", "--pretrained"),
      ("--retrain_fc --pretrained f", "--reweight"), ("--resume --overwrite", "choose one"),
      ("--no_such_flag", "unrecognized"), ("--epoch 0", "1 or more"), ("--seed -1", "0 or more"),
-     ("--model vgg", "resnet50")],
+     ("--model vgg", "resnet50"), ("--eval_model a.pth.tar", "--evaluate")],
 )  # fmt: skip
 def test_conflicts_of_flags(flags, message, capsys):
     with pytest.raises(SystemExit):
