@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@echo "The table is demo/results.md, the figures are in demo/figures/."
 
 # The notebook is made from tutorial.py and run: ten seeds, unless TUTORIAL_SEEDS says otherwise.
-# Its numbers go into the root README and its picture.
+# Its numbers go into the root README and the teaser's pictures.
 tutorial: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/notebook.py --execute
 	$(BIN)/python teaser/make.py

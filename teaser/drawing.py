@@ -1,0 +1,103 @@
+"""What the pictures share: colours, our own code loaded under names of its own, PNG and GIF."""
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+# Okabe and Ito's palette (2008), told apart with the common colour blindnesses, and two greys.
+BLUE, GREEN, VERMILLION, ORANGE = "#0072B2", "#009E73", "#D55E00", "#E69F00"
+GREY, DARK = "#BBBBBB", "#555555"
+DPI = 100
+
+
+def load_module(name):
+    """Load `utils` or `fds` of a benchmark folder as `teaser_<name>`; the files are all the same.
+
+    Args:
+        name: of the file, without `.py`.
+
+    Returns:
+        The module; nothing stays in `sys.modules` under the plain names.
+    """
+    unique = f"teaser_{name}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    held = sys.modules.get("utils")
+    if name != "utils":
+        sys.modules["utils"] = load_module("utils")  # what fds.py imports
+    try:
+        spec = importlib.util.spec_from_file_location(unique, ROOT / f"agedb-dir/{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules.pop("utils", None)
+        if held is not None:
+            sys.modules["utils"] = held
+    sys.modules[unique] = module
+    return module
+
+
+def new_figure(width, height):
+    """Return an empty figure of so many pixels.
+
+    White is opaque on purpose: on a dark page the picture stays as legible as on a light one.
+    """
+    return Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+
+def tidy(*axes):
+    """Take the upper and right line off."""
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+
+
+def ease(share):
+    """Return a share of the way, 0 to 1, slowed down at both ends."""
+    return 3 * share**2 - 2 * share**3
+
+
+def image_of(figure):
+    """Return a figure as an RGB image."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def png_bytes(figure):
+    """Return a figure as a PNG of 64 colours, so that it is small."""
+    content = io.BytesIO()
+    picture = image_of(figure).quantize(64, dither=Image.Dither.NONE)
+    picture.save(content, format="PNG", optimize=True)
+    return content.getvalue()
+
+
+def gif_bytes(frames):
+    """Return frames as a GIF that repeats for ever.
+
+    Args:
+        frames: list of (RGB image, time it stays in milliseconds), all of one size.
+
+    Returns:
+        Bytes; the frames share a palette of 96 colours, without which their greys would flicker.
+    """
+    chosen = [image for image, _ in frames[:: max(1, len(frames) // 6)]] + [frames[-1][0]]
+    together = np.concatenate([np.asarray(image) for image in chosen])
+    palette = Image.fromarray(together).quantize(96, dither=Image.Dither.NONE)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    # Pillow's look-up of the nearest colour is not exact: white would become nearly white.
+    colours[colours.min(1) >= 245] = 255
+    palette.putpalette(colours.ravel().tolist())
+    pictures = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image, _ in frames]
+    content = io.BytesIO()
+    pictures[0].save(
+        content, format="GIF", save_all=True, append_images=pictures[1:], loop=0, optimize=False,
+        duration=[time for _, time in frames],
+    )  # fmt: skip
+    return content.getvalue()
