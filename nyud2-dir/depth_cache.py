@@ -1,7 +1,10 @@
 """Image and depth pairs by row number, from a memory-mapped array decoded and checked once."""
 
+import errno
 import hashlib
 import os
+import shutil
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +15,9 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-CACHE_VERSION = 1  # part of the array's name: raise it when its content changes
-SIZE = (240, 320)  # height and width to which the released code scales every picture
+from transforms import SIZE, crop_of
+
+CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
 MODES = {8: ("L",), 16: ("I;16", "I;16L", "I;16B", "I")}  # Pillow's, by bits of a depth map
 
 
@@ -47,11 +51,14 @@ def load_pair(image_file, depth_file, bits, downscale=1):
         target = SIZE[1] // downscale, SIZE[0] // downscale
         image = image.convert("RGB").resize(target, Image.Resampling.BILINEAR)
         values = np.asarray(depth).astype(np.int64)
-        if not values.any():
-            raise ValueError("the depth map is 0 everywhere")
         if not 0 <= values.min() <= values.max() < 2**bits:
             raise ValueError(f"the depth map holds values outside of {bits} bits")
+        # In two steps, so that at every downscale the pixels are among those of the mask.
+        depth = depth.resize(SIZE[::-1], Image.Resampling.NEAREST)
         depth = np.asarray(depth.resize(target, Image.Resampling.NEAREST)).astype(f"<u{bits // 8}")
+        top, left, height, width = crop_of(depth[None], downscale)
+        if not depth[top : top + height, left : left + width].any():
+            raise ValueError(f"the depth map is 0 everywhere within the crop of {width}×{height}")
     depth = np.ascontiguousarray(depth)[..., None].view(np.uint8)
     return np.concatenate([np.asarray(image), depth], axis=2)
 
@@ -142,24 +149,32 @@ class Pairs:
                 for old in folder.glob(f"{name}_*"):  # of files that have changed since
                     if old != array:
                         old.unlink()
-            return np.load(array, mmap_mode="r")
+            try:
+                return np.load(array, mmap_mode="r")
+            except (ValueError, OSError, EOFError) as error:
+                raise ValueError(f"{array} is damaged ({error}): delete it") from error
 
     def _build(self, target):
         """Decode into a partial array and note which rows are done; rename when all are."""
         partial, noted = target.with_suffix(".partial"), target.with_suffix(".rows")
         shape = (len(self.files), *self.shape)
-        resume = partial.is_file() and noted.is_file() and noted.stat().st_size == shape[0]
-        if not resume:
+        held = [file.stat().st_size if file.is_file() else 0 for file in (partial, noted)]
+        if held[0] <= np.prod(shape) or held[1] != 4 * shape[0]:
             np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape).flush()
-            noted.write_bytes(bytes(shape[0]))
+            noted.write_bytes(bytes(4 * shape[0]))
+        reserve(partial, noted)
         array = np.lib.format.open_memmap(partial, mode="r+")
-        done = np.memmap(noted, dtype=np.uint8, mode="r+")
+        # A row's checksum, 0 before it is done: after a crash of the machine the disk may hold
+        # the note of a row and not the row.
+        sums = np.memmap(noted, dtype=np.uint32, mode="r+")
 
         def store(row, pair):
             array[row] = pair
-            done[row] = 1
+            sums[row] = check_sum(pair)
 
-        self._decode_all(np.flatnonzero(done == 0), store, f"Caching {len(self)} pairs")
+        whole = [row for row in np.flatnonzero(sums) if sums[row] == check_sum(array[row])]
+        rows = np.delete(np.arange(len(self)), whole)
+        self._decode_all(rows, store, f"Caching {len(self)} pairs")
         array.flush()
         os.replace(partial, target)
         noted.unlink()
@@ -182,3 +197,31 @@ class Pairs:
                 f"{len(failed)} of {len(self)} pairs cannot be used: "
                 f"{', '.join(sorted(failed)[:10])}; replace them or remove their rows from the csv"
             )
+
+
+def check_sum(row):
+    """Return a checksum of a row, never 0."""
+    return zlib.crc32(row) or 1
+
+
+def reserve(partial, noted):
+    """Claim the disk space of a file that has its length but not all of its content yet.
+
+    Writing a mapped page for which the disk has no room would end the process without a word.
+    """
+    facts, free = partial.stat(), shutil.disk_usage(partial.parent).free
+    needed = facts.st_size - 512 * facts.st_blocks  # st_blocks counts 512 bytes
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        if hasattr(os, "posix_fallocate"):
+            with open(partial, "r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, facts.st_size)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # any other: the disk cannot claim, only be asked
+            partial.unlink()
+            noted.unlink()
+            raise ValueError(
+                f"the cache needs {needed:,} bytes more, {free:,} are free in {partial.parent}: "
+                "make room, give --cache DIR on a larger disk, or --cache none"
+            ) from error

@@ -7,7 +7,7 @@ the 50,688 training images many-shot buckets hold more than 2.6e7 pixels, few-sh
 
 import torch
 
-from datasets import BUCKETS, label_to_bucket
+from datasets import BUCKET_START, BUCKETS, label_to_bucket
 
 MANY = [*range(9, 46), 47, 49]  # lists of the released code
 MEDIUM = [7, 8, 46, 48, *range(50, 57), 58, 60, 61, 63]
@@ -68,12 +68,16 @@ class BucketSums:
         """Compute every metric over all pixels and by shot.
 
         Args:
-            balanced: weigh every bucket alike, which is what a balanced mask gives on average.
+            balanced: weigh every bucket alike, which is what a balanced mask gives on average;
+                what is nearer than the first bucket counts to it.
 
         Returns:
             `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pixel.
         """
-        sums, shots = self.sums.cpu(), shot_of()
+        sums, shots = self.sums.cpu().clone(), shot_of()
+        if balanced:
+            sums[BUCKET_START] += sums[:BUCKET_START].sum(0)
+            sums[:BUCKET_START] = 0
         result = {}
         for shot in SHOTS:
             part = sums[[shot in ("overall", name) for name in shots]]

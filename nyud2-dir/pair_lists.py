@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from transforms import CROP
+from transforms import CROP, SIZE
 
 TRAIN, TEST = "nyu2_train.csv", "nyu2_test.csv"
 SUBSET, MASK = "nyu2_train_FDS_subset.csv", "test_balanced_mask.npy"
@@ -83,7 +83,7 @@ def read_mask(data_dir, images, downscale=1):
     Raises:
         FileNotFoundError, ValueError: without it, or if it is not a mask of these images.
     """
-    file, (height, width) = Path(data_dir) / "test_balanced_mask.npy", CROP
+    file, (height, width) = Path(data_dir) / MASK, CROP
     again = "`python download.py --split_files` fetches the official one, prepare.py makes one"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {again}")
@@ -96,7 +96,14 @@ def read_mask(data_dir, images, downscale=1):
             f"{file} is {mask.dtype} {list(mask.shape)}; for the {images} rows of nyu2_test.csv "
             f"it must be uint8 {[images, height, width]}: {again}"
         )
-    mask = np.asarray(mask[:, ::downscale, ::downscale]) != 0
+    # Scaling by nearest neighbours takes the pixel behind the middle of each square; the crop of
+    # the smaller depths starts elsewhere than the mask does. Both lead to the first pixel here.
+    top, left = (
+        (side // downscale - crop // downscale) // 2 * downscale + downscale // 2
+        - (side - crop) // 2
+        for side, crop in zip(SIZE, CROP)
+    )  # fmt: skip
+    mask = np.asarray(mask[:, top::downscale, left::downscale]) != 0
     if not mask.any():
         raise ValueError(f"{file} chooses no pixel: {again}")
     return mask

@@ -125,7 +125,11 @@ def balanced_mask(buckets, seed, least=0):
 
 
 def test_buckets(data_dir):
-    """Return the bucket of each test pixel within the crop: uint8 [N, 228, 304], 255 without."""
+    """Return the bucket of each test pixel within the crop: uint8 [N, 228, 304].
+
+    It is 255 for a pixel without depth, and for one nearer than the first bucket: evaluation
+    counts those to buckets of their own.
+    """
     table = read_pairs(data_dir, TEST)
     files = [[Path(data_dir) / name for name in row] for row in table.to_numpy()]
     buckets = np.empty((len(files), *CROP), dtype=np.uint8)
@@ -135,8 +139,8 @@ def test_buckets(data_dir):
         top, left, height, width = crop_of(pair[None])
         low, high = np.moveaxis(pair[top : top + height, left : left + width, 3:], 2, 0)
         depth = (low.astype(np.int64) + 256 * high.astype(np.int64)) * TEST_UNIT
-        found = label_to_bucket(depth).clip(min=BUCKET_START)
-        buckets[row] = np.where(depth > 0, found, 255)
+        found = label_to_bucket(depth)
+        buckets[row] = np.where(found >= BUCKET_START, found, 255)
 
     with ThreadPoolExecutor() as pool:
         list(tqdm(pool.map(read, range(len(files))), "test depths", len(files)))

@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import grid_sample
 
 # All constants are the released code's.
-CROP = (228, 304)  # of the image scaled to a height of 240 pixels
+SIZE = (240, 320)  # height and width to which every picture is scaled
+CROP = (228, 304)  # of that
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 MAX_ANGLE = 5.0  # degrees, counter-clockwise if positive
 LIGHT_STD = 0.1
@@ -56,12 +57,7 @@ def draw_augmentation(rng, n):
 def crop_of(images, downscale=1):
     """Return top, left, height and width of the central crop of images [n, H, W, ...]."""
     height, width = (side // downscale for side in CROP)
-    return (
-        round((images.shape[1] - height) / 2),
-        round((images.shape[2] - width) / 2),
-        height,
-        width,
-    )
+    return (images.shape[1] - height) // 2, (images.shape[2] - width) // 2, height, width
 
 
 # ---- colours -------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ def test_cache_holds_what_the_files_do(tmp_path, bits, downscale):
     with Image.open(tmp_path / "big.jpg") as image, Image.open(tmp_path / "big.png") as depth:
         expected = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
         assert np.array_equal(images[0].numpy(), expected)
+        depth = depth.resize((320, 240), Image.Resampling.NEAREST)
         expected = np.asarray(depth.resize(size, Image.Resampling.NEAREST))
         assert np.array_equal(depths[0].numpy().astype(int), expected.astype(int))
     uncached = open_pairs(tmp_path, rows, bits, downscale=downscale, cache=None)
@@ -202,14 +203,42 @@ def test_an_interrupted_build_goes_on(tmp_path):
     array = np.load(file)
     array[2] = 0
     file.unlink()
-    file.with_suffix(".rows").write_bytes(bytes([1, 1, 0]))
     array[0] = 7  # a row that is done is not decoded again
+    array[1] = 0  # one that its note promises, but that a crash of the machine has lost, is
+    sums = [depth_cache.check_sum(array[0]), depth_cache.check_sum(array[0]), 0]
+    file.with_suffix(".rows").write_bytes(np.array(sums, dtype=np.uint32).tobytes())
     with open(file.with_suffix(".partial"), "wb") as partial:
         np.save(partial, array)
     depths = open_pairs(tmp_path, rows).read([0, 1, 2])[1]
     assert (depths[0] == 7).all()
     assert torch.equal(depths[1:], whole[1:])
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy", ".lock"}
+
+
+@pytest.mark.parametrize("size", [0, 50, 100_000])
+def test_a_build_cut_short_starts_anew(tmp_path, size):
+    rows = [write_pair(tmp_path, str(i)) for i in range(3)]
+    whole = open_pairs(tmp_path, rows).read([0, 1, 2])[1]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    partial, array = file.with_suffix(".partial"), np.load(file)
+    sums = [depth_cache.check_sum(row) for row in array]
+    file.with_suffix(".rows").write_bytes(np.array(sums, dtype=np.uint32).tobytes())
+    partial.write_bytes(file.read_bytes()[:size])
+    file.unlink()
+    assert torch.equal(open_pairs(tmp_path, rows).read([0, 1, 2])[1], whole)
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    file.write_bytes(file.read_bytes()[: size + 200])
+    with pytest.raises(ValueError, match=r"npy is damaged .*delete it"):
+        open_pairs(tmp_path, rows)
+
+
+def test_a_full_disk_is_said_before_the_build(tmp_path, monkeypatch):
+    rows = [write_pair(tmp_path, str(i)) for i in range(3)]
+    usage = depth_cache.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(depth_cache.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=r"1,000 are free.*--cache"):
+        open_pairs(tmp_path, rows)
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
 
 
 @pytest.mark.parametrize(

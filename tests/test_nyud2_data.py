@@ -16,6 +16,7 @@ from conftest import load
 datasets = load("nyud2-dir", "datasets")
 demo_data = load("nyud2-dir", "demo_data")
 demo_rooms = load("nyud2-dir", "demo_rooms")
+depth_cache = load("nyud2-dir", "depth_cache")
 depth_archive = load("nyud2-dir", "depth_archive")
 download = load("nyud2-dir", "download")
 pair_lists = load("nyud2-dir", "pair_lists")
@@ -303,6 +304,35 @@ def test_split_files(server, tmp_path):
     np.save(folder / "test_balanced_mask.npy", np.zeros((1, 228, 304), np.uint8))
     with pytest.raises(ValueError, match=r"not the file of .*sha256"):
         download.fetch_split_files(out, url, overwrite=True)
+
+
+@pytest.mark.parametrize("size", [(320, 240), (640, 480), (800, 600)])
+def test_mask_chooses_the_same_pixels_at_every_downscale(tmp_path, size):
+    """What is evaluated of a smaller size has the bucket for which the mask chose it."""
+    rng, names = np.random.default_rng(0), []
+    (tmp_path / "nyu2_test").mkdir()
+    for i in range(3):
+        Image.new("RGB", size).save(tmp_path / f"nyu2_test/{i}.png")
+        depth = rng.integers(300, 10_500, (size[1], size[0])).astype(np.uint16)
+        Image.fromarray(depth).save(tmp_path / f"nyu2_test/{i}_depth.png")
+        names.append([f"data/nyu2_test/{i}.png", f"data/nyu2_test/{i}_depth.png"])
+    prepare.write_list(tmp_path / "nyu2_test.csv", names)
+    prepare.make_mask(tmp_path, seed=0)
+    chosen = np.load(tmp_path / "test_balanced_mask.npy")
+    buckets = prepare.test_buckets(tmp_path)
+    assert set(buckets[chosen > 0]) == set(range(7, 100))
+    table = pair_lists.read_pairs(tmp_path, "nyu2_test.csv")
+    for downscale, (top, left) in {1: (0, 0), 2: (1, 1), 4: (0, 2)}.items():
+        pairs = depth_cache.Pairs(tmp_path, table, 16, None, "t", downscale, quiet=True)
+        mask = pair_lists.read_mask(tmp_path, 3, downscale)
+        loader = datasets.Loader(pairs, np.arange(3), 2, "cpu", 0, 1, 0, mask=mask)
+        for batch, rows in zip(loader.evaluate(), ([0, 1], [2])):
+            found = datasets.label_to_bucket(batch.depths)[batch.mask].numpy()
+            expected = buckets[rows, top::downscale, left::downscale]
+            assert np.array_equal(
+                found, expected[chosen[rows, top::downscale, left::downscale] > 0]
+            )
+            assert len(found)
 
 
 def test_drive(tmp_path, monkeypatch):

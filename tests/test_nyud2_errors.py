@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_model_is_named(rooms):
     run(rooms)
     best = next((rooms / "runs").glob("*/checkpoint_best.pth.tar"))
     with pytest.raises(ValueError, match=r"another model's weights.*E\.layer"):
-        run(rooms, "--evaluate", "--eval_model", best, "--model", "resnet18")
+        run(rooms, "--pretrained", best, "--model", "resnet18", "--no-pretrained_encoder")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         run(rooms, "--evaluate", "--eval_model", rooms / "none")
     state = torch.load(best, weights_only=True)["state_dict"]
