@@ -30,19 +30,25 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compare_with_record(path):
-    """Record a file's sha256 beside it, or compare it with the record of an earlier download.
+def compare_with_record(path, digest=None, note=True):
+    """Compare a file with the sha256 that an earlier download has left beside it.
+
+    Args:
+        path: `pathlib.Path` of the file.
+        digest: its sha256, if it is known already.
+        note: leave the sha256 there if there is none.
 
     Raises:
         ValueError: if they differ.
     """
-    record, digest = path.with_name(path.name + ".sha256"), sha256_of(path)
+    record, digest = path.with_name(path.name + ".sha256"), digest or sha256_of(path)
     if record.exists() and record.read_text().split()[:1] != [digest]:
         raise ValueError(
             f"{path} ({digest}) is not the file of {record}: fetch it again, or delete that record "
             "if the new file is right"
         )
-    write_atomically(record, f"{digest}  {path.name}\n".encode())
+    if note:
+        write_atomically(record, f"{digest}  {path.name}\n".encode())
 
 
 # ---- the official release ------------------------------------------------------------------

@@ -99,7 +99,10 @@ def unpack(path, data_dir, overwrite=False, max_gb=40.0):
             target = data_dir / part
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             (partial / part).rename(target)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except (
+        zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError,
+        FileExistsError, NotADirectoryError, NotImplementedError, RuntimeError,  # encrypted, odd
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{path} is damaged ({error}): nothing was kept; delete it and fetch it again"
         ) from error

@@ -68,8 +68,11 @@ def restore(path, accelerator, model, optimizer, args, best):
     if FDS + "epoch" in untouched:
         start_statistics(model.FDS, int(checkpoint["epoch"]) + 1, path)
     restore_training(path, checkpoint, accelerator, optimizer, args)
-    # The official error is the test set's, and of an epoch whose weights are not in the file.
-    ours = checkpoint.get("format") == "nyud2-dir"
+    # The official error is the test set's, and of an epoch whose weights are not in the file; with
+    # another --select or --seed it is of other pictures than the ones that choose now.
+    config = checkpoint.get("config", {})
+    same = all(config.get(flag) == getattr(args, flag) for flag in ("select", "seed"))
+    ours = checkpoint.get("format") == "nyud2-dir" and same
     kept = ("error", "best_epoch", "wall_seconds") if ours else ()
     progress = {key: checkpoint[key] for key in kept} | {"epoch": int(checkpoint["epoch"]) + 1}
     if "optimizer" not in checkpoint:

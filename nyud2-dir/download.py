@@ -10,11 +10,12 @@ The archive lies on Google Drive; an interrupted download goes on. Without it, `
 """
 
 import argparse
+import hashlib
 import http.client
 import urllib.request
 from pathlib import Path
 
-from depth_archive import unpack
+from depth_archive import PARTS, unpack
 from pair_lists import MASK, SUBSET
 from released import compare_with_record, fetch_from_drive, fetch_official
 from utils import write_atomically
@@ -52,8 +53,10 @@ def fetch_split_files(data_dir, base_url=BASE_URL, overwrite=False):
         beginning = b"\x93NUMPY" if name == MASK else b"data/nyu2_train/"
         if not content.startswith(beginning):
             raise ValueError(f"{url} gave no such file, it begins {content[:20]!a}: not kept")
+        digest = hashlib.sha256(content).hexdigest()
+        compare_with_record(path, digest, note=False)
         write_atomically(path, content)
-        compare_with_record(path)
+        compare_with_record(path, digest)
         print(f"wrote {path}")
 
 
@@ -81,8 +84,13 @@ def main(argv=None):
         archive = args.archive or args.data_dir / "nyud2_archive"
         if not args.archive:
             fetch_from_drive(ARCHIVE_ID, archive)
-        unpack(archive, args.data_dir, args.overwrite, args.max_gb)
-        compare_with_record(archive)
+        if args.archive or args.overwrite or not all((args.data_dir / p).exists() for p in PARTS):
+            if archive.is_file():
+                compare_with_record(archive, note=False)
+            unpack(archive, args.data_dir, args.overwrite, args.max_gb)
+            compare_with_record(archive)
+        else:
+            print(f"{args.data_dir} has {', '.join(PARTS)}: --overwrite unpacks them again")
     fetch_split_files(args.data_dir, args.base_url, args.overwrite)
     print("next: python prepare.py --check")
 

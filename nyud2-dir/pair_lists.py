@@ -91,6 +91,8 @@ def read_mask(data_dir, images, downscale=1):
         mask = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{file} is no array ({error}): {again}") from error
+    if not isinstance(mask, np.ndarray):
+        raise ValueError(f"{file} is an archive of arrays: {again}")
     if mask.shape != (images, height, width) or mask.dtype not in (np.uint8, bool):
         raise ValueError(
             f"{file} is {mask.dtype} {list(mask.shape)}; for the {images} rows of nyu2_test.csv "

@@ -9,6 +9,7 @@ The labelled file of NYU Depth v2 (2.8 GB, cs.nyu.edu/~fergus/datasets/nyu_depth
 """
 
 import argparse
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,19 @@ def unpack_labeled(path, data_dir, is_test):
                 f"{path} holds {', '.join(file)}, with {len(file.get('images', ()))} images: "
                 f"images, depths and scenes of {len(is_test)} pairs are needed"
             )
+        images, depths, scenes = (file[name] for name in ("images", "depths", "scenes"))
+        n, (width, height) = len(is_test), images.shape[2:] if images.ndim == 4 else (0, 0)
+        right = (
+            images.shape == (n, 3, width, height) and images.dtype == np.uint8
+            and depths.shape == (n, width, height) and depths.dtype.kind == "f"
+            and scenes.shape == (1, n) and 3 * width == 4 * height
+        )  # fmt: skip
+        if not right:
+            raise ValueError(
+                f"{path} has images {images.dtype} {list(images.shape)}, depths {depths.dtype} "
+                f"{list(depths.shape)} and scenes {list(scenes.shape)}: uint8 [N, 3, W, H], float "
+                "[N, W, H] and [1, N] with W:H = 4:3 are needed"
+            )
         lists = {TRAIN: [], TEST: []}
         for i in tqdm(range(len(is_test)), "pairs"):
             image = Image.fromarray(np.ascontiguousarray(file["images"][i].transpose(2, 1, 0)))
@@ -80,6 +94,8 @@ def unpack_labeled(path, data_dir, is_test):
                 values = np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16)
             else:
                 scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
+                if not re.fullmatch(r"\w+", scene):  # it becomes the name of a folder
+                    raise ValueError(f"{path} names a scene {scene!a}: letters, digits and _ alone")
                 names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
                 values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
             for name, picture in zip(names, (image, Image.fromarray(values))):

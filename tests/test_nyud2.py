@@ -320,6 +320,10 @@ def test_mask_must_fit(tmp_path):
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="no array"):
         pair_lists.read_mask(tmp_path, 2)
+    with open(file, "wb") as opened:
+        np.savez(opened, mask=np.ones((2, 228, 304), np.uint8))
+    with pytest.raises(ValueError, match="archive of arrays"):
+        pair_lists.read_mask(tmp_path, 2)
     np.save(file, np.ones((2, 228, 304), np.uint8))
     assert pair_lists.read_mask(tmp_path, 2, downscale=4).shape == (2, 57, 76)
 

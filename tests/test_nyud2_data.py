@@ -100,6 +100,32 @@ def test_another_labelled_file_is_refused(tmp_path):
         prepare.unpack_labeled(tmp_path / "none.mat", tmp_path, np.zeros(1, bool))
 
 
+def test_a_scene_that_leads_out_of_the_folder(tmp_path):
+    write_labeled(tmp_path / "labeled.mat", 1, ["../../outside"])
+    with pytest.raises(ValueError, match="names a scene"):
+        prepare.unpack_labeled(tmp_path / "labeled.mat", tmp_path / "data", np.zeros(1, bool))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("images", lambda x: x.astype(np.float32)), ("images", lambda x: x[:, 0]),
+     ("images", lambda x: np.concatenate([x, x[:, :1]], 1)), ("depths", lambda x: x[:, ::2]),
+     ("depths", lambda x: x.transpose(0, 2, 1)), ("scenes", lambda x: x[:, :1]),
+     ("depths", lambda x: x.astype(np.uint16))],
+)  # fmt: skip
+def test_labelled_arrays_of_another_shape_or_type(tmp_path, name, change):
+    h5py = pytest.importorskip("h5py")
+    write_labeled(tmp_path / "labeled.mat", 2, ["kitchen_0001", "bath_0002"])
+    with h5py.File(tmp_path / "labeled.mat", "r+") as file:
+        values, kind = file[name][()], file[name].dtype
+        del file[name]
+        file.create_dataset(name, data=change(values), dtype=kind if name == "scenes" else None)
+    with pytest.raises(ValueError, match=r"uint8 \[N, 3, W, H\]"):
+        prepare.unpack_labeled(tmp_path / "labeled.mat", tmp_path / "data", np.zeros(2, bool))
+    assert not (tmp_path / "data").exists()
+
+
 def test_official_split_has_654_test_pairs():
     split = pair_lists.official_split()
     assert (len(split), split.sum()) == (1449, 654)
@@ -300,10 +326,11 @@ def test_split_files(server, tmp_path):
     np.save(folder / "test_balanced_mask.npy", np.ones((1, 228, 304), np.uint8))
     download.main(["--split_files", "--data_dir", str(out), "--base_url", url])
     assert pair_lists.read_mask(out, 1).all()
-    # Another file than the first one fetched is noticed.
+    # Another file than the first one fetched is noticed, before it replaces that.
     np.save(folder / "test_balanced_mask.npy", np.zeros((1, 228, 304), np.uint8))
     with pytest.raises(ValueError, match=r"not the file of .*sha256"):
         download.fetch_split_files(out, url, overwrite=True)
+    assert pair_lists.read_mask(out, 1).all()
 
 
 @pytest.mark.parametrize("size", [(320, 240), (640, 480), (800, 600)])
@@ -350,3 +377,10 @@ def test_drive(tmp_path, monkeypatch):
     assert calls == [(download.ARCHIVE_ID, True)]
     assert (tmp_path / "nyu2_train.csv").is_file()
     assert (tmp_path / "nyud2_archive.sha256").is_file()
+    download.main(["--data_dir", str(tmp_path)])  # what is there is not unpacked again
+    assert len(calls) == 1
+    (tmp_path / "nyu2_train.csv").write_text("first\n")
+    write_archive(tmp_path / "nyud2_archive", {**archive_content(), "data/more.txt": b"other"})
+    with pytest.raises(ValueError, match=r"not the file of .*sha256"):
+        download.main(["--data_dir", str(tmp_path), "--overwrite"])
+    assert (tmp_path / "nyu2_train.csv").read_text() == "first\n"  # and not replaced

@@ -262,6 +262,18 @@ def test_going_on_from_an_official_checkpoint(finished, rooms, tmp_path):
     assert json.loads((folder / "results.json").read_text())["best_epoch"] == 3
 
 
+def test_an_error_of_other_pictures_chooses_no_epoch(finished, rooms, tmp_path):
+    """What the held-out scenes gave is no measure for the test set, or for other scenes."""
+    checkpoint = load_state(finished / "checkpoint.pth.tar")
+    checkpoint["error"], checkpoint["best_epoch"] = 1e-3, 0
+    torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
+    for name, more in (("test", ["--select", "test"]), ("seed", ["--seed", 3])):
+        run(*flags(rooms, tmp_path / name, "--epochs", 4, *LDS_FDS, *more, "--resume",
+                   tmp_path / "checkpoint.pth.tar"))  # fmt: skip
+        results = json.loads((only_run(tmp_path / name) / "results.json").read_text())
+        assert results["best_epoch"] == 3
+
+
 def test_fds_starts_where_a_run_without_it_is_gone_on_from(rooms, tmp_path):
     run(*flags(rooms, tmp_path / "without", "--epochs", 1))
     checkpoint = only_run(tmp_path / "without") / "checkpoint.pth.tar"
