@@ -33,6 +33,9 @@ class Host:
             def do_GET(self):
                 host.answer(self)
 
+            def do_HEAD(self):
+                host.answer(self)
+
             def log_message(self, *_):
                 pass
 
@@ -64,7 +67,8 @@ class Host:
         handler.end_headers()
         if status in (200, 206) and self.cuts:  # the line breaks after so many bytes
             content = content[: self.cuts.pop(0)]
-        handler.wfile.write(content)
+        if handler.command != "HEAD":
+            handler.wfile.write(content)
 
     def close(self):
         self.httpd.shutdown()
@@ -135,10 +139,114 @@ def test_a_part_that_is_whole_or_too_long(host, tmp_path, there):
     assert listing(tmp_path) == {"big": CONTENT}
 
 
-def test_a_host_that_tells_no_length(host, tmp_path):
+def test_a_host_that_tells_no_length(host, tmp_path, capsys):
     host.pages["/big"], host.length = CONTENT, False
     fetch.fetch(f"{host.url}/big", tmp_path / "big")
     assert listing(tmp_path) == {"big": CONTENT}
+    assert "does not say how long big is" in capsys.readouterr().out
+    host.length = True
+    fetch.fetch(f"{host.url}/big", tmp_path / "big")
+    assert capsys.readouterr().out == ""
+
+
+def send(handler, status, content=b"", **headers):
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+OTHER = CONTENT[::-1] + b"more"
+
+
+@pytest.mark.parametrize(
+    ("tag", "new_tag", "content", "total"),
+    [('"v1"', '"v2"', CONTENT[::-1], None), ("", "", OTHER, None), ("", "", CONTENT, "*")],
+)
+def test_a_range_of_another_file_is_never_added(host, tmp_path, tag, new_tag, content, total):
+    """Hosts that pass over If-Range, or have no tags: the rest of a file that was replaced."""
+
+    def answer(handler):
+        wanted = handler.headers.get("Range")
+        host.asked.append(wanted)
+        if len(host.asked) == 1:  # the old file, broken off
+            length = str(len(CONTENT))
+            return send(handler, 200, CONTENT[:70_000], Content_Length=length, ETag=tag)
+        if not wanted:
+            return send(handler, 200, content, Content_Length=str(len(content)), ETag=new_tag)
+        span = f"bytes 70000-{len(content) - 1}/{total or len(content)}"
+        rest = content[70_000:]
+        return send(handler, 206, rest, Content_Range=span, ETag=new_tag,
+                    Content_Length=str(len(rest)))  # fmt: skip
+
+    host.answer = answer
+    fetch.fetch(f"{host.url}/big", tmp_path / "big")
+    assert listing(tmp_path) == {"big": content}
+    assert host.asked == [None, "bytes=70000-", None]
+
+
+def test_a_host_that_makes_it_start_anew_for_ever_is_given_up(host, tmp_path):
+    def answer(handler):
+        host.asked.append(handler.headers.get("Range"))
+        if host.asked[-1]:
+            return send(handler, 206, b"x", Content_Range="bytes 7-7/*", Content_Length="1")
+        return send(handler, 200, CONTENT[:7], Content_Length=str(len(CONTENT)))
+
+    host.answer = answer
+    with pytest.raises(ValueError, match="starts anew"):
+        fetch.fetch(f"{host.url}/big", tmp_path / "big")
+    assert len(host.asked) == 2 * fetch.TRIES
+
+
+@pytest.mark.parametrize("span", [{}, {"Content_Range": "bytes */*"}])
+def test_a_refused_range_without_a_length_costs_nothing_that_is_here(host, tmp_path, span):
+    size = str(len(CONTENT))
+
+    def answer(handler):
+        if handler.headers.get("Range"):
+            return send(handler, 416, Content_Length="0", **span)
+        whole = handler.path == "/two"  # of /big no byte is needed any more, and none arrives
+        return send(handler, 200, CONTENT if whole else b"", Content_Length=size)
+
+    host.answer = answer
+    (tmp_path / "big.part").write_bytes(CONTENT)
+    fetch.fetch(f"{host.url}/big", tmp_path / "big")
+    assert listing(tmp_path) == {"big": CONTENT}
+    (tmp_path / "two.part").write_bytes(CONTENT[:9])
+    fetch.fetch(f"{host.url}/two", tmp_path / "two")
+    assert (tmp_path / "two").read_bytes() == CONTENT
+
+
+def test_a_host_that_refuses_all_leaves_the_part(host, tmp_path):
+    host.answer = lambda handler: send(handler, 416, Content_Length="0")
+    (tmp_path / "big.part").write_bytes(b"some")
+    with pytest.raises(ValueError, match="416"):
+        fetch.fetch(f"{host.url}/big", tmp_path / "big")
+    assert listing(tmp_path) == {"big.part": b"some"}
+
+
+@pytest.mark.parametrize("status", [408, 429])
+def test_a_busy_host_is_asked_again(host, tmp_path, status):
+    plain, statuses = host.answer, [status, status]
+
+    def answer(handler):
+        host.status = statuses.pop() if statuses else None
+        plain(handler)
+
+    host.pages["/big"], host.answer = CONTENT, answer
+    fetch.fetch(f"{host.url}/big", tmp_path / "big")
+    assert listing(tmp_path) == {"big": CONTENT}
+    assert len(host.asked) == 3
+
+
+def test_a_length_is_asked_for_ahead(host):
+    host.pages["/big"] = CONTENT
+    assert fetch.length_of(f"{host.url}/big") == len(CONTENT)
+    assert fetch.length_of(f"{host.url}/none") is None
+    assert fetch.length_of("http://127.0.0.1:9/x") is None
+    host.length = False
+    assert fetch.length_of(f"{host.url}/big") is None
 
 
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (500, 5), (503, 5)])
