@@ -26,16 +26,16 @@ from scipy.io import savemat
 from tqdm import tqdm
 
 from demo_picture import make_face
-from download import unpack_archive
 from matlab_meta import MATLAB_YEAR, MID_YEAR, SOURCES
+from meta_file import missing_paths, read_meta
 from prepare import DATASET, faces_of_sources, write_meta
+from unpack import MARK, is_demo, sole_use, unpack_archive
 
 AGES, PEAK = np.arange(101), 30
 MISTAKEN = (112, 131, 150, 186)  # ages that follow from wrong dates, as some of the real ones
 IMDB_SHARE = 0.85  # of the images; the real share is 0.88
 FAULTS = ("no face", "low score", "second face", "no year", "no birth", "not born")
 FAULTY = 0.2  # rows of these kinds for each face that counts
-MARK = "made_by_demo_data"  # a file of this name: the folder may be overwritten
 
 
 def age_density():
@@ -131,10 +131,10 @@ def matlab_file(rows, source):
 
 
 def write_archive(path, rows, images):
-    """Write `<source>_crop.tar`: folders, images, and the MATLAB file that describes them."""
+    """Write `<source>_crop.tar`: mark, folders, images, and the MATLAB file that describes them."""
     top = path.name.removesuffix(".tar")
-    source = top.removesuffix("_crop")
-    with tarfile.open(path, "w") as archive:
+    source, unfinished = top.removesuffix("_crop"), path.with_suffix(".demo")
+    with tarfile.open(unfinished, "w") as archive:
 
         def add(name, content=None):
             member = tarfile.TarInfo(f"{top}/{name}".rstrip("/"))
@@ -142,11 +142,34 @@ def write_archive(path, rows, images):
             member.mode, member.size = 0o755 if content is None else 0o644, len(content or b"")
             archive.addfile(member, io.BytesIO(content or b""))
 
+        add(MARK, b"")  # first, so that `is_demo` finds it at once
         for folder in ["", *sorted({row["full_path"][:3] for row in rows})]:
             add(folder)
         for row, image in zip(rows, images):
             add(row["full_path"], image)
         add(f"{source}.mat", matlab_file(rows, source))
+    os.replace(unfinished, path)
+
+
+def lists_demo(path):
+    """Return whether a meta file is there and lists faces of the folders beside it alone."""
+    try:
+        return not missing_paths(path.parent, read_meta(path, ("age", "path"))["path"])
+    except (OSError, ValueError):
+        return False
+
+
+def check_place(out, overwrite):
+    """Refuse a folder that holds an earlier demo, unless it may be replaced, or real data."""
+    names = [f"{source}_crop{suffix}" for source in SOURCES for suffix in ("", ".tar")]
+    is_ours = dict.fromkeys(names, is_demo) | {f"{DATASET}.csv": lists_demo}
+    there = [name for name in is_ours if os.path.lexists(out / name)]
+    real = [n for n in there if (out / n).is_symlink() or not is_ours[n](out / n)]
+    if real or (there and not overwrite):
+        raise ValueError(
+            f"{out} holds {', '.join(real or there)}: --overwrite replaces an earlier demo, and "
+            "nothing else; or give another --out"
+        )
 
 
 def parse_args(argv=None):
@@ -169,30 +192,24 @@ def parse_args(argv=None):
 def main(argv=None):
     """Write the archives, then unpack them and make the meta file."""
     args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    there = [name for name in os.listdir(args.out) if name.startswith(("imdb_", "wiki_"))]
-    if there and not (args.overwrite and (args.out / MARK).exists()):
-        raise ValueError(
-            f"{args.out} holds {', '.join(sorted(there))}: --overwrite replaces an earlier demo, "
-            "and nothing else; or give another --out"
-        )
-    (args.out / MARK).touch()
-    rows = draw_rows(args.num_images, np.random.default_rng([args.seed, 0]))
-    draw = partial(draw_image, seed=args.seed, img_size=args.img_size)
-    with ProcessPoolExecutor(args.workers) as pool:
-        images = list(tqdm(pool.map(draw, rows, chunksize=16), "faces", len(rows), unit="face"))
-    for source in SOURCES:
-        path = args.out / f"{source}_crop.tar"
-        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)  # of an earlier demo
-        chosen = [i for i, row in enumerate(rows) if row["source"] == source]
-        write_archive(path, [rows[i] for i in chosen], [images[i] for i in chosen])
-        if not args.archives_only:
+    with sole_use(args.out):
+        check_place(args.out, args.overwrite)
+        rows = draw_rows(args.num_images, np.random.default_rng([args.seed, 0]))
+        draw = partial(draw_image, seed=args.seed, img_size=args.img_size)
+        with ProcessPoolExecutor(args.workers) as pool:
+            images = list(tqdm(pool.map(draw, rows, chunksize=16), "faces", len(rows), unit="face"))
+        paths = [args.out / f"{source}_crop.tar" for source in SOURCES]
+        for source, path in zip(SOURCES, paths):
+            chosen = [i for i, row in enumerate(rows) if row["source"] == source]
+            write_archive(path, [rows[i] for i in chosen], [images[i] for i in chosen])
+        if args.archives_only:
+            return print(f"wrote {', '.join(map(str, paths))}")
+        # One of other faces than the folders' would not pass for a demo's, if this were killed.
+        (args.out / f"{DATASET}.csv").unlink(missing_ok=True)
+        for path in paths:
             unpack_archive(path, args.out, overwrite=True)
             path.unlink()
-            path.with_name(f"{path.name}.sha256").unlink()
-    if args.archives_only:
-        return print(f"wrote {', '.join(f'{args.out / s}_crop.tar' for s in SOURCES)}")
-    meta = write_meta(faces_of_sources(args.out), args.out / f"{DATASET}.csv")
+        meta = write_meta(faces_of_sources(args.out), args.out / f"{DATASET}.csv")
     counts = meta.loc[meta["split"] == "train", "age"].value_counts()
     many, few = sum(counts > 100), sum(counts < 20)
     medium = len(counts) - many - few

@@ -11,25 +11,20 @@ What breaks off goes on where it stopped, at once or when the command is given a
 import argparse
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
-from tqdm import tqdm
-
-from fetch import fetch
+from fetch import fetch, length_of
 from matlab_meta import SOURCES
 from meta_file import read_meta, report_counts
 from prepare import EXPECTED
 from released import fetch_official, sha256_of
+from unpack import UNPACKED, check_digest, check_target, is_demo, sole_use, unpack_archive
 from utils import write_atomically
 
 BASE_URL = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static"
 SPLIT_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
 SPLIT_FILE = "imdb-wiki-dir/data/imdb_wiki.csv"  # its path in the official release
 IMAGES = {"imdb": 460_723, "wiki": 62_328}  # as the data set's page counts them
-# Bytes on the disk for a byte of archive: small files fill up their last block of 4 KiB.
-UNPACKED = 1.25
-BLOCK = 512  # bytes; an archive ends with at least one block of zeros
 # Released networks: Drive id, and MAE of the test set, all / many / medium / few.
 OFFICIAL = {
     "lds": ("1HnGw1gs6UAlvbol4EulHX_Kqx_pwJZ70", "mae", (7.87, 7.31, 12.45, 22.60)),
@@ -48,119 +43,54 @@ Then `python prepare.py --check` verifies both. To try the code without the face
 `python demo_data.py` writes a small generated data set in the same format."""
 
 
-def check_digest(path, record):
-    """Return a file's sha256; an error if another one was recorded for the first download."""
-    digest = sha256_of(path)
-    if record.exists() and record.read_text().split()[:1] != [digest]:
-        raise ValueError(
-            f"{path} ({digest}) is not the one of {record}: delete {path} and fetch it again, or "
-            "delete that record if the new one is right"
-        )
-    return digest
+def check_room(data_dir, archives, base_url):
+    """Refuse a disk without room for all archives and what comes of them, before one is fetched.
 
+    Where the host says no length ahead, each archive is judged by itself when its turn comes.
 
-def check_member(member, top):
-    """Return the path below `top` of an archive's member, None for `top`; refuse what could harm.
-
-    Raises:
-        ValueError: the member leads out of the folder `top`, or is no plain file or folder.
+    Args:
+        archives: paths; those that are there are only to be unpacked.
     """
-    first, *parts = member.name.removeprefix("./").split("/")
-    leads_out = first != top or {"", ".", ".."} & set(parts) or set("\\\0") & set(member.name)
-    plain = (member.isreg() or member.isdir()) and not member.issparse()
-    try:
-        tarfile.data_filter(member, ".")
-    except tarfile.FilterError as error:
-        raise ValueError(f"{member.name!a} is refused: {error}") from error
-    if leads_out or not plain:
-        raise ValueError(f"{member.name!a} leads out, or is a link, device or sparse: refused")
-    return "/".join(parts) or None
-
-
-def unpack_members(path, folder, top):
-    """Write an archive's images and MATLAB file to `folder`; return how many images there were.
-
-    Raises:
-        ValueError: a member is refused or there twice, or the archive is cut or damaged.
-    """
-    images, left_out = 0, []
-    bar = tqdm(desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True)
-    with tarfile.open(path, "r:") as archive, bar:
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # half a million of them would be kept
-            name = check_member(member, top)
-            if member.isdir():
-                continue
-            if not (name or "").endswith((".jpg", ".mat")):
-                left_out.append(member.name)
-                continue
-            try:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with archive.extractfile(member) as source, open(folder / name, "xb") as file:
-                    shutil.copyfileobj(source, file)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise ValueError(f"{member.name!a} occurs twice in the archive") from error
-            images += name.endswith(".jpg")
-            bar.update(archive.offset - bar.n)
-        # A header that is damaged ends the loop as the end does: only zeros are the end.
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(BLOCK) != bytes(BLOCK):
-            raise tarfile.ReadError(f"it breaks off at byte {archive.offset:,}")
-    if left_out:
-        print(f"left out: {left_out[:10]!a} ({len(left_out)})")
-    return images
-
-
-def unpack_archive(path, data_dir, overwrite=False):
-    """Unpack `<source>_crop.tar` into `<data_dir>/<source>_crop`, which appears when complete.
-
-    The archive is read to its end, and the sha256 of the first one is recorded and compared from
-    then on: no checksum is published.
-
-    Raises:
-        ValueError: a folder is in the way, the disk is too full, or the archive is refused.
-    """
-    top = path.name.removesuffix(".tar")
-    source, target = top.removesuffix("_crop"), Path(data_dir) / top
-    partial, record = target.with_name(f"{top}.partial"), target.with_name(f"{top}.tar.sha256")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists: --overwrite replaces it")
-    if not hasattr(tarfile, "data_filter"):
-        raise ValueError("this Python unpacks archives unsafely: use 3.11.4 or later")
-    needed, free = int(UNPACKED * path.stat().st_size), shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise ValueError(f"{needed:,} bytes to unpack, {free:,} free in {data_dir}: make room")
-    digest = check_digest(path, record)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-    try:
-        partial.mkdir()
-        images = unpack_members(path, partial, top)
-        if not (partial / f"{source}.mat").is_file():
-            raise ValueError(f"{path} holds no {top}/{source}.mat: is it the right archive?")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is cut or damaged ({error}): delete it, fetch again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    write_atomically(record, f"{digest}  {path.name}\n".encode())
-    print(f"wrote {target}, {images:,} images; {path} may be deleted")
-    return images
+    needed = 0
+    for path in archives:
+        part = path.with_name(f"{path.name}.part")
+        if path.exists():
+            needed += UNPACKED * path.stat().st_size
+        elif length := length_of(f"{base_url}/{path.name}"):
+            needed += (1 + UNPACKED) * length - (part.stat().st_size if part.exists() else 0)
+    if needed > (free := shutil.disk_usage(data_dir).free):
+        raise ValueError(f"{needed:,.0f} bytes are needed, {free:,} free in {data_dir}: make room")
 
 
 def fetch_images(data_dir, base_url=BASE_URL, overwrite=False):
-    """Fetch and unpack both archives; what is done already is left as it is."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    for source in SOURCES:
-        target, path = data_dir / f"{source}_crop", data_dir / f"{source}_crop.tar"
-        if target.exists() and not overwrite:
-            print(f"{target} is there: --overwrite unpacks it again")
-            continue
-        if not path.exists():
-            fetch(f"{base_url.rstrip('/')}/{path.name}", path, UNPACKED)
-        images = unpack_archive(path, data_dir, overwrite)
-        if images != IMAGES[source]:
-            print(f"   DIFFERS: {IMAGES[source]:,} images expected")
+    """Fetch and unpack both archives; what is done already is left as it is.
+
+    Raises:
+        ValueError: what `fetch` and `unpack_archive` refuse, or the disk is too full for all.
+    """
+    base_url, archives = base_url.rstrip("/"), []
+    with sole_use(data_dir):
+        for source in SOURCES:
+            target = data_dir / f"{source}_crop"
+            if target.exists() and not overwrite:
+                demo = ", and it is the demo, NOT IMDB-WIKI" if is_demo(target) else ""
+                print(f"{target} is there{demo}: --overwrite replaces it")
+                continue
+            check_target(target, overwrite)
+            shutil.rmtree(target.with_name(f"{target.name}.partial"), ignore_errors=True)
+            archives.append(data_dir / f"{source}_crop.tar")
+        check_room(data_dir, archives, base_url)
+        for path in archives:
+            if not path.exists():
+                fetch(f"{base_url}/{path.name}", path, UNPACKED)
+            expected = IMAGES[path.name.removesuffix("_crop.tar")]
+            demo, images = is_demo(path), unpack_archive(path, data_dir, overwrite)
+            if demo:
+                print(f"   it is the demo, NOT IMDB-WIKI: delete {path} to fetch the real one")
+            elif images != expected:
+                print(f"   DIFFERS: {expected:,} images expected. Keep {path}: something is wrong")
+            else:
+                print(f"   as many as expected; {path} may be deleted")
 
 
 def fetch_split_file(data_dir, base_url=SPLIT_URL, overwrite=False):
@@ -211,7 +141,8 @@ def main(argv=None):
     if args.images:
         fetch_images(args.data_dir, args.base_url, args.overwrite)
     if args.split_file:
-        fetch_split_file(args.data_dir, args.split_url, args.overwrite)
+        with sole_use(args.data_dir):
+            fetch_split_file(args.data_dir, args.split_url, args.overwrite)
     if not (args.images or args.split_file):
         print(INSTRUCTIONS)
     elif args.images and not args.split_file:

@@ -44,6 +44,14 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(part)
         return None
 
+    def do_HEAD(self):
+        content = self.server.pages.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        return self.end_headers()
+
     def log_message(self, *_):
         pass
 

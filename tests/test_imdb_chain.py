@@ -1,11 +1,13 @@
 """IMDB-WIKI as a user meets it: fetched, unpacked, prepared and trained on, on generated faces."""
 
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -23,6 +25,7 @@ demo_data = load("imdb-wiki-dir", "demo_data")
 download = load("imdb-wiki-dir", "download")
 fetch = load("imdb-wiki-dir", "fetch")
 prepare = load("imdb-wiki-dir", "prepare")
+unpack = load("imdb-wiki-dir", "unpack")
 
 
 def make_demo(out, *flags):
@@ -85,17 +88,90 @@ def test_the_demo_itself_goes_the_same_way(chain, tmp_path):
 
 
 def test_a_folder_that_is_no_demo_stays(chain, tmp_path):
-    (tmp_path / "imdb_crop").mkdir()
+    (tmp_path / "imdb_crop").mkdir()  # empty, and of unknown origin
     for flags in ([], ["--overwrite"]):
         with pytest.raises(ValueError, match="holds imdb_crop"):
             make_demo(tmp_path, *flags)
-    assert os.listdir(tmp_path) == ["imdb_crop"]
+    assert set(os.listdir(tmp_path)) <= {"imdb_crop", ".download.lock"}
     make_demo(tmp_path / "demo")
     with pytest.raises(ValueError, match="--overwrite"):
         make_demo(tmp_path / "demo")
     make_demo(tmp_path / "demo", "--overwrite", "--seed", "1")
     meta = pd.read_csv(tmp_path / "demo" / "imdb_wiki.csv")
     assert not meta["path"].equals(pd.read_csv(chain / "imdb_wiki.csv")["path"])
+
+
+def make_real(mirror):
+    """Archives as of another origin: the demo's of another seed, without its mark."""
+    make_demo(mirror, "--archives_only", "--seed", "7")
+    for path in mirror.glob("*.tar"):
+        with tarfile.open(path) as archive:
+            members = [(m, m.isreg() and archive.extractfile(m).read()) for m in archive]
+        with tarfile.open(path, "w") as archive:
+            for member, content in members:
+                if not member.name.endswith(unpack.MARK):
+                    archive.addfile(member, io.BytesIO(content or b""))
+
+
+def test_real_data_in_the_place_of_a_demo_stay(tmp_path, monkeypatch, capsys):
+    """Whatever part of a demo has been replaced since: --overwrite replaces the demo's alone."""
+    data, mirror = tmp_path / "data", tmp_path / "mirror"
+    monkeypatch.setenv("NO_PROXY", "*")
+    make_demo(data)
+    make_real(mirror)
+    with serve() as server:
+        server.pages = {f"/{p.name}": p.read_bytes() for p in mirror.glob("*.tar")}
+        fetching = ["--images", "--data_dir", str(data), "--base_url", server.url]
+        capsys.readouterr()
+        download.main(fetching)
+        assert capsys.readouterr().out.count("it is the demo, NOT IMDB-WIKI: --overwrite") == 2
+        assert server.asked == []
+        download.main([*fetching, "--overwrite"])
+    assert "it is the demo" not in capsys.readouterr().out
+
+    def assert_stays(*names):
+        before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+        with pytest.raises(ValueError, match=f"holds {', '.join(names)}: --overwrite"):
+            make_demo(data, "--overwrite")
+        assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
+
+    csv, archives = "imdb_wiki.csv", ["imdb_crop.tar", "wiki_crop.tar"]
+    assert_stays("imdb_crop", archives[0], "wiki_crop", archives[1], csv)
+    for name in archives:
+        (data / name).unlink()
+    assert_stays("imdb_crop", "wiki_crop", csv)
+    shutil.rmtree(data / "imdb_crop")
+    assert_stays("wiki_crop", csv)
+    shutil.rmtree(data / "wiki_crop")
+    assert_stays(csv)
+    (data / csv).unlink()
+    make_demo(data)
+    shutil.copy(mirror / archives[1], data)  # a real archive beside the demo's folders
+    assert_stays(archives[1])
+    (data / archives[1]).unlink()
+    pd.DataFrame({"age": [3], "path": ["imdb_crop/00/a.jpg"]}).to_csv(data / csv)
+    assert_stays(csv)
+    (data / csv).write_bytes(b"no table")
+    assert_stays(csv)
+    (data / csv).unlink()
+    (data / "wiki_crop").rename(tmp_path / "wiki_crop")
+    (data / "wiki_crop").symlink_to(tmp_path / "wiki_crop")
+    assert_stays("wiki_crop")
+
+
+def test_archives_of_a_demo_are_told_from_real_ones(tmp_path, capsys):
+    """In the place of the real ones they are unpacked, and nothing passes for IMDB-WIKI."""
+    make_demo(tmp_path, "--archives_only")
+    make_demo(tmp_path, "--archives_only", "--overwrite")
+    capsys.readouterr()
+    (tmp_path / "imdb_crop.tar.sha256").write_text("ab  imdb_crop.tar\n")  # of the real one
+    download.main(["--images", "--data_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("it is the demo, NOT IMDB-WIKI: delete") == 2
+    assert (tmp_path / "imdb_crop.tar.sha256").read_text().startswith("ab ")
+    for content in (b"", bytes(10240), b"no archive" * 99):
+        (tmp_path / "wiki_crop.tar").write_bytes(content)
+        assert not unpack.is_demo(tmp_path / "wiki_crop.tar")
 
 
 def test_three_thousand_faces_hold_every_shot():

@@ -3,16 +3,21 @@
 import hashlib
 import io
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
+import time
 
 import numpy as np
 import pytest
 
-from conftest import load
+from conftest import ROOT, load
 from range_server import serve
 
 download = load("imdb-wiki-dir", "download")
 fetch = load("imdb-wiki-dir", "fetch")
+unpacking = load("imdb-wiki-dir", "unpack")
 
 SPLIT_PAGE = "/imdb-wiki-dir/data/imdb_wiki.csv"
 
@@ -56,13 +61,18 @@ def data(tmp_path, monkeypatch):
 
 def unpack(data, content, overwrite=False, name="imdb_crop.tar"):
     (data / name).write_bytes(content)
-    return download.unpack_archive(data / name, data, overwrite)
+    return unpacking.unpack_archive(data / name, data, overwrite)
+
+
+def listing(data):
+    """Names in a folder, but for the lock, which some versions of filelock leave."""
+    return sorted(set(os.listdir(data)) - {".download.lock"})
 
 
 def assert_refused(data, content, message):
     with pytest.raises(ValueError, match=message):
         unpack(data, content)
-    assert os.listdir(data) == ["imdb_crop.tar"]  # nothing looks complete, nothing lies about
+    assert listing(data) == ["imdb_crop.tar"]  # nothing looks complete, nothing lies about
     assert os.listdir(data.parent) == ["data"]
 
 
@@ -137,7 +147,13 @@ def test_an_archive_that_is_cut_or_damaged_is_refused(data):
         assert_refused(data, content[:length], "cut or damaged|holds no|breaks off")
     third = content.index(b"imdb_crop/00/nm3.jpg")
     damaged = content[: third + 150] + b"9" + content[third + 151 :]  # in a header's checksum
-    assert_refused(data, damaged, "breaks off")
+    assert_refused(data, damaged, "cut or damaged .no archive from byte")
+    whole = make_tar([crop()[-1], *crop()[:-1]])  # the MATLAB file is there, images are not
+    for archive in (content, whole):
+        lost = archive.index(b"imdb_crop/00/nm3.jpg")
+        hole = archive[:lost] + bytes(512) + archive[lost + 512 :]  # zeros end an archive
+        assert_refused(data, hole, "cut or damaged .no archive from byte")
+    assert_refused(data, whole + make_tar(crop()), "cut or damaged .no archive from byte")
     assert_refused(data, b"<html>log in first</html>" * 50, "cut or damaged")
     assert_refused(data, make_tar(crop()[:-1]), r"holds no imdb_crop/imdb\.mat")
 
@@ -156,12 +172,12 @@ def test_another_archive_than_the_first_is_refused(data):
 
 def test_a_full_disk_is_told_before_anything_is_written(data, monkeypatch):
     usage = type("usage", (), {"free": 5000})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
     assert_refused(data, make_tar(crop()), "bytes to unpack, 5,000 free in .*make room")
 
 
 def test_an_interrupted_run_leaves_nothing_and_the_next_one_works(data, monkeypatch):
-    copy, calls = download.shutil.copyfileobj, []
+    copy, calls = unpacking.shutil.copyfileobj, []
 
     def interrupted(source, target):
         calls.append(copy(source, target))
@@ -169,13 +185,85 @@ def test_an_interrupted_run_leaves_nothing_and_the_next_one_works(data, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download.shutil, "copyfileobj", interrupted)
+        patch.setattr(unpacking.shutil, "copyfileobj", interrupted)
         with pytest.raises(KeyboardInterrupt):
             unpack(data, make_tar(crop()))
-    assert os.listdir(data) == ["imdb_crop.tar"]
+    assert listing(data) == ["imdb_crop.tar"]
     (data / "imdb_crop.partial/00").mkdir(parents=True)  # what a killed run leaves
     (data / "imdb_crop.partial/00/nm0.jpg").write_bytes(b"half")
     assert unpack(data, make_tar(crop())) == 6
+
+
+def test_what_a_killed_run_left_does_not_take_the_room(data, monkeypatch):
+    left = data / "imdb_crop.partial/00/nm0.jpg"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(30_000))
+
+    def usage(_):
+        return type("usage", (), {"free": 40_000 - (left.stat().st_size if left.exists() else 0)})
+
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", usage)
+    assert unpack(data, make_tar(crop())) == 6
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_link_in_the_place_of_the_folder_stays(data, server, leads):
+    """Said before anything is fetched; without --overwrite what it leads to is simply there."""
+    if leads:
+        (data.parent / "disk").mkdir()
+        (data.parent / "disk/old.jpg").touch()
+    (data / "imdb_crop").symlink_to(data.parent / "disk")
+    serve_archives(server)
+    with pytest.raises(ValueError, match=r"imdb_crop is a symbolic link.*remove it"):
+        images(data, server, "--overwrite")
+    assert server.asked == []
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        unpack(data, make_tar(crop()), overwrite=True)
+    assert listing(data) == ["imdb_crop", "imdb_crop.tar"]
+    if leads:
+        assert os.listdir(data.parent / "disk") == ["old.jpg"]
+        images(data, server)
+        assert (data / "imdb_crop").is_symlink()
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import download, unpack
+data, copy = Path(sys.argv[2]), unpack.shutil.copyfileobj
+
+def slow(source, file):
+    copy(source, file)
+    (data / "begun").touch()
+    end = time.monotonic() + 20
+    while not (data / "go").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
+unpack.shutil.copyfileobj = slow
+download.main(["--images", "--data_dir", str(data), "--base_url", sys.argv[3]])
+"""
+
+
+def test_two_at_once_take_turns(data, server):
+    """The second neither deletes what the first is unpacking nor fetches anything again."""
+    serve_archives(server)
+    command = [sys.executable, "-c", RUN, ROOT / "imdb-wiki-dir", data, f"{server.url}/m"]
+    pipe = {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipe) as first:
+        while not (data / "begun").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        with subprocess.Popen(command, **pipe) as second:
+            line = second.stdout.readline()
+            (data / "go").touch()
+            out = second.stdout.read()
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert line.startswith(f"another process fetches or unpacks in {data}")
+    assert out.count("is there: --overwrite") == 2
+    for source in ("imdb", "wiki"):
+        assert len(files_below(data / f"{source}_crop")) == 7
+    assert sorted(path for path, _ in server.asked) == sorted(server.pages)
 
 
 # ---- fetching ------------------------------------------------------------------------------
@@ -254,6 +342,36 @@ def test_a_missing_page_and_a_full_disk(data, server, monkeypatch):
     assert not (data / "imdb_crop.tar").exists()
 
 
+def test_both_archives_must_find_room_before_one_is_fetched(data, server, monkeypatch):
+    """Room for the first alone: told by the host's lengths, before hours are spent on it."""
+    serve_archives(server)
+    total = sum(len(page) for page in server.pages.values())
+    needed = int((1 + unpacking.UNPACKED) * total)
+    usage = type("usage", (), {"free": needed - 1})
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=rf"{needed:,} bytes are needed, {needed - 1:,} free"):
+        images(data, server)
+    assert server.asked == []
+    assert listing(data) == []
+    usage.free = 10 * total
+    images(data, server)
+    # What is there is only unpacked, and what is unpacked needs nothing.
+    shutil.rmtree(data / "imdb_crop")
+    usage.free = int(unpacking.UNPACKED * len(server.pages["/m/imdb_crop.tar"])) + 1
+    images(data, server)
+    assert (data / "imdb_crop/imdb.mat").is_file()
+
+
+def test_an_archive_of_another_number_of_images_is_to_be_kept(data, server, monkeypatch, capsys):
+    serve_archives(server)
+    monkeypatch.setattr(download, "IMAGES", {"imdb": 460_723, "wiki": 6})
+    images(data, server)
+    out = capsys.readouterr().out
+    assert f"DIFFERS: 460,723 images expected. Keep {data / 'imdb_crop.tar'}" in out
+    assert f"{data / 'wiki_crop.tar'} may be deleted" in out
+    assert f"{data / 'imdb_crop.tar'} may be deleted" not in out
+
+
 def split_file(counts, path="imdb_crop/00/a"):
     lines = [f"30,{path}{split}{i}.jpg,{split}\n" for split, n in counts.items() for i in range(n)]
     return ("age,path,split\n" + "".join(lines)).encode()
@@ -267,7 +385,7 @@ def test_the_official_split_file(data, server, monkeypatch):
     server.pages[SPLIT_PAGE] = split_file(counts | {"val": 5})
     with pytest.raises(ValueError, match="other counts: it was not kept"):
         download.main(flags)
-    assert os.listdir(data) == []
+    assert listing(data) == []
     server.pages[SPLIT_PAGE] = content
     download.main(flags)
     assert (data / "imdb_wiki.csv").read_bytes() == content
