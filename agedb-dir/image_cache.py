@@ -151,12 +151,16 @@ class Images:
         """Decode into a partial array and note which rows are done; rename when all are."""
         partial, noted = target.with_suffix(".partial"), target.with_suffix(".rows")
         shape = (len(self.files), self.img_size, self.img_size, 3)
-        resume = partial.is_file() and noted.is_file() and noted.stat().st_size == 4 * shape[0]
+        try:
+            array = np.lib.format.open_memmap(partial, mode="r+")
+            resume = array.shape == shape and noted.stat().st_size == 4 * shape[0]
+        except (FileNotFoundError, ValueError):  # there is none, or it is cut in its header
+            resume = False
         if not resume:
-            np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape).flush()
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            array.flush()
             noted.write_bytes(bytes(4 * shape[0]))
         reserve(partial)
-        array = np.lib.format.open_memmap(partial, mode="r+")
         # A row's checksum, 0 before it is done: after a crash of the machine the disk may hold
         # the note of a row and not the row.
         sums = np.memmap(noted, dtype=np.uint32, mode="r+")
@@ -213,6 +217,7 @@ def reserve(file):
     except OSError as error:
         if error.errno == errno.ENOSPC:  # any other: the disk cannot claim, only be asked
             file.unlink()
+            file.with_suffix(".rows").unlink()  # the notes of its rows
             raise ValueError(
                 f"the image cache needs {needed:,} bytes more, {free:,} are free in {file.parent}: "
                 "make room, give --cache DIR on a larger disk, or --cache none"

@@ -1,6 +1,7 @@
 """The age set at size: the cache over crashes and full disks, and what benchmarks/ measures."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -89,6 +90,17 @@ def test_notes_of_another_length_start_the_build_anew(faces, monkeypatch):
     assert decoded_by(faces, monkeypatch) == list(range(10))
 
 
+@pytest.mark.parametrize("length", [0, 5, 50, 127])
+def test_an_array_cut_in_its_header_starts_the_build_anew(faces, monkeypatch, length):
+    os.truncate(break_off(faces, monkeypatch, after=6), length)
+    assert decoded_by(faces, monkeypatch) == list(range(10))
+
+
+def test_an_array_cut_in_its_pixels_is_filled_up(faces, monkeypatch):
+    os.truncate(break_off(faces, monkeypatch, after=6), 128 + 3 * 17 * 17 * 3)
+    assert decoded_by(faces, monkeypatch) == list(range(3, 10))
+
+
 def test_a_file_that_changes_during_the_break_starts_the_build_anew(faces, monkeypatch):
     break_off(faces, monkeypatch, after=6)
     Image.new("RGB", (40, 40), (9, 99, 199)).save(faces[0] / faces[1][2])
@@ -101,7 +113,7 @@ def test_a_disk_too_full_for_the_cache_is_told(faces, monkeypatch):
         patch.setattr(image_cache.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(ValueError, match=r"needs [\d,]+ bytes more, 3,000 are free.*--cache"):
             open_images(faces, 64)
-    assert not list((faces[0] / "cache").glob("*.partial"))
+    assert [p.suffix for p in (faces[0] / "cache").iterdir()] == [".lock"]
 
     def full(*_):
         raise OSError(image_cache.errno.ENOSPC, "no space")
