@@ -43,13 +43,18 @@ def read_struct(file, name):
     fields = getattr(getattr(struct, "dtype", None), "names", None) or ()
     if lacking := [field for field in FIELDS if field not in fields]:
         raise ValueError(f"{file} lacks {', '.join(f'{name}.{field}' for field in lacking)}")
+    if struct.size != 1:
+        raise ValueError(f"{file}: {name} is an array of {struct.size} structs, not one struct")
     columns = {field: np.atleast_1d(struct[field].item()) for field in FIELDS}
     lengths = {field: column.shape for field, column in columns.items()}
     if len(set(lengths.values())) > 1 or columns["dob"].ndim > 1:
         raise ValueError(f"{file}: the fields of {name} differ in length: {lengths}")
     for field in FIELDS:
         if field != "full_path":  # years are unsigned there, and differences of them are not
-            columns[field] = columns[field].astype(np.float64)
+            try:
+                columns[field] = columns[field].astype(np.float64, casting="same_kind")
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{file}: {name}.{field} holds no numbers ({error})") from error
     return columns
 
 

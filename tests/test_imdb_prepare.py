@@ -201,6 +201,28 @@ def test_files_that_are_no_use(tmp_path):
     assert not (tmp_path / "imdb_wiki.csv").exists()
 
 
+def test_fields_that_are_no_numbers_are_told_with_their_file(tmp_path):
+    (tmp_path / "imdb_crop").mkdir()
+    file = tmp_path / "imdb_crop" / "imdb.mat"
+    day = matlab_day(1980, 1, 1)
+    good = {name: np.ones((1, 2)) for name in matlab_meta.FIELDS}
+    good |= {"dob": np.full((1, 2), day), "full_path": cells(["0/a.jpg", "0/b.jpg"])}
+    wrong = {
+        "cells": cells([np.array([[day]]), "x"]), "text": np.array([["ab", "cd"]]),
+        "complex": np.array([[day + 0j, day + 1j]]),
+    }  # fmt: skip
+    for kind, column in wrong.items():
+        savemat(file, {"imdb": good | {"dob": column}})
+        with pytest.raises(ValueError, match=r"imdb\.mat: imdb\.dob holds no numbers"):
+            print(kind, matlab_meta.read_faces(tmp_path, "imdb"))
+    structs = np.zeros((1, 2), dtype=[(name, object) for name in matlab_meta.FIELDS])
+    savemat(file, {"imdb": structs})
+    with pytest.raises(ValueError, match=r"imdb\.mat: imdb is an array of 2 structs"):
+        matlab_meta.read_faces(tmp_path, "imdb")
+    savemat(file, {"imdb": good})
+    assert len(matlab_meta.read_faces(tmp_path, "imdb")[0]) == 0  # each has a second face
+
+
 def test_check_and_overwrite(tmp_path, monkeypatch, capsys):
     for source in ("imdb", "wiki"):
         write_mat(tmp_path, source, random_rows(600, 3))
