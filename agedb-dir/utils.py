@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal.windows import triang
 
 KERNELS = ("gaussian", "triang", "laplace")
+# For how long processes wait for one another: one may build a cache of images meanwhile. The
+# libraries' own 10 to 30 minutes are too short for hundreds of thousands.
+PATIENCE = timedelta(hours=3)
 
 
 # ---- label distribution smoothing ----------------------------------------------------------
@@ -82,7 +86,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     Raises:
         ValueError: for a device or a tracker that is not there, or a precision it cannot do.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     if track != "none" and importlib.util.find_spec(track) is None:
@@ -117,7 +121,10 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=None if track == "none" else track,
         project_dir=str(run_folder) if run_folder else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     return accelerator

@@ -179,3 +179,22 @@ def test_precisions_that_need_a_gpu(faces, precision):
 def test_a_missing_gpu_is_said():
     with pytest.raises(ValueError, match="no CUDA device"):
         utils.make_accelerator("cuda")
+
+
+@pytest.mark.parametrize("folder", ["agedb-dir", "imdb-wiki-dir"])
+def test_processes_wait_while_one_builds_a_large_cache(folder, monkeypatch):
+    """The libraries' own patience ends after 10 to 30 minutes, with an error on every node."""
+    utils, asked = load(folder, "utils"), {}
+
+    def begin(*_, **fields):
+        asked.update(fields)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", begin)
+    launched = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+    for name, value in {**launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 9}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InterruptedError):
+        utils.make_accelerator("cpu")
+    assert asked["timeout"] == utils.PATIENCE
+    assert utils.PATIENCE.total_seconds() >= 2 * 3600
