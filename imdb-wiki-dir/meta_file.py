@@ -106,7 +106,7 @@ def check_meta(path, data_dir, cap, seed=666, expected=None):
         first = ", ".join(map(ascii, missing[:10]))
         problems.append(
             f"{len(missing)} of {len(meta)} images are not in {data_dir}: {first}; `python "
-            "download.py` says how to get them and how to mend names spelled otherwise"
+            "download.py` says how to get them"
         )
     split = balanced_split(meta["age"], meta["path"], cap, seed)
     wrong = [row for row, name in enumerate(split) if meta["split"][row] != name]

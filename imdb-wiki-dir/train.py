@@ -2,7 +2,7 @@
 
 Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 4.
 
-A run of a minute on generated faces, on a CPU (MAE of the demo: see README):
+A run of a minute on generated faces, on a CPU:
     python demo_data.py --out demo_data
     python train.py --data_dir demo_data --model resnet18 --img_size 64 --epoch 2
 The headline run (paper: MAE 7.78, few-shot 22.19; not run here, not timed):
