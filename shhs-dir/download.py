@@ -41,7 +41,7 @@ INSTRUCTIONS = """SHHS-DIR needs visit 2 of the Sleep Heart Health Study, record
    only you can read, then
        python download.py --token_file FILE
    (or the variable NSRR_TOKEN). It fetches 2,651 recordings, some 100 GB, and the tables, goes on
-   where it broke off, and compares each file's MD5 with the one that the host gives.
+   where it broke off, and compares each file's size and MD5 with the host's, where it gives them.
    The resource's own client does the same: `nsrr download shhs/polysomnography/edfs/shhs2`.
 3. `python prepare.py` makes the nights and the split. The score is SF-36's general health; if the
    table's column has another name than prepare.py expects, name it with --score_column.
@@ -63,42 +63,56 @@ def ask(url, token):
 
 
 def list_files(base_url, token, folder, pattern):
-    """Return (path, size, MD5 or None) of a folder's files whose name matches, by path.
+    """Return (path, size or 0, MD5 or None) of a folder's files whose name matches, by path.
 
     Raises:
-        ValueError: the host refuses, sends no list, or names a file outside of the folder.
+        ValueError: the host refuses, sends no list or one of none, or names a file outside of the
+            folder.
     """
     query = urllib.parse.urlencode({"auth_token": token, "path": folder})
-    text = ask(f"{base_url}/api/v1/datasets/{DATASET}/files.json?{query}", token)
+    text, listed = ask(f"{base_url}/api/v1/datasets/{DATASET}/files.json?{query}", token), []
     try:
-        listed = [(row["full_path"], row) for row in json.loads(text) if row["is_file"]]
-    except (ValueError, KeyError, TypeError):
+        for row in json.loads(text):
+            if row["is_file"]:
+                size, md5 = row.get("file_size"), row.get("file_checksum_md5")
+                path = PurePosixPath(row["full_path"])
+                listed.append((row["full_path"], path, int(size or 0), (md5 or "").lower() or None))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{base_url} sent no list of the files in {folder}: its address may have changed, the "
             "resource's own client `nsrr` is another way"
         ) from None
     files = []
-    for path, row in sorted(listed, key=lambda item: item[0]):
-        if str(PurePosixPath(path).parent) != folder or "\\" in path or ".." in path:
-            raise ValueError(f"the host names {path!a}, which does not lie in {folder}: refused")
-        if pattern.fullmatch(PurePosixPath(path).name):
-            files.append((path, row.get("file_size") or 0, row.get("file_checksum_md5")))
+    for name, path, *facts in sorted(listed, key=lambda item: item[0]):
+        if str(path.parent) != folder or "\\" in name or ".." in name:
+            raise ValueError(f"the host names {name!a}, which does not lie in {folder}: refused")
+        if pattern.fullmatch(path.name):
+            files.append((name, *facts))
+    if not files:
+        raise ValueError(
+            f"{base_url} lists {len(listed)} files in {folder}, none of those needed: its names "
+            "may have changed, or your request does not cover them"
+        )
     return files
 
 
-def md5_of(path):
-    """Return the MD5 of a file as hexadecimal digits."""
+def difference(path, size, md5):
+    """Return in words how a file differs from the host's size and MD5, as far as it gave them."""
+    if size and (found := path.stat().st_size) != size:
+        return f"has {found:,} bytes, the host says {size:,}"
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        if md5 and (found := hashlib.file_digest(file, "md5").hexdigest()) != md5:
+            return f"has the MD5 {found}, the host says {md5}"
+    return ""
 
 
-def fetch_file(base_url, token, path, md5, target):
-    """Fetch one file unless it is there, and compare its MD5.
+def fetch_file(base_url, token, path, size, md5, target):
+    """Fetch one file unless it is there, and compare its size and MD5.
 
     Raises:
         ValueError: the host refuses, or the file is another than it says.
     """
-    if target.is_file() and (md5 is None or md5_of(target) == md5):
+    if target.is_file() and not difference(target, size, md5):
         return
     hidden = urllib.parse.quote(token)
     url = f"{base_url}/datasets/{DATASET}/files/a/{hidden}/{urllib.parse.quote(path)}"
@@ -106,9 +120,21 @@ def fetch_file(base_url, token, path, md5, target):
         fetch(url, target)
     except ValueError as error:
         raise ValueError(str(error).replace(hidden, "<token>")) from None
-    if md5 is not None and (found := md5_of(target)) != md5:
+    if found := difference(target, size, md5):
         target.unlink()
-        raise ValueError(f"{path} has the MD5 {found}, the host says {md5}: give the command again")
+        raise ValueError(f"{path} {found}: give the command again")
+
+
+def read_token(path):
+    """Return the first line of a file, without a byte order mark; its content is never shown."""
+    try:
+        return path.read_text(encoding="utf-8-sig").partition("\n")[0]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8: write the token there, no more") from None
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {path} ({error.strerror}): `python download.py` says how to get a token"
+        ) from None
 
 
 def parse_args(argv=None):
@@ -123,7 +149,10 @@ def parse_args(argv=None):
     add("--limit", type=int, help="fetch that many recordings alone, for a trial")
     add("--list", action="store_true", help="print what would be fetched, fetch nothing")
     add("--base_url", default=BASE_URL, help="of the host")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit must be 1 or more, got {args.limit}")
+    return args
 
 
 def main(argv=None):
@@ -131,24 +160,25 @@ def main(argv=None):
     args = parse_args(argv)
     token = args.token or os.environ.get("NSRR_TOKEN", "")
     if args.token_file:
-        token = args.token_file.read_text(encoding="utf-8").partition("\n")[0]
+        token = read_token(args.token_file)
     token = token.strip()
     if not token:
         print(INSTRUCTIONS)
         return
-    if not re.fullmatch(r"[\w-]+", token):
+    if not re.fullmatch(r"[\w-]+", token, re.ASCII):
         raise ValueError("the token holds other signs than letters, digits, - and _: copy it again")
     files, base_url = [], args.base_url.rstrip("/")
     for (folder, pattern), what in zip(FOLDERS.items(), ("tables", "nights")):
         if what in args.what:
-            files += list_files(base_url, token, folder, pattern)[: args.limit]
+            found = list_files(base_url, token, folder, pattern)
+            files += found[: args.limit] if what == "nights" else found
             print(f"{folder}: {len(files)} files so far (nights expected: {EXPECTED_NIGHTS:,})")
     print(f"{len(files):,} files, {sum(size for _, size, _ in files) / 1e9:.1f} GB")
     for path, size, md5 in files:
         if args.list:
             print(f"{size:>14,}  {path}")
         else:
-            fetch_file(base_url, token, path, md5, args.data_dir / "shhs" / path)
+            fetch_file(base_url, token, path, size, md5, args.data_dir / "shhs" / path)
     if not args.list:
         print("next: python prepare.py")
 

@@ -84,10 +84,75 @@ def test_fetches_what_is_needed_once(host, tmp_path, capsys):
 
 def test_another_content_is_refused(host, tmp_path):
     path = "polysomnography/edfs/shhs2/shhs2-200001.edf"
-    host.pages[f"/datasets/shhs/files/a/{TOKEN}/{path}"] = b"changed"
-    with pytest.raises(ValueError, match=r"has the MD5"):
-        run(host, tmp_path, "--what", "nights", "--limit", "1")
-    assert not (tmp_path / "shhs" / path).exists()
+    for content, message in ((b"NIGHT" * 1000, "has the MD5"), (b"cut", "has 3 bytes, the host")):
+        host.pages[f"/datasets/shhs/files/a/{TOKEN}/{path}"] = content
+        with pytest.raises(ValueError, match=message):
+            run(host, tmp_path, "--what", "nights", "--limit", "1")
+        assert not (tmp_path / "shhs" / path).exists()
+
+
+def change_rows(host, change, folder="polysomnography"):
+    """Let the host's list of a folder say something else of each file."""
+    for page, content in host.pages.items():
+        if f"path={folder}" in page:
+            rows = [{**row, **change(row)} for row in json.loads(content) if row["is_file"]]
+            host.pages[page] = json.dumps(rows).encode()
+
+
+def test_a_limit_is_of_recordings_alone(host, tmp_path, capsys):
+    dictionary = "datasets/shhs-data-dictionary-0.1-variables.csv"
+    change_rows(host, lambda row: {"file_size": None, "file_checksum_md5": None}, "datasets")
+    for page in host.pages:
+        if page.endswith("path=datasets"):
+            rows = [*json.loads(host.pages[page]), {"full_path": dictionary, "is_file": True}]
+            host.pages[page] = json.dumps(rows).encode()
+    host.pages[f"/datasets/shhs/files/a/{TOKEN}/{dictionary}"] = b"words"
+    run(host, tmp_path, "--limit", "1")
+    held = {path.name for path in (tmp_path / "shhs").rglob("*.*") if path.is_file()}
+    assert held == {"shhs2-dataset-0.1.csv", dictionary[9:], "shhs2-200001.edf"}
+    with pytest.raises(SystemExit):
+        run(host, tmp_path, "--limit", "0")
+    assert "1 or more" in capsys.readouterr().err
+
+
+def test_digits_in_any_case_and_a_file_without(host, tmp_path):
+    change_rows(host, lambda row: {"file_checksum_md5": row["file_checksum_md5"].upper()})
+    run(host, tmp_path)
+    asked = len(host.asked)
+    run(host, tmp_path)
+    assert len(host.asked) == asked + 2
+    # Without an MD5 a file that was cut off is told by its size.
+    change_rows(host, lambda row: {"file_checksum_md5": ""})
+    path = "polysomnography/edfs/shhs2/shhs2-200001.edf"
+    (tmp_path / "shhs" / path).write_bytes(b"night")
+    run(host, tmp_path)
+    assert (tmp_path / "shhs" / path).read_bytes() == host.files[path]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"full_path": 5}, "no list"), ({"full_path": None}, "no list"),
+     ({"file_checksum_md5": 17}, "no list"), ({"file_size": "many"}, "no list"),
+     ({"is_file": False}, "lists 0 files"),
+     ({"full_path": "polysomnography/edfs/shhs2/a.txt"}, "none of those needed")],
+)  # fmt: skip
+def test_a_list_of_another_form_is_refused(host, tmp_path, change, message):
+    change_rows(host, lambda row: change)
+    with pytest.raises(ValueError, match=message):
+        run(host, tmp_path, "--list")
+
+
+def test_token_files(host, tmp_path):
+    file = tmp_path / "mine"
+    given = ["--token_file", str(file), "--base_url", host.url, "--list"]
+    with pytest.raises(ValueError, match=r"cannot read .*mine.*how to get a token"):
+        download.main(given)
+    file.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\n")
+    download.main(given)
+    file.write_bytes(TOKEN.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"mine is no text in UTF-8") as caught:
+        download.main(given)
+    assert caught.value.__suppress_context__
 
 
 def test_a_message_never_holds_the_token(host, tmp_path):
