@@ -37,8 +37,16 @@ def depth_of_sleep(eeg):
     return 10 * np.log10(bands[0] / bands[1])
 
 
+def narrowed(image):
+    """Return the means of so many neighbouring columns that WIDEST are left, and their share."""
+    columns = image.shape[1]
+    starts = np.arange(0, columns, -(-columns // WIDEST))
+    number = np.diff(starts, append=columns)
+    return np.add.reduceat(image, starts, axis=1) / number, len(starts) * number[0] / columns
+
+
 def draw_night(path):
-    """Draw a night: a figure of four panels over the hours.
+    """Draw a night: a figure of four panels over hours, or minutes where it is shorter than one.
 
     Args:
         path: of an HDF5 file that prepare.py wrote.
@@ -47,12 +55,13 @@ def draw_night(path):
         night = {name: file[name][()].astype(np.float32) for name in SIGNALS}
         stages, lacking = file["stages"][()], file.attrs["lacking"]
     frames = len(stages)
-    hours = frames * FRAME_SECONDS / 3600
+    seconds = frames * FRAME_SECONDS
+    unit, length = ("hours", seconds / 3600) if seconds >= 3600 else ("minutes", seconds / 60)
     fig = Figure((11, 8.5), dpi=120, layout="constrained")
-    title = f"Night {Path(path).stem}, {hours:.2f} hours" + (f" ({lacking})" if lacking else "")
+    title = f"Night {Path(path).stem}, {length:.4g} {unit}" + (f" ({lacking})" if lacking else "")
     fig.suptitle(title, fontsize="medium")
     top, *axes = fig.subplots(4, 1, sharex=True, height_ratios=(1.2, 1.6, 1, 1))
-    edges = np.linspace(0, hours, frames + 1)
+    edges = np.linspace(0, length, frames + 1)
     top.stairs(depth_of_sleep(night["eeg"]), edges, color=BLUE, baseline=None)
     top.set_ylabel("slow / fast waves (dB)", color=BLUE)
     if (stages >= 0).any():
@@ -62,25 +71,25 @@ def draw_night(path):
         twin.set_yticks(list(LEVELS.values()), list(LEVELS))
         twin.set_ylabel("sleep stage (annotated)")
     for ax, name in zip(axes, ("eeg", "ecg")):
-        step = max(1, night[name].shape[1] // WIDEST)
-        image, hertz = night[name][:, ::step], frequencies(name)
+        (image, share), hertz = narrowed(night[name]), frequencies(name)
         half = (hertz[1] - hertz[0]) / 2
         shown = ax.imshow(
             image, aspect="auto", origin="lower", cmap="magma", interpolation="nearest",
-            extent=(0, hours, hertz[0] - half, hertz[-1] + half),
+            extent=(0, length * share, hertz[0] - half, hertz[-1] + half),
             vmin=np.quantile(image, 0.02), vmax=np.quantile(image, 0.99),
         )  # fmt: skip
         fig.colorbar(shown, ax=ax, label="dB re 1 µV²/Hz")
         ax.set_ylabel(f"{name.upper()} (Hz)")
     signal = SIGNALS["breathing"]
     for row, name, color in zip(night["breathing"], signal.channel_names, (DARK, BLUE, VERMILLION)):
-        swing = row.reshape(-1, signal.columns * 10).std(
-            axis=1
-        )  # of ten seconds: an apnoea is longer
-        axes[2].stairs(swing, np.linspace(0, hours, len(swing) + 1), color=color, label=name,
+        # Of ten seconds each: an apnoea is longer.
+        swing = row.reshape(-1, signal.columns * 10).std(axis=1)
+        axes[2].stairs(swing, np.linspace(0, length, len(swing) + 1), color=color, label=name,
                        baseline=None)  # fmt: skip
-    axes[2].legend(ncols=3, fontsize="small", loc="upper right")
-    axes[2].set(ylabel="swing of the breath", xlabel="hours", xlim=(0, hours), ylim=(0, None))
+    axes[2].legend(  # above the panel: breath fills all of it
+        ncols=3, fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), frameon=False
+    )
+    axes[2].set(ylabel="swing of the breath", xlabel=unit, xlim=(0, length), ylim=(0, None))
     return fig
 
 
