@@ -160,6 +160,8 @@ class Nights:
                             raise ValueError(f"{name} has the shape {night[name].shape}")
                         attrs = night[name].attrs
                         self.moments[name][row] = attrs["mean"], attrs["mean_square"]
+                        if not np.isfinite(self.moments[name][row]).all():
+                            raise ValueError(f"{name} is not finite")
             except (OSError, KeyError, ValueError) as error:
                 raise ValueError(
                     f"{file} is no night as prepare.py writes it ({error}): remove it and make it "

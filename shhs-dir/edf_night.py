@@ -31,6 +31,9 @@ CHANNELS = {
 # Lowest and highest believable rate, Hz: the lowest still holds the frequencies that are used.
 RATES = {"eeg": (64, 2048), "ecg": (88, 2048), "chest": (4, 512)}
 RATES["abdomen"] = RATES["airflow"] = RATES["chest"]
+# No amplifier goes further: a header that says so is damaged, or names a wrong unit.
+LARGEST = {"eeg": 1e6, "ecg": 1e6}  # µV
+LARGEST_BREATH = 1e12  # of an arbitrary unit
 MICROVOLTS = {"nv": 1e-3, "uv": 1.0, "µv": 1.0, "μv": 1.0, "mv": 1e3, "v": 1e6}
 FLAT_SHARE = 0.5  # of the seconds: a channel that stands still for longer is no signal
 LONGEST_HOURS = 24.0
@@ -90,7 +93,7 @@ def read_channel(reader, name, unit):
         unit: of EEG and ECG where the file gives none, or ''.
 
     Raises:
-        Fault: missing_channel, rate, unit or flat; of several channels, the first one's.
+        Fault: missing_channel, rate, unit, range or flat; of several channels, the first one's.
     """
     labels = [normalized(label) for label in reader.getSignalLabels()]
     wanted = [normalized(label) for label in CHANNELS[name]]
@@ -107,10 +110,16 @@ def read_channel(reader, name, unit):
         elif scale is None:
             faults.append(Fault("unit", f"{shown} is in {given!r}, taken are uV, mV and V; --unit"))
         else:
-            samples = reader.readSignal(number)
+            samples = reader.readSignal(number) * scale
+            largest = np.maximum(samples.max(initial=0), -samples.min(initial=0))
+            limit = LARGEST.get(name, LARGEST_BREATH)
+            if not largest <= limit:  # NaN is not, either
+                detail = f"{shown} goes to {largest:.3g}, taken is up to {limit:g}"
+                faults.append(Fault("range", detail + " µV" * (name in LARGEST)))
+                continue
             share = flat_share(samples, rate)
             if share <= FLAT_SHARE:
-                return samples * scale, rate
+                return samples, rate
             faults.append(Fault("flat", f"{shown} stands still in {share:.0%} of the seconds"))
     if faults:
         raise faults[0]
@@ -135,7 +144,7 @@ def read_night(path, min_minutes=120.0, unit=""):
 
     Args:
         path: of the file.
-        min_minutes: a shorter recording is no night.
+        min_minutes: a shorter recording is no night, nor is one of less than a frame.
         unit: of EEG and ECG where the file gives none: 'uV', 'mV' or 'V'.
 
     Returns:
@@ -154,8 +163,9 @@ def read_night(path, min_minutes=120.0, unit=""):
         raise Fault("unreadable", str(error).replace(str(path), Path(path).name)) from None
     with reader:
         minutes = reader.file_duration / 60
-        if not min_minutes <= minutes <= 60 * LONGEST_HOURS:
-            limits = f"{min_minutes:g} minutes to {LONGEST_HOURS:g} hours"
+        least = max(min_minutes, FRAME_SECONDS / 60)
+        if not least <= minutes <= 60 * LONGEST_HOURS:
+            limits = f"{least:g} minutes to {LONGEST_HOURS:g} hours"
             raise Fault("length", f"{minutes:.1f} minutes, taken are {limits}")
         night, lacking, layout = {}, {}, SIGNALS["breathing"]
         for name in ("eeg", "ecg"):
@@ -179,8 +189,11 @@ def read_night(path, min_minutes=120.0, unit=""):
 
 
 def source_of(path, min_minutes, unit):
-    """Return what tells whether a night made before still belongs to its EDF file."""
-    facts = os.stat(path)
+    """Return what tells whether a night made before still belongs to its EDF file, or a Fault."""
+    try:
+        facts = os.stat(path)
+    except OSError as error:  # a link that leads nowhere, or a file that is gone by now
+        raise Fault("unreadable", error.strerror) from None
     return f"{VERSION} {facts.st_size} {facts.st_mtime_ns} {min_minutes:g} {unit}"
 
 

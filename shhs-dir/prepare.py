@@ -3,7 +3,8 @@
 Each recording becomes `<data_dir>/nights/<id>.h5` (spectrograms of EEG and ECG, breathing; see
 `night_signals.py`); `shhs.csv` (`id,score,path,split`) lists those that can be used and
 `skipped.csv` (`id,path,reason,detail`) all others. Validation and test are balanced over the
-scores. A run that was stopped goes on; a night is made again only if its file has changed.
+scores. A run that was stopped goes on; a night is made again if its file (size, time of change),
+--min_minutes or --unit is another than when it was made.
 
     python prepare.py                                     # what download.py or demo_data.py wrote
     python prepare.py --raw /data/shhs --covariates scores.csv --score_column gh
@@ -16,10 +17,14 @@ verified).
 
 import argparse
 import contextlib
+import multiprocessing
 import os
+import re
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import h5py
@@ -51,6 +56,11 @@ def find_files(raw):
     return files
 
 
+def version_of(path):
+    """Return what puts 0.10 behind 0.9: the whole numbers in a file's name, then the name."""
+    return [int(number) for number in re.findall(r"\d+", path.name)], path.name
+
+
 def choose_nights(table, files, template):
     """Return the rows that have one file and a score, with `file`, and the others' faults.
 
@@ -58,22 +68,22 @@ def choose_nights(table, files, template):
         DataFrame (id, score, file) and a list of (id, path, reason, detail).
     """
     skipped, kept, used = [], [], set()
-    twice = set(table.loc[table["id"].duplicated(), "id"])
-    for number, (night, score) in enumerate(zip(table["id"], table["score"])):
-        name = template.format(id=night)
-        file = files.get(name.lower())
-        used.add(name.lower())
+    names = [template.replace("{id}", night).lower() for night in table["id"]]
+    times = Counter(names)  # ids that differ in case alone would share a file
+    for number, (night, score, name) in enumerate(zip(table["id"], table["score"], names)):
+        file = files.get(name)
+        used.add(name)
         fault = None
-        if not night.isalnum():
-            fault = ("id", f"{night!r} in line {number + 2} is no id of letters and digits")
-        elif night in twice:
+        if not re.fullmatch(r"[\w-]+", night):
+            fault = ("id", f"{night!r} in line {number + 2} is no id of letters, digits, _ and -")
+        elif times[name] > 1:
             fault = ("duplicate_id", f"line {number + 2} is one of several")
         elif file is None:
             fault = ("no_file", f"{name} is not there")
         elif not np.isfinite(score):
             fault = ("no_score", "the score is missing or no number")
         elif not 0 <= score <= MAX_SCORE:
-            fault = ("score_range", f"{score:g} is outside 0 to {MAX_SCORE}")
+            fault = ("score_range", f"{score} is outside 0 to {MAX_SCORE}")
         if fault:
             skipped.append((night, str(file or ""), *fault))
         else:
@@ -99,6 +109,16 @@ def prepare_night(task):
     return "", night["lacking"]
 
 
+def end_with_parent():
+    """Let a worker end with prepare.py even where that is killed and can tell it nothing."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def prepare_nights(args, nights):
     """Make all nights in parallel; returns (reason, detail) of each, in order."""
     folder = args.data_dir / "nights"
@@ -106,8 +126,15 @@ def prepare_nights(args, nights):
     tasks = [(file, folder / f"{n}.h5", args.min_minutes, args.unit) for n, file in files]
     if args.workers == 1:
         return [prepare_night(task) for task in tqdm(tasks, "nights", unit="night")]
-    with ProcessPoolExecutor(args.workers) as pool:  # a worker holds one night at a time
-        return list(tqdm(pool.map(prepare_night, tasks), "nights", len(tasks), unit="night"))
+    # A worker holds one night at a time.
+    with ProcessPoolExecutor(args.workers, initializer=end_with_parent) as pool:
+        try:
+            return list(tqdm(pool.map(prepare_night, tasks), "nights", len(tasks), unit="night"))
+        except BrokenProcessPool:
+            raise ValueError(
+                "a worker was ended from outside, as where memory runs out: the nights made are "
+                f"kept, give the command again with fewer than --workers {args.workers}"
+            ) from None
 
 
 def report_counts(meta, skipped, lacking):
@@ -126,7 +153,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--data_dir", type=Path, default="./data", help="folder of shhs.csv and nights/")
     add("--raw", type=Path, help="folder below which the .edf files lie [<data_dir>/shhs]")
-    add("--covariates", type=Path, help="table of scores [<raw>/datasets/shhs2-dataset*.csv]")
+    add("--covariates", type=Path, help="scores [newest <raw>/datasets/shhs2-dataset*.csv]")
     add("--id_column", default="nsrrid", help="column of the ids")
     add("--score_column", help=f"column of the scores [{' or '.join(SCORE_COLUMNS)}]")
     add("--edf_name", default="shhs2-{id}.edf", help="name of an id's file")
@@ -155,7 +182,7 @@ def main(argv=None):
         return 0
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
-    tables = sorted((args.raw / "datasets").glob("shhs2-dataset*.csv"))
+    tables = sorted((args.raw / "datasets").glob("shhs2-dataset*.csv"), key=version_of)
     covariates = args.covariates or (tables or [args.raw / "datasets" / "shhs2-dataset.csv"])[-1]
     table = read_scores(covariates, args.id_column, args.score_column)
     nights, skipped = choose_nights(table, find_files(args.raw), args.edf_name)

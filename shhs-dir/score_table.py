@@ -48,11 +48,31 @@ def balanced_split(scores, cap=None, seed=666):
 
 
 def read_scores(path, id_column, score_column):
-    """Read the table of scores: DataFrame with id (text) and score (NaN where it is no number)."""
+    """Read the table of scores, and print which column of which file they are.
+
+    Args:
+        path: csv in UTF-8 or Latin-1.
+        id_column: its column of ids, in any case.
+        score_column: its column of scores; '' or None takes the first of SCORE_COLUMNS.
+
+    Returns:
+        DataFrame with id (text) and score (NaN where it is no number).
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, if it is no such table.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: `python download.py` says how to get the data")
-    # The tables of the National Sleep Research Resource are not all UTF-8.
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="latin-1")
+    options = {"dtype": str, "keep_default_na": False, "index_col": False}
+    try:
+        try:
+            table = pd.read_csv(path, encoding="utf-8-sig", **options)
+        except UnicodeDecodeError:  # the National Sleep Research Resource's are not all UTF-8
+            table = pd.read_csv(path, encoding="latin-1", **options)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{path} is no table with commas ({str(error).strip()}): correct it"
+        ) from error
     names = {name.lower(): name for name in table.columns}
     wanted = [score_column] if score_column else SCORE_COLUMNS
     found = [names[name.lower()] for name in wanted if name.lower() in names]
@@ -62,5 +82,9 @@ def read_scores(path, id_column, score_column):
             f"{path} lacks {id_column} or {' or '.join(wanted)}; of its {len(names)} columns, near "
             f"are {', '.join(near[:20])}: name them with --id_column and --score_column"
         )
+    if table.empty:
+        raise ValueError(f"{path} has no row below its header")
+    print(f"scores: column {found[0]} of {path}")
     scores = pd.to_numeric(table[found[0]], errors="coerce")
-    return pd.DataFrame({"id": table[names[id_column.lower()]].str.strip(), "score": scores})
+    ids = table[names[id_column.lower()]].fillna("").str.strip()
+    return pd.DataFrame({"id": ids, "score": scores})

@@ -20,6 +20,7 @@ demo_data = load("shhs-dir", "demo_data")
 prepare = load("shhs-dir", "prepare")
 score_table = load("shhs-dir", "score_table")
 night_figures = load("shhs-dir", "night_figures")
+datasets = load("shhs-dir", "datasets")
 
 SECONDS = 90
 
@@ -222,6 +223,40 @@ def test_faults(tmp_path, fault, reason):
     assert reason_of(faulty(fault, tmp_path / "a.edf"), min_minutes=minutes) == reason
 
 
+def with_largest(path, value, number=0):
+    """Let the header give a channel another physical maximum."""
+    content = bytearray(path.read_bytes())
+    place = 256 + 112 * int(content[252:256]) + 8 * number
+    content[place : place + 8] = value.ljust(8)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_signal_beyond_all_belief_is_no_night(tmp_path):
+    """Such a header would make a night of infinities, and those a network of NaN."""
+    assert reason_of(with_largest(faulty(None, tmp_path / "a.edf"), b"1e30")) == "range"
+    in_volts = write_edf(tmp_path / "b.edf", [channel("EEG", 125, "V"), *good_channels()[1:]])
+    assert reason_of(in_volts) == "range"
+    night = read(with_largest(faulty(None, tmp_path / "c.edf"), b"8000000", 2))
+    assert night["lacking"] == "airflow missing_channel"  # breathing may be in any unit
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_night_of_no_finite_numbers_is_refused(tmp_path, value):
+    night = read(faulty(None, tmp_path / "a.edf"))
+    night["ecg"][3, 5] = value
+    edf_night.write_night(tmp_path / "a.h5", night, "")
+    with pytest.raises(ValueError, match=r"a\.h5 is no night.*ecg is not finite"):
+        datasets.Nights(tmp_path, ["a.h5"])
+
+
+@pytest.mark.parametrize("seconds", [1, 10, 29])
+def test_less_than_a_frame_is_no_night(tmp_path, seconds):
+    channels = [(label, rate, unit, samples[: rate * seconds])
+                for label, rate, unit, samples in good_channels()]  # fmt: skip
+    assert reason_of(write_edf(tmp_path / "a.edf", channels), min_minutes=0) == "length"
+
+
 def test_one_band_is_enough(tmp_path):
     eeg, ecg, chest, _ = good_channels()
     night = read(write_edf(tmp_path / "a.edf", [eeg, ecg, chest]))
@@ -273,6 +308,86 @@ def test_nothing_is_left_out_in_silence(tmp_path, capsys):
     assert (skipped["detail"] != "").all()
     assert "left out: 4 no_score" in capsys.readouterr().out
     assert sorted(path.stem for path in (tmp_path / "nights").iterdir()) == list("1234")
+
+
+def test_a_link_that_leads_nowhere_stops_nothing(tmp_path):
+    write_raw(tmp_path, {1: 50, 2: 60}, {2: "no_file"})
+    (tmp_path / "shhs/edfs/shhs2-2.edf").symlink_to(tmp_path / "gone.edf")
+    assert run_prepare(tmp_path) == 0
+    skipped = pd.read_csv(tmp_path / "skipped.csv", dtype=str)
+    assert skipped[["id", "reason"]].to_numpy().tolist() == [["2", "unreadable"]]
+
+
+def test_ids_of_other_tables(tmp_path):
+    """A byte order mark, letters beyond ASCII, _ and -; ids that differ in case share a file."""
+    ids = ["Mül-1", "b_2", "Cc", "cC", "d e"]
+    write_raw(tmp_path, dict.fromkeys(ids, 50), {"cC": "no_file"})
+    table = tmp_path / "shhs" / "datasets" / "shhs2-dataset-0.csv"
+    for encoding in ("utf-8-sig", "utf-8", "latin-1"):
+        rows = "".join(f"{night},50.5,\n" for night in ids)
+        table.write_text("nsrrid,gh_s2,\n" + rows, encoding=encoding)
+        assert run_prepare(tmp_path, "--overwrite") == 0
+        meta = pd.read_csv(tmp_path / "shhs.csv")
+        assert meta["id"].tolist() == ["Mül-1", "b_2"]
+        skipped = pd.read_csv(tmp_path / "skipped.csv")
+        assert skipped["reason"].tolist() == ["duplicate_id", "duplicate_id", "id"]
+    assert score_table.read_scores(table, "nsrrid", None)["score"].tolist() == [50.5] * 5
+
+
+@pytest.mark.filterwarnings("ignore:Length of header")
+def test_a_comma_too_many_at_the_end_shifts_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text("nsrrid,gh_s2\n7,50,\n8,60,\n")
+    found = score_table.read_scores(tmp_path / "a.csv", "nsrrid", None)
+    assert found.to_numpy().tolist() == [["7", 50], ["8", 60]]
+
+
+@pytest.mark.parametrize("text", ["", "nsrrid,gh_s2\n", "nsrrid,gh_s2\n1,2\n3,4,5\n"])
+def test_what_is_no_table_is_named(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.csv (is no table|has no row)"):
+        score_table.read_scores(tmp_path / "a.csv", "nsrrid", None)
+
+
+def test_the_newest_table_is_taken_and_named(tmp_path, capsys):
+    table = write_raw(tmp_path, {1: 50})
+    for version, score in (("0.9.0", 60), ("0.21.0", 70), ("0.3.0", 100.0000001)):
+        other = table.with_name(f"shhs2-dataset-{version}.csv")
+        other.write_text(f"nsrrid,gh_s2\n1,{score}\n")
+    run_prepare(tmp_path)
+    assert pd.read_csv(tmp_path / "shhs.csv")["score"].tolist() == [70]
+    assert "column gh_s2 of" in (said := capsys.readouterr().out)
+    assert "shhs2-dataset-0.21.0.csv" in said
+    with pytest.raises(ValueError, match="no night"):
+        run_prepare(tmp_path, "--overwrite", "--covariates", other)
+    assert "100.0000001 is outside" in (tmp_path / "skipped.csv").read_text()
+
+
+def start_workers(body):
+    """Start prepare.py's pool in a process, with a task of our own for the nights."""
+    script = f"""
+import argparse, os, pathlib, time, pandas, prepare
+def task(_):
+    {body}
+prepare.prepare_night = task
+args = argparse.Namespace(data_dir=pathlib.Path("x"), workers=2, min_minutes=1, unit="")
+prepare.prepare_nights(args, pandas.DataFrame({{"id": ["1", "2"], "file": ["a", "b"]}}))
+"""
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT / "shhs-dir", text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its task must be inherited by fork")
+def test_workers_end_with_a_prepare_that_is_killed():
+    process = start_workers('print("here", flush=True); time.sleep(60)')
+    assert process.stdout.readline() == "here\n"
+    process.kill()
+    process.communicate(timeout=20)  # returns when the workers, who hold the pipe too, are gone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its task must be inherited by fork")
+def test_a_killed_worker_says_what_to_do():
+    _, said = start_workers("os._exit(9)").communicate(timeout=60)
+    assert "fewer than --workers 2" in said
 
 
 def test_a_stopped_run_goes_on_and_a_changed_file_is_made_again(tmp_path, monkeypatch):
@@ -410,7 +525,22 @@ def test_picture_of_a_night(tmp_path):
     edf_night.write_night(tmp_path / "night.h5", night, "")
     night_figures.main([str(tmp_path / "night.h5"), "--out", str(tmp_path)])
     assert (tmp_path / "night.png").stat().st_size > 20_000
+    fig = night_figures.draw_night(tmp_path / "night.h5")
+    assert "10 minutes" in fig.get_suptitle()
+    assert any(ax.get_xlabel() == "minutes" for ax in fig.axes)
     depth = night_figures.depth_of_sleep(night["eeg"].astype(float))
     deep, awake = depth[stages == 3], depth[stages <= 1]
     assert len(depth) == len(stages)
     assert not len(deep) or not len(awake) or deep.mean() > awake.mean()
+
+
+@pytest.mark.parametrize("columns", [1, 2000, 2001, 115_200])
+def test_a_narrowed_picture_holds_every_column(columns, tmp_path):
+    image = np.random.default_rng(0).normal(0, 1, (3, columns)).astype(np.float32)
+    means, share = night_figures.narrowed(image)
+    step = round(share * columns / means.shape[1])
+    assert means.shape[1] <= 2000
+    for k in (0, means.shape[1] // 2, means.shape[1] - 1):
+        part = image[:, k * step : (k + 1) * step]
+        np.testing.assert_allclose(means[:, k], part.mean(axis=1), atol=1e-5)
+    assert (means.shape[1] - 1) * step < columns <= means.shape[1] * step
