@@ -242,6 +242,9 @@ def test_retraining_the_regressor_leaves_the_rest(finished, nights, tmp_path):
     pretrained = finished / "ckpt.best.pth.tar"
     run(nights, tmp_path, "--epoch", 1, "--reweight", "inverse", "--retrain_fc", "--fds",
         "--pretrained", pretrained)  # fmt: skip
+    with pytest.raises(ValueError, match="flags that make the network"):
+        run(nights, tmp_path, "--reweight", "inverse", "--retrain_fc", "--width", 16,
+            "--pretrained", pretrained)  # fmt: skip
     before = load_state(pretrained)["state_dict"]
     after = load_state(only_run(tmp_path) / "ckpt.pth.tar")["state_dict"]
     for name, value in after.items():
