@@ -166,7 +166,7 @@ def read_night(path, min_minutes=120.0, unit=""):
         least = max(min_minutes, FRAME_SECONDS / 60)
         if not least <= minutes <= 60 * LONGEST_HOURS:
             limits = f"{least:g} minutes to {LONGEST_HOURS:g} hours"
-            raise Fault("length", f"{minutes:.1f} minutes, taken are {limits}")
+            raise Fault("length", f"{minutes:.2f} minutes, taken are {limits}")
         night, lacking, layout = {}, {}, SIGNALS["breathing"]
         for name in ("eeg", "ecg"):
             night[name] = spectrogram(name, *read_channel(reader, name, unit))
