@@ -379,7 +379,7 @@ prepare.prepare_nights(args, pandas.DataFrame({{"id": ["1", "2"], "file": ["a", 
 @pytest.mark.skipif(sys.platform != "linux", reason="its task must be inherited by fork")
 def test_workers_end_with_a_prepare_that_is_killed():
     process = start_workers('print("here", flush=True); time.sleep(60)')
-    assert process.stdout.readline() == "here\n"
+    assert process.stdout.readline().startswith("here")  # the two may write into one line
     process.kill()
     process.communicate(timeout=20)  # returns when the workers, who hold the pipe too, are gone
 
