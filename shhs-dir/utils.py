@@ -290,7 +290,8 @@ def load_state(model, state_dict, path, skip=()):
     if wrong:
         raise ValueError(
             f"{path} holds another model's weights, {len(wrong)} names differ: "
-            f"{'; '.join(wrong[:10])}. Check the flags that make the network"
+            f"{'; '.join(wrong[:10])}. Check the flags that make the network, and those of FDS: "
+            "--bucket_num, --bucket_start"
         )
     model.load_state_dict(chosen, strict=False)
     return [name for name in own if name not in chosen]

@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_model_is_named(faces):
     run(faces)
     best = next((faces / "runs").glob("*/ckpt.best.pth.tar"))
     with pytest.raises(ValueError, match=r"another model's weights.*layer"):
-        run(faces, "--evaluate", "--eval_model", best, "--model", "resnet34")
+        run(faces, "--pretrained", best, "--model", "resnet34")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         run(faces, "--evaluate", "--eval_model", faces / "none")
 
