@@ -65,9 +65,11 @@ def fetch_from_drive(drive_id, path):
     import gdown  # only here: nothing else needs it
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    refused = gdown.exceptions.FileURLRetrievalError
+    broken = getattr(gdown.exceptions, "DownloadError", refused)  # of gdown 6: cut off, for one
     try:
         got = gdown.download(id=drive_id, output=str(path), resume=True)
-    except (OSError, RuntimeError, gdown.exceptions.FileURLRetrievalError) as error:
+    except (OSError, RuntimeError, refused, broken) as error:
         got, reason = None, error
     else:
         reason = "no file came"
@@ -162,6 +164,8 @@ def load(path):
         state = load_file(path)
         if beside.is_file():
             config = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG} holds no flags")
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path.parent} is damaged ({error}): fetch it again") from error
     return {"state_dict": state, "config": config}
@@ -180,10 +184,17 @@ def take_flags(args, checkpoint, path, flags):
         args: of the evaluation; changed.
         checkpoint, path: the content of the file, which has the flags under 'config', if any.
         flags: names of those flags.
+
+    Raises:
+        ValueError: if the file's flag is of another type, or a number below 0.
     """
     config = checkpoint.get("config") or {}
     for flag in flags:
-        if config.get(flag, getattr(args, flag)) != getattr(args, flag):
+        value, now = config.get(flag, getattr(args, flag)), getattr(args, flag)
+        if value != now:
+            numbers = isinstance(value, (int, float)) and value < 0
+            if numbers or (None not in (value, now) and type(value) is not type(now)):
+                raise ValueError(f"{path} is damaged: its config has --{flag} {value!r}")
             logging.info("--%s %s, with which %s was trained", flag, config[flag], path)
             setattr(args, flag, config[flag])
 
@@ -201,13 +212,16 @@ def log_expected(path, metrics):
         note = path.with_name(RESULTS)
     if not note.is_file():
         return
-    expected = json.loads(note.read_text(encoding="utf-8"))["metrics"]["test"]
     rows = {}
-    for metric in expected["overall"]:
-        if metric != "num_samples" and metric in metrics["overall"]:
-            for side, of in (("here", metrics), ("published", expected)):
-                rows[f"{metric}, {side}"] = [of[shot][metric] for shot in SHOTS]
-    # JSON has no NaN: a shot without samples is null there.
-    table = pd.DataFrame.from_dict(rows, "index", columns=SHOTS).astype(float)
+    try:
+        expected = json.loads(note.read_text(encoding="utf-8"))["metrics"]["test"]
+        for metric in expected["overall"]:
+            if metric != "num_samples" and metric in metrics["overall"]:
+                for side, of in (("here", metrics), ("published", expected)):
+                    rows[f"{metric}, {side}"] = [of[shot][metric] for shot in SHOTS]
+        # JSON has no NaN: a shot without samples is null there.
+        table = pd.DataFrame.from_dict(rows, "index", columns=SHOTS).astype(float)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return logging.warning("No published figures can be read from %s (%r)", note, error)
     text = table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="–")
     logging.info("Test set, here and as published with %s:\n%s", path, text)

@@ -98,7 +98,9 @@ def test_arrays_need_no_pytorch(number, tmp_path):
     assert done.returncode == 0, done.stderr
     weights, bucket = np.load(tmp_path / "weights.npy"), np.load(tmp_path / "bucket.npy")
     if number == 0:
-        np.testing.assert_allclose(pd.read_csv(tmp_path / "mine_weights.csv")["weight"], weights)
+        np.testing.assert_allclose(
+            pd.read_csv(tmp_path / "mine_weights.csv")["sample_weight"], weights
+        )
     padded = np.pad(np.sqrt(np.bincount(bucket)), 2)
     window = load("agedb-dir", "utils").get_lds_kernel_window("gaussian", 5, 2)
     expected = 1 / np.convolve(padded, window, mode="valid")[bucket]

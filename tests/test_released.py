@@ -142,6 +142,9 @@ def test_load(tmp_path):
     state, path = released.find_weights(folder)
     assert list(state) == ["linear.weight"]
     assert path == folder / "model.safetensors"
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is damaged"):
+        released.load(folder / "model.safetensors")
     (folder / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="is damaged"):
         released.load(folder / "model.safetensors")
@@ -156,6 +159,9 @@ def test_take_flags(caplog):
     assert "--model resnet18, with which x.pth" in caplog.text
     released.take_flags(args, {"weight": torch.ones(1)}, "x.pth", ("model",))  # an official one
     assert args.model == "resnet18"
+    for value in ("64", 64.5, -1, [64]):
+        with pytest.raises(ValueError, match="--img_size"):
+            released.take_flags(args, {"config": {"img_size": value}}, "x.pth", ("img_size",))
 
 
 def test_log_expected(tmp_path, caplog):
@@ -172,6 +178,16 @@ def test_log_expected(tmp_path, caplog):
     assert ["mae,", "published", "7.000", "6.250", "8.250", "–"] in lines
     assert ["gm,", "published", "4.000", "3.500", "5.500", "–"] in lines
     assert "num_samples" not in caplog.text
+    for damaged in (
+        '{"m',
+        "[]",
+        '{"metrics": {}}',
+        '{"metrics": {"test": {"overall": {"mae": 1}}}}',
+    ):
+        caplog.clear()
+        (folder / "results.json").write_text(damaged)
+        released.log_expected(folder / "model.safetensors", METRICS)  # own figures are out already
+        assert "No published figures can be read" in caplog.text
 
 
 # ---- publishing ----------------------------------------------------------------------------
@@ -232,6 +248,25 @@ def test_publish_what_is_not_whole(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_published_facts(tmp_path):
+    run = write_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results |= {"best_epoch": 0, "wall_seconds": None}
+    results["command"] = "python train.py --data_dir '/home/me/my faces' --cache=../../me/c --lr 1"
+    (run / "results.json").write_text(json.dumps(results))
+    publish.main([str(run), "--out", str(tmp_path / "out")])
+    card = (tmp_path / "out/README.md").read_text()
+    assert "best epoch 0," in card
+    assert "python train.py --data_dir 'my faces' --cache=c --lr 1\n" in card
+    del results["metrics"]["test"]
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="no whole one"):
+        publish.main([str(run), "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="is a file"):
+        publish.main([str(run), "--out", str(run / "results.json")])
+
+
 def test_upload(tmp_path, monkeypatch, capsys):
     run, calls = write_run(tmp_path / "run"), []
 
@@ -240,6 +275,8 @@ def test_upload(tmp_path, monkeypatch, capsys):
             calls.append((repository, private))
             if repository.startswith("refused"):
                 raise OSError("401 Unauthorized")
+            if repository.startswith("offline"):
+                raise Exception("no route to host")  # an HTTP library's own kind
 
         def upload_folder(self, repo_id, folder_path, commit_message):
             calls.append(sorted(path.name for path in folder_path.iterdir()))
@@ -254,4 +291,6 @@ def test_upload(tmp_path, monkeypatch, capsys):
     assert "https://hub/someone/ages" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"401 Unauthorized.*hf auth login"):
         publish.main([str(run), "--out", str(out), "--overwrite", "--repo", "refused/ages"])
+    with pytest.raises(ValueError, match=r"no route to host.*is made and stays"):
+        publish.main([str(run), "--out", str(out), "--overwrite", "--repo", "offline/ages"])
     assert (out / "model.safetensors").exists()

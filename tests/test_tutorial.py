@@ -32,7 +32,7 @@ def test_the_tutorial_runs_with_two_seeds_and_a_csv_of_ones_own(tmp_path):
         capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    weights = pd.read_csv(tmp_path / "mine_weights.csv")["weight"]
+    weights = pd.read_csv(tmp_path / "mine_weights.csv")["sample_weight"]
     assert weights.mean() == pytest.approx(1)
     assert weights[300] == pytest.approx(weights.max())  # the label far from all others
     results = pd.read_csv(tmp_path / "results.csv")

@@ -11,9 +11,10 @@ the folder or OWNER/NAME. Uploading needs a login: `hf auth login`, or the varia
 import argparse
 import json
 import re
+import shlex
 import shutil
 import sys
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -27,7 +28,9 @@ BEST = {
 }  # fmt: skip
 NEEDED = ("benchmark", "method", "metrics", "config", "commit", "seed", "command")
 # Where a run lay on a disk is no part of what it was.
-PLACES = "data_dir store_root store_name pretrained resume eval_model word_embs_file cache name"
+PLACES = (
+    "data_dir store_root store_name pretrained resume eval_model word_embs_file cache name".split()
+)
 LICENCES = {
     "agedb-dir": "AgeDB's images are given for research",
     "imdb-wiki-dir": "IMDB-WIKI's images are for research",
@@ -89,14 +92,22 @@ def read_results(run):
 def without_places(results):
     """Return results whose paths on the disk are cut to their last part."""
 
-    def shorten(text):
-        return re.sub(r"(?<![\w.:])[~/\\][^\s\"']*[/\\]([^\s\"'/\\]*)", r"\1", text)
+    def end_of(text):
+        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
+    words = shlex.split(results["command"])
+    for i, word in enumerate(words):
+        flag, sign, value = word.partition("=")
+        place = i and words[i - 1].removeprefix("--") in PLACES
+        if sign and (flag.removeprefix("--") in PLACES or re.match(r"[~/\\]", value)):
+            words[i] = f"{flag}={end_of(value)}"
+        elif place or re.match(r"[~/\\]|\.\.|[A-Za-z]:[/\\]", word):
+            words[i] = end_of(word)
     config = {
-        flag: PurePath(value).name if flag in PLACES.split() and isinstance(value, str) else value
+        flag: end_of(value) if flag in PLACES and isinstance(value, str) else value
         for flag, value in results["config"].items()
     }
-    return {**results, "config": config, "command": shorten(results["command"])}
+    return {**results, "config": config, "command": shlex.join(words)}
 
 
 def table_of(metrics):
@@ -114,12 +125,13 @@ def make_card(results, name):
     tags = ", ".join(
         [results["benchmark"], *results["method"].lower().replace(" ", "-").split("+")]
     )
+    best = results.get("best_epoch")
     return CARD.format(
         benchmark=results["benchmark"], method=results["method"], seed=results["seed"],
         tags=tags, target=results.get("target", {}).get("name", "unknown"),
         command=results["command"], commit=results["commit"],
-        best_epoch=round(results["best_epoch"], 2) if results.get("best_epoch") else "unknown",
-        hours=results.get("wall_seconds", 0) / 3600, device=results.get("device", "unknown"),
+        best_epoch="unknown" if best is None else round(best, 2),
+        hours=(results.get("wall_seconds") or 0) / 3600, device=results.get("device", "unknown"),
         torch=results.get("versions", {}).get("torch", "unknown"), name=name,
         table=table_of(results["metrics"]["test"]), licence=LICENCES[results["benchmark"]],
     )  # fmt: skip
@@ -143,13 +155,21 @@ def publish(run, out, name="", overwrite=False):
     results = without_places(read_results(run))
     path = run / BEST[results["benchmark"]]
     state = released.weights_of(released.load(path), path)
+    if out.is_file():
+        raise ValueError(f"{out} is a file: --out FOLDER")
     held = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
     if held and not (overwrite and set(held) <= set(released.FILES)):
         raise ValueError(
             f"{out} holds {', '.join(held[:5])}: --out NEW, or --overwrite where only an earlier "
             "published folder is replaced"
         )
+    try:
+        card = make_card(results, name or str(out.resolve().name))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run}/results.json is no whole one ({error!r}): train anew") from error
     out.mkdir(parents=True, exist_ok=True)
+    for file in held:
+        (out / file).unlink()
     # Safetensors refuses views of one memory, and the channels-last order of convolutions.
     state = {
         key.removeprefix("module."): value.clone(memory_format=torch.contiguous_format)
@@ -161,7 +181,7 @@ def publish(run, out, name="", overwrite=False):
         (out / file).write_text(text, encoding="utf-8")
     if (run / "vocab.txt").is_file():
         shutil.copy(run / "vocab.txt", out)
-    (out / "README.md").write_text(make_card(results, name or out.name), encoding="utf-8")
+    (out / "README.md").write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{out}: {results['benchmark']}, {results['method']}, {size:.1f} MB")
 
@@ -178,7 +198,7 @@ def upload(out, repository, private):
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         url = api.upload_folder(repo_id=repository, folder_path=out, commit_message="Publish a run")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # those of its HTTP library have no common ground with others
         raise ValueError(
             f"the Hub refuses {repository} ({error}): log in with `hf auth login`, or check the "
             f"name; {out} is made and stays"

@@ -36,7 +36,7 @@ RESULTS = os.environ.get("TUTORIAL_RESULTS", "")  # folder for the numbers as cs
 
 def find_repository():
     """Return the repository's folder: this one or one above it, else a fresh copy."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
+    for folder in (Path.cwd(), *Path.cwd().parents, Path.cwd() / "repository"):
         if (folder / "agedb-dir" / "fds.py").is_file():
             return folder
     if not REPOSITORY:
@@ -498,7 +498,7 @@ if RESULTS:
 #
 # Set `CSV` (and `TARGET`, its column of labels) in section 1, or `TUTORIAL_CSV` and
 # `TUTORIAL_TARGET` in the environment. Without one, a small file is made here. The weights go into
-# a column `weight` of a copy, for any library that takes a weight per sample.
+# a column `sample_weight` of a copy, for any library that takes a weight per sample.
 
 # %%
 if not CSV:
@@ -509,6 +509,8 @@ if not CSV:
 
 frame = pd.read_csv(CSV)
 column = TARGET or frame.columns[-1]
+if column not in frame or "sample_weight" in frame:
+    raise ValueError(f"need a column {column} and none called sample_weight: {list(frame)}")
 labels = pd.to_numeric(frame[column], errors="coerce")
 if not np.isfinite(labels).all():
     bad = list(frame.index[~np.isfinite(labels)][:5] + 2)
@@ -518,13 +520,13 @@ if labels.nunique() < 2:
 bins = 50
 own_bucket = uniform_buckets(labels.min(), labels.max(), bins)(torch.tensor(labels.to_numpy()))
 own_counts = np.bincount(own_bucket.numpy(), minlength=bins)
-frame["weight"] = sample_weights(own_bucket.numpy(), bins)
+frame["sample_weight"] = own_weights = sample_weights(own_bucket.numpy(), bins)
 out = Path(CSV).with_name(Path(CSV).stem + "_weights.csv")
 frame.to_csv(out, index=False)
 print(f"{len(frame)} rows, {column} from {labels.min():g} to {labels.max():g}, {bins} buckets:")
 print(f"  largest {own_counts.max()}, empty {(own_counts == 0).sum()} buckets")
 print(f"  half the rows lie in {(np.sort(own_counts)[::-1].cumsum() < len(frame) / 2).sum() + 1}")
-print(f"  weights from {frame['weight'].min():.2f} to {frame['weight'].max():.2f} in {out.name}")
+print(f"  weights from {own_weights.min():.2f} to {own_weights.max():.2f} in {out.name}")
 
 # %% [markdown]
 # ## 9 Checklist for your own data
