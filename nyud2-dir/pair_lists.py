@@ -50,6 +50,8 @@ def read_pairs(data_dir, name):
     if table.shape[1] != 2 or (table == "").any(axis=None):
         raise ValueError(f"{file} must have two columns, image and depth, and no header or blank")
     table.columns = ["image", "depth"]
+    if not any(Path(path).suffix for path in table.iloc[0]):
+        raise ValueError(f"{file} has a header, {', '.join(table.iloc[0])}: remove that line")
     return table.apply(lambda column: column.str.strip().str.removeprefix("data/"))
 
 

@@ -305,6 +305,12 @@ def test_whole_scenes_are_held_out():
         pair_lists.hold_out(["a/1.jpg", "a/2.jpg"], 0)
 
 
+def test_a_header_is_named(tmp_path):
+    (tmp_path / "nyu2_train.csv").write_text("image,depth\ndata/a/1.jpg,data/a/1.png\n")
+    with pytest.raises(ValueError, match=r"has a header, image, depth: remove"):
+        pair_lists.read_pairs(tmp_path, "nyu2_train.csv")
+
+
 def test_mask_must_fit(tmp_path):
     file = tmp_path / "test_balanced_mask.npy"
     with pytest.raises(FileNotFoundError, match="mask"):
