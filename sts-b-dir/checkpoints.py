@@ -5,22 +5,16 @@ in `training_state.th`, which says by a digest to which weights it belongs. A cr
 leaves a pair that matches: new files get another name until both are whole.
 """
 
-import hashlib
 import logging
 from os import replace
 from pathlib import Path
 
+from released import sha256_of
 from run_folder import restore_training, start_statistics
 from utils import load_checkpoint, load_state, save_checkpoint, weights_of
 
 MODEL, TRAINING, BEST = "model_state.th", "training_state.th", "model_state_best.th"
 NEXT_MODEL, NEXT_TRAINING = "model_state_next.th", "training_state_next.th"
-
-
-def digest_of(path):
-    """Return the sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(folder, weights, training, best):
@@ -38,7 +32,7 @@ def save(folder, weights, training, best):
     if best:
         save_checkpoint(folder / BEST, weights)
     save_checkpoint(folder / NEXT_MODEL, weights)
-    digest = digest_of(folder / NEXT_MODEL)
+    digest = sha256_of(folder / NEXT_MODEL)
     save_checkpoint(folder / NEXT_TRAINING, {**training, "model_sha256": digest})
     replace(folder / NEXT_MODEL, folder / MODEL)
     replace(folder / NEXT_TRAINING, folder / TRAINING)
@@ -65,7 +59,7 @@ def load(path):
             f"no {TRAINING} beside {path}, so it does not say how far its run was: start from its "
             "weights with --pretrained"
         )
-    found = digest_of(folder / MODEL) if (folder / MODEL).is_file() else None
+    found = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else None
     # Killed between the two renamings: the new weights are in place, the rest is not yet.
     for name in (TRAINING, NEXT_TRAINING):
         if (folder / name).is_file():

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from datasets import FILES
 from fetch import fetch
-from prepare import DATA_DIR, OFFICIAL_SHA256, RAW_FILES, sha256_of
-from released import fetch_official
+from prepare import DATA_DIR, OFFICIAL_SHA256, RAW_FILES
+from released import fetch_official, sha256_of
 from utils import write_atomically
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"

@@ -13,7 +13,6 @@ published numbers belong to the official files, which `python download.py --what
 """
 
 import argparse
-import hashlib
 import random
 import sys
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from datasets import FILES, MAX_SCORE, read_tsv
+from released import sha256_of
 from utils import write_atomically
 
 COLUMNS = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
@@ -116,12 +116,6 @@ def write_split(data_dir, tables):
         contents[FILES[name]] = "".join("\t".join(row) + "\n" for row in rows).encode()
     for file, content in contents.items():
         write_atomically(Path(data_dir) / file, content)
-
-
-def sha256_of(path):
-    """Return the sha256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def report_counts(counts, expected=None):

@@ -223,6 +223,7 @@ def test_publish(tmp_path, capsys):
         assert b"/home/me" not in file.read_bytes()
     card = (out / "README.md").read_text()
     assert "python train.py --data_dir faces --lr 1 --resume ckpt.pth.tar\n" in card
+    assert "\ntags: [deep-imbalanced-regression, agedb-dir, sqinv, lds, fds, paper]\n" in card
     assert "| overall | 9 | 7.000 | 4.000 |" in card
     assert "| few | 0 | – | – |" in card
     assert "at commit abc123, best epoch 2, 1.5 hours on cpu, torch 2.9" in card

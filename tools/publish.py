@@ -122,9 +122,7 @@ def table_of(metrics):
 
 def make_card(results, name):
     """Return the model card of a run's results, published under `name`."""
-    tags = ", ".join(
-        [results["benchmark"], *results["method"].lower().replace(" ", "-").split("+")]
-    )
+    tags = ", ".join([results["benchmark"], *re.findall(r"[a-z-]+", results["method"].lower())])
     best = results.get("best_epoch")
     return CARD.format(
         benchmark=results["benchmark"], method=results["method"], seed=results["seed"],
