@@ -44,8 +44,8 @@ def compare_with_record(path, digest=None, note=True):
     record, digest = path.with_name(path.name + ".sha256"), digest or sha256_of(path)
     if record.exists() and record.read_text().split()[:1] != [digest]:
         raise ValueError(
-            f"{path} ({digest}) is not the file of {record}: fetch it again, or delete that record "
-            "if the new file is right"
+            f"{path} ({digest}) is not the file of {record}: delete it and fetch it again, or "
+            "delete that record if the new file is right"
         )
     if note:
         write_atomically(record, f"{digest}  {path.name}\n".encode())

@@ -17,9 +17,8 @@ from fetch import fetch, length_of
 from matlab_meta import SOURCES
 from meta_file import read_meta, report_counts
 from prepare import EXPECTED
-from released import fetch_official, sha256_of
-from unpack import UNPACKED, check_digest, check_target, is_demo, sole_use, unpack_archive
-from utils import write_atomically
+from released import compare_with_record, fetch_official, sha256_of
+from unpack import UNPACKED, check_target, is_demo, sole_use, unpack_archive
 
 BASE_URL = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static"
 SPLIT_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
@@ -108,11 +107,12 @@ def fetch_split_file(data_dir, base_url=SPLIT_URL, overwrite=False):
         raise ValueError(f"{path} is not a fetched file: --overwrite replaces it")
     fetch(f"{base_url.rstrip('/')}/{SPLIT_FILE}", fresh)
     try:
-        digest = check_digest(fresh, record)
+        digest = sha256_of(fresh)
+        compare_with_record(path, digest, note=False)
         counts = report_counts(read_meta(fresh, ("age", "path", "split"))["split"], EXPECTED)
         if counts != EXPECTED:
             raise ValueError(f"{base_url} gives a file of other counts: it was not kept")
-        write_atomically(record, f"{digest}  {path.name}\n".encode())
+        compare_with_record(path, digest)
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)

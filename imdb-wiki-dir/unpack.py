@@ -12,8 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from released import sha256_of
-from utils import write_atomically
+from released import compare_with_record, sha256_of
 
 # Bytes on the disk for a byte of archive: small files fill up their last block of 4 KiB.
 UNPACKED = 1.25
@@ -55,17 +54,6 @@ def check_target(target, overwrite):
         )
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists: --overwrite replaces it")
-
-
-def check_digest(path, record):
-    """Return a file's sha256; an error if another one was recorded for the first download."""
-    digest = sha256_of(path)
-    if record.exists() and record.read_text().split()[:1] != [digest]:
-        raise ValueError(
-            f"{path} ({digest}) is not the one of {record}: delete {path} and fetch it again, or "
-            "delete that record if the new one is right"
-        )
-    return digest
 
 
 def check_member(member, top):
@@ -143,7 +131,7 @@ def unpack_archive(path, data_dir, overwrite=False):
     """
     top = path.name.removesuffix(".tar")
     source, target = top.removesuffix("_crop"), Path(data_dir) / top
-    partial, record = target.with_name(f"{top}.partial"), target.with_name(f"{top}.tar.sha256")
+    partial, archive = target.with_name(f"{top}.partial"), target.with_name(path.name)
     with sole_use(data_dir):
         check_target(target, overwrite)
         if not hasattr(tarfile, "data_filter"):
@@ -153,7 +141,9 @@ def unpack_archive(path, data_dir, overwrite=False):
         needed, free = int(UNPACKED * path.stat().st_size), shutil.disk_usage(target.parent).free
         if needed > free:
             raise ValueError(f"{needed:,} bytes to unpack, {free:,} free in {data_dir}: make room")
-        digest = None if is_demo(path) else check_digest(path, record)
+        digest = None if is_demo(path) else sha256_of(path)
+        if digest:
+            compare_with_record(archive, digest, note=False)
         try:
             partial.mkdir()
             images = unpack_members(path, partial, top)
@@ -168,6 +158,6 @@ def unpack_archive(path, data_dir, overwrite=False):
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if digest:
-            write_atomically(record, f"{digest}  {path.name}\n".encode())
+            compare_with_record(archive, digest)
     print(f"wrote {target}, {images:,} images")
     return images

@@ -162,7 +162,7 @@ def test_another_archive_than_the_first_is_refused(data):
     unpack(data, make_tar(crop()))
     with pytest.raises(ValueError, match="--overwrite"):
         unpack(data, make_tar(crop()))
-    with pytest.raises(ValueError, match=r"is not the one of .*sha256"):
+    with pytest.raises(ValueError, match=r"is not the file of .*sha256"):
         unpack(data, make_tar(crop(n=7)), overwrite=True)
     assert len(files_below(data / "imdb_crop")) == 7  # the first one's, with its .mat
     (data / "imdb_crop.tar.sha256").unlink()
@@ -396,7 +396,7 @@ def test_the_official_split_file(data, server, monkeypatch):
     with pytest.raises(ValueError, match="--overwrite"):
         download.main(flags)
     server.pages[SPLIT_PAGE] = split_file(counts, "imdb_crop/01/b")  # other rows, the same counts
-    with pytest.raises(ValueError, match="is not the one of"):
+    with pytest.raises(ValueError, match="is not the file of"):
         download.main([*flags, "--overwrite"])
     assert (data / "imdb_wiki.csv").read_bytes() == b"mine"
     server.pages[SPLIT_PAGE] = content
