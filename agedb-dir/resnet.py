@@ -60,8 +60,8 @@ class AgeResNet(torchvision.models.ResNet):
             epoch: number of the running epoch, needed for FDS in training.
 
         Returns:
-            Predictions [N, 1] in years, and the features [N, D] that FDS takes its statistics
-            from: calibrated ones in the 'official' variant, raw ones in the 'paper' variant.
+            Predictions [N, 1] in years, and the raw features [N, D], of which FDS takes its
+            statistics.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -69,8 +69,6 @@ class AgeResNet(torchvision.models.ResNet):
         calibrated = features
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, labels, epoch)
-            if self.FDS.variant == "official":
-                features = calibrated
         return self.linear(calibrated), features
 
 

@@ -125,13 +125,11 @@ class Refinement(nn.Module):
         self.FDS = fds
 
     def forward(self, x, depths=None, epoch=None):
-        """Return the depth, and the features that FDS takes its statistics from."""
+        """Return the depth, and the raw features, of which FDS takes its statistics."""
         x = torch.relu(self.bn0(self.conv0(x)))
         features = calibrated = torch.relu(self.bn1(self.conv1(x)))
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, depths, epoch)
-            if self.FDS.variant == "official":
-                features = calibrated
         return self.conv2(calibrated), features
 
 
@@ -176,8 +174,8 @@ class DepthNet(nn.Module):
             epoch: number of the running epoch, needed for FDS in training.
 
         Returns:
-            Predictions in metres, of the shape of `depths`, and the features [N, D, ·, ·] that FDS
-            takes its statistics from: raw ones in the 'paper' variant.
+            Predictions in metres, of the shape of `depths`, and the raw features [N, D, ·, ·], of
+            which FDS takes its statistics.
         """
         features, size = self.E(images)
         x = torch.cat([self.D(features, size), self.MFF(features, size)], dim=1)

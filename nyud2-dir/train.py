@@ -300,7 +300,8 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             # Those corners have no depth of their own, and would be the first bucket's.
             seen = batch.depths[:, 0] > 0
-            model.FDS.accumulate(features.permute(0, 2, 3, 1)[seen], batch.depths[:, 0][seen])
+            rows = features.permute(0, 2, 3, 1)[seen]
+            model.FDS.accumulate(rows, batch.depths[:, 0][seen], epoch)
         unchecked.append(loss.detach() * batch.share)
         # Looking at the loss waits for the device, so it is done every few steps.
         if len(unchecked) == args.print_freq or step == len(loader) - 1:
@@ -350,7 +351,7 @@ def update_fds_statistics(args, accelerator, model, loaders, epoch):
             with accelerator.autocast():
                 _, features = model(batch.images, batch.depths, epoch)
             if batch.share:
-                model.FDS.accumulate(features, batch.depths)
+                model.FDS.accumulate(features, batch.depths, epoch)
     model.FDS.update_last_epoch_stats(epoch)
     model.FDS.update_running_stats(epoch=epoch)
     return {"statistics": time.perf_counter() - start}
@@ -434,7 +435,7 @@ def main(argv=None):
     for epoch in range(progress["epoch"], args.epochs):
         utils.seed_everything(args.seed, epoch, accelerator.process_index)
         row = train_one_epoch(args, accelerator, net, model, optimizer, loaders["train"], epoch)
-        if args.fds:
+        if args.fds and epoch >= args.start_update:
             row["seconds"] |= update_fds_statistics(args, accelerator, model, loaders, epoch)
         clock = time.perf_counter()
         row["val"], _ = evaluate(accelerator, model, loaders.get("val", loaders["test"]))

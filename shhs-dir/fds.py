@@ -4,23 +4,25 @@ The mean and variance of the last layer's features are tracked for each bucket o
 smoothed over neighbouring buckets, and each training feature is moved from its bucket's own
 statistics to the smoothed ones. Nothing is done at inference. One epoch e of training runs
 
-    features = fds.smooth(features, labels, e)           # in the forward pass of training
-    fds.accumulate(features, labels)                     # per batch, over the training set
-    fds.update_last_epoch_stats(e)                       # after the epoch
-    fds.update_running_stats(epoch=e)                    # or (features, labels, e) for arrays
+    smoothed = fds.smooth(features, labels, e)       # in the forward pass of training
+    fds.accumulate(features, labels, e)              # raw features, per batch of the training set
+    fds.update_last_epoch_stats(e)                   # after the epoch
+    fds.update_running_stats(epoch=e)                # or (features, labels, e) for whole arrays
 """
 
-import numpy as np
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils import get_lds_kernel_window
+from lds import get_lds_kernel_window
 
 # Rows of one pass over whole arrays are taken in pieces of this many numbers (2 MiB of float32),
 # so that the temporaries stay in the cache and do not grow with the number of samples.
 CHUNK_NUMEL = 2**19
 CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow bucket its digits
+MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
 
 
 def whole_number(labels):
@@ -28,27 +30,85 @@ def whole_number(labels):
     return torch.floor(labels.double()).clamp(-(2**31), 2**31).long()
 
 
-def uniform_buckets(low, high, bins):
-    """Return a `label_to_bucket` that cuts [low, high] into equal buckets.
+class UniformBuckets:
+    """A `label_to_bucket` that cuts [low, high] into equal buckets.
 
     Args:
         low, high: ends of the label's range, in its unit; labels outside go to the end buckets.
         bins: number of buckets, >= 1.
 
-    Returns:
-        Function: tensor of labels, any shape -> long tensor of bucket numbers 0 ... bins - 1.
+    Called with labels of any shape, it returns their bucket numbers 0 ... bins - 1 as long.
 
     Raises:
         ValueError: for an empty range or no bucket.
     """
-    if not high > low or bins < 1:
-        raise ValueError(f"need low < high and bins >= 1, got low={low}, high={high}, bins={bins}")
 
-    def label_to_bucket(labels):
-        position = (torch.as_tensor(labels).double() - low) * (bins / (high - low))
-        return position.floor().clamp(0, bins - 1).long()
+    def __init__(self, low, high, bins):
+        if not high > low or bins < 1:
+            raise ValueError(f"need low < high and bins >= 1, got {low=}, {high=}, {bins=}")
+        self.low, self.high, self.bins = low, high, bins
 
-    return label_to_bucket
+    def __call__(self, labels):
+        position = (torch.as_tensor(labels).double() - self.low) / (self.high - self.low)
+        return (position * self.bins).floor().clamp(0, self.bins - 1).long()
+
+
+uniform_buckets = UniformBuckets  # its name as a function
+
+
+class BucketMoments:
+    """Count, mean and sum of squared deviations of features by bucket, in float64.
+
+    Batches and processes are merged by Chan's formula, which cancels no digits: O(B·D) memory
+    however many samples come.
+    """
+
+    def __init__(self, count, mean, squares):
+        self.count, self.mean, self.squares = count.double(), mean.double(), squares.double()
+
+    @classmethod
+    def empty(cls, like):
+        """Moments of nothing, on the device of `like` [B, D]."""
+        zeros = torch.zeros_like(like, dtype=torch.float64)
+        return cls(zeros[:, 0].clone(), zeros, zeros.clone())
+
+    @property
+    def parts(self):
+        """Count [B], mean [B, D] and sum of squared deviations [B, D]."""
+        return self.count, self.mean, self.squares
+
+    def add(self, rows, bucket):
+        """Add features [M, D] of the buckets [M]."""
+        rows = rows.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
+        count = torch.bincount(bucket, minlength=len(self.count)).double()
+        target = bucket.unsqueeze(1).expand_as(rows)
+        mean = rows.new_zeros(self.mean.shape).scatter_add_(0, target, rows)
+        mean /= count.clamp(min=1).to(rows.dtype).unsqueeze(1)
+        deviations = mean.index_select(0, bucket).sub_(rows).square_()
+        self.merge(count, mean, torch.zeros_like(mean).scatter_add_(0, target, deviations))
+
+    def merge(self, count, mean, squares):
+        """Add the moments of other samples."""
+        total = self.count + count
+        share = (count / total.clamp(min=1)).unsqueeze(1)
+        delta = mean - self.mean
+        self.mean.addcmul_(delta, share)
+        self.squares.add_(squares).addcmul_(delta.square_(), share * self.count.unsqueeze(1))
+        self.count = total
+
+    def reduce(self):
+        """Return the moments of all processes together, merged in the order of their ranks."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self
+        gathered = []
+        for part in self.parts:
+            gathered.append([torch.empty_like(part) for _ in range(dist.get_world_size())])
+            dist.all_gather(gathered[-1], part.contiguous())
+        first, *others = zip(*gathered)
+        total = BucketMoments(*first)
+        for other in others:
+            total.merge(*other)
+        return total
 
 
 class FDS(nn.Module):
@@ -60,16 +120,17 @@ class FDS(nn.Module):
             are B = bucket_num - bucket_start of them; labels outside go to the end buckets.
         start_update: first epoch whose features enter the statistics.
         start_smooth: first epoch in which features are calibrated.
-        kernel, ks, sigma: window over buckets, as in `utils.get_lds_kernel_window`.
+        kernel, ks, sigma: window over buckets, as in `lds.get_lds_kernel_window`.
         momentum: of the running statistics; None weighs every sample of all epochs alike.
         label_to_bucket: function labels -> long bucket numbers of the same shape; the default is
             the floor of the label.
         clip: (low, high) bounds of the variance ratio.
         fill_empty: give a bucket without samples the average of its neighbours.
-        variant: 'official' calibrates, as the released code did, from the statistics of the epoch
-            just finished to the smoothed ones of the epoch before; 'paper' takes both from one
-            epoch. Where the statistics are taken from (features before or after smoothing)
-            is the training loop's part of the variant.
+        variant: 'official' sets the next two as the released code behaves, 'paper' neither.
+        live_statistics: calibrate from the statistics of the epoch just finished to the smoothed
+            ones of the epoch before; without it both are of one epoch.
+        calibrated_statistics: take the statistics from calibrated features. FDS is always given
+            raw ones: it calibrates them itself, as in training at that epoch.
 
     Raises:
         ValueError: for a window, bucket range or variant that cannot be used.
@@ -91,41 +152,54 @@ class FDS(nn.Module):
         clip=(0.1, 10.0),
         fill_empty=False,
         variant="official",
+        live_statistics=None,
+        calibrated_statistics=None,
     ):
         super().__init__()
         if variant not in ("official", "paper"):
             raise ValueError(f"variant must be 'official' or 'paper', got {variant!r}")
-        B = bucket_num - bucket_start
         window = get_lds_kernel_window(kernel, ks, sigma)
+        B = bucket_num - bucket_start
         if B < (ks + 1) // 2:
             raise ValueError(
                 f"{B} buckets (bucket_num {bucket_num} - bucket_start {bucket_start}) are too few "
                 f"to be padded for a window of {ks}: use at least {(ks + 1) // 2}, or a smaller ks"
             )
-        self.feature_dim, self.bucket_num, self.bucket_start = feature_dim, bucket_num, bucket_start
+        official = variant == "official"
+        self.live_statistics = official if live_statistics is None else live_statistics
+        self.calibrated_statistics = (
+            official if calibrated_statistics is None else calibrated_statistics
+        )
+        self.feature_dim = feature_dim
+        self.bucket_num, self.bucket_start = bucket_num, bucket_start
         self.start_update, self.start_smooth = start_update, start_smooth
-        self.momentum, self.clip = momentum, clip
-        self.fill_empty, self.variant = fill_empty, variant
+        self.momentum, self.clip, self.fill_empty = momentum, clip, fill_empty
         self._label_to_bucket = label_to_bucket or whole_number
 
         # Released checkpoints hold these eight buffers under these names.
-        self.register_buffer("epoch", torch.full((1,), float(start_update)))
-        for name in ("running", "running_{}_last_epoch", "smoothed_{}_last_epoch"):
-            name = name if "{}" in name else name + "_{}"
-            self.register_buffer(name.format("mean"), torch.zeros(B, feature_dim))
-            self.register_buffer(name.format("var"), torch.ones(B, feature_dim))
+        self.register_buffer("epoch", torch.zeros(1))
+        self.register_buffer("running_mean", torch.zeros(B, feature_dim))
+        self.register_buffer("running_var", torch.ones(B, feature_dim))
+        self.register_buffer("running_mean_last_epoch", torch.zeros(B, feature_dim))
+        self.register_buffer("running_var_last_epoch", torch.ones(B, feature_dim))
+        self.register_buffer("smoothed_mean_last_epoch", torch.zeros(B, feature_dim))
+        self.register_buffer("smoothed_var_last_epoch", torch.ones(B, feature_dim))
         self.register_buffer("num_samples_tracked", torch.zeros(B))
-        # The convolution over buckets as a [B, B] matrix, padded as torch's `reflect`. In float64
-        # a product with it is neither cast by autocast nor rounded to TF32.
-        smoothing = np.zeros((B, B))
-        source = np.pad(np.arange(B), ks // 2, mode="reflect")
-        for offset, value in enumerate(window / window.sum()):
-            np.add.at(smoothing, (np.arange(B), source[offset : offset + B]), value)
-        self.register_buffer("_smoothing", torch.from_numpy(smoothing), persistent=False)
-        # Per bucket the scale and, behind it, the shift of every feature: made after each update.
+        window = torch.from_numpy(window / window.sum())
+        self.register_buffer("kernel_window", window, persistent=False)
+        # Per bucket the scale and, behind it, the shift of every feature: made by each update.
         self.register_buffer("_calibration", torch.zeros(B, 2 * feature_dim), persistent=False)
-        # The epoch's (count, mean, squares) so far: whoever stops within an epoch keeps them.
-        self.moments = None
+        self.reset()
+
+    def reset(self):
+        """Forget all statistics, as before the first epoch."""
+        for name, buffer in self.named_buffers():
+            if name != "kernel_window":
+                buffer.fill_(1.0 if "var" in name else 0.0)
+        self.epoch.fill_(self.start_update)
+        self.moments = None  # of the running epoch; who stops within an epoch saves them
+        self._trained_with = None, None  # epoch and its table, once a newer table exists
+        self._following = False  # whether the last epoch's statistics follow the running ones
         self._refresh_calibration()
 
     def label_to_bucket(self, labels):
@@ -135,7 +209,11 @@ class FDS(nn.Module):
 
     def smooth_over_buckets(self, statistics):
         """Convolve statistics [B, D] over the buckets with the normalised window."""
-        return (self._smoothing @ statistics.double()).to(statistics.dtype)
+        # In float64 it is neither cast by autocast nor rounded to TF32.
+        half = len(self.kernel_window) // 2
+        padded = nn.functional.pad(statistics.double().T[:, None], (half, half), mode="reflect")
+        smoothed = nn.functional.conv1d(padded, self.kernel_window.double()[None, None])
+        return smoothed[:, 0].T.to(statistics.dtype)
 
     def smooth(self, features, labels, epoch):
         """Calibrate training features from their bucket's statistics to the smoothed ones.
@@ -153,29 +231,37 @@ class FDS(nn.Module):
         if epoch < self.start_smooth:
             return features
         features = torch.as_tensor(features)
-        bucket = self._buckets_of(features, labels)
-        table = self._calibration.to(torch.promote_types(features.dtype, torch.float32))
-        scale, shift = nn.functional.embedding(bucket, table).chunk(2, dim=-1)
-        if features.ndim == 4:
-            scale, shift = scale.permute(0, 3, 1, 2), shift.permute(0, 3, 1, 2)
-        return torch.addcmul(shift, features.to(table.dtype), scale).to(features.dtype)
+        return self._calibrate(features, self._buckets_of(features, labels), self._calibration)
 
     @torch.no_grad()
-    def accumulate(self, features, labels):
-        """Add a batch to the epoch's statistics: O(B·D) memory however many samples come.
+    def accumulate(self, features, labels, epoch=None):
+        """Add a batch of raw features to the epoch's statistics.
 
         Args:
             features, labels: as for `smooth`; each process passes its own samples.
+            epoch: number of the running epoch, needed with `calibrated_statistics`.
+
+        Raises:
+            ValueError: without the epoch where it is needed.
         """
         features = torch.as_tensor(features).detach()
         bucket = self._buckets_of(features, labels)
+        if self.calibrated_statistics:
+            if epoch is None:
+                raise ValueError("statistics of calibrated features need the epoch: pass epoch=...")
+            if epoch >= self.start_smooth:
+                trained, table = self._trained_with
+                table = table if trained == epoch else self._calibration
+                features = self._calibrate(features, bucket, table)
+        if self.moments is None:
+            self.moments = BucketMoments.empty(self.running_mean)
         piece = max(1, min(CHUNK_ROWS, CHUNK_NUMEL // self.feature_dim))
         # A dense map [D, H, W] is turned to rows piece by piece: three times as fast as at once.
         dense = features.ndim == 4
         pairs = zip(features.flatten(2).mT, bucket.flatten(1)) if dense else [(features, bucket)]
         for rows, rows_bucket in pairs:
             for part, part_bucket in zip(rows.split(piece), rows_bucket.split(piece)):
-                self.moments = _merge(self.moments, self._moments_of(part, part_bucket))
+                self.moments.add(part, part_bucket)
 
     @torch.no_grad()
     def update_last_epoch_stats(self, epoch):
@@ -187,11 +273,14 @@ class FDS(nn.Module):
         if epoch != int(self.epoch) + 1:
             return
         self.epoch.fill_(epoch)
-        for kind in ("mean", "var"):
-            running = getattr(self, f"running_{kind}")
-            getattr(self, f"running_{kind}_last_epoch").copy_(running)
-            smoothed = self.smooth_over_buckets(running)
-            getattr(self, f"smoothed_{kind}_last_epoch").copy_(smoothed)
+        self.running_mean_last_epoch.copy_(self.running_mean)
+        self.running_var_last_epoch.copy_(self.running_var)
+        self.smoothed_mean_last_epoch.copy_(self.smooth_over_buckets(self.running_mean))
+        self.smoothed_var_last_epoch.copy_(self.smooth_over_buckets(self.running_var))
+        # From here on the released code's "last epoch" statistics are references to the running
+        # ones. Loading copies, so a new process starts without.
+        self._following = self.live_statistics
+        self._trained_with = epoch, self._calibration.clone()
         self._refresh_calibration()
 
     @torch.no_grad()
@@ -199,7 +288,8 @@ class FDS(nn.Module):
         """Move the running statistics towards those of the epoch, reduced over all processes.
 
         Args:
-            features, labels: whole arrays, as for `smooth`; leave both out after `accumulate`.
+            features, labels: whole arrays of raw features, as for `smooth`; leave both out after
+                `accumulate`.
             epoch: number of the epoch just trained; ignored if before `start_update`.
 
         Raises:
@@ -209,17 +299,20 @@ class FDS(nn.Module):
             raise ValueError("update_running_stats needs the epoch: pass epoch=...")
         if features is not None and epoch >= int(self.epoch):
             self.moments = None
-            self.accumulate(features, labels)
+            self.accumulate(features, labels, epoch)
         local, self.moments = self.moments, None
         if epoch < int(self.epoch):
             return
-        count, mean, squares = self._reduce(local)
+        moments = (local or BucketMoments.empty(self.running_mean)).reduce()
+        count, mean, squares = moments.parts
         seen = count > 0
         if not seen.any():
             raise ValueError("no features to update from: call accumulate(features, labels) first")
         if not (torch.isfinite(mean).all() and torch.isfinite(squares).all()):
             raise ValueError(f"features of epoch {epoch} are not finite: statistics left unchanged")
         variance = squares / (count - 1).clamp(min=1).unsqueeze(1)  # of one sample: 0
+        if not self.num_samples_tracked.any():
+            self._warn_if_few(seen)
         self.num_samples_tracked += count.to(self.num_samples_tracked.dtype)
         if epoch == self.start_update:
             keep = torch.zeros_like(count)
@@ -232,11 +325,9 @@ class FDS(nn.Module):
             running.copy_((1 - keep) * current + keep * running.double())
             if self.fill_empty:
                 self._fill(running, seen.tolist())
-            if self.variant == "official" and int(self.epoch) > self.start_update:
-                # After its first update the released code's "last epoch" statistics are
-                # references to the running ones, so they follow every later change.
-                name = "running_mean" if running is self.running_mean else "running_var"
-                getattr(self, name + "_last_epoch").copy_(running)
+        if self._following:
+            self.running_mean_last_epoch.copy_(self.running_mean)
+            self.running_var_last_epoch.copy_(self.running_var)
         self._refresh_calibration()
 
     def _buckets_of(self, features, labels):
@@ -259,33 +350,24 @@ class FDS(nn.Module):
             raise ValueError("labels hold NaN or infinity: remove those samples first")
         return self.label_to_bucket(labels).reshape(shape).to(features.device)
 
-    def _moments_of(self, rows, bucket):
-        """Count [B], mean [B, D] and sum of squared deviations [B, D] of rows [M, D]."""
-        B = self.bucket_num - self.bucket_start
-        rows = rows.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
-        count = torch.bincount(bucket, minlength=B).double()
-        target = bucket.unsqueeze(1).expand_as(rows)
-        mean = rows.new_zeros(B, self.feature_dim).scatter_add_(0, target, rows)
-        mean /= count.clamp(min=1).to(rows.dtype).unsqueeze(1)
-        deviations = mean.index_select(0, bucket).sub_(rows).square_()
-        return count, mean, torch.zeros_like(mean).scatter_add_(0, target, deviations)
+    @staticmethod
+    def _calibrate(features, bucket, table):
+        """Apply equation 3, as one scale and one shift: x·√(v2/v1) + (m2 − m1·√(v2/v1))."""
+        table = table.to(torch.promote_types(features.dtype, torch.float32))
+        scale, shift = nn.functional.embedding(bucket, table).chunk(2, dim=-1)
+        if features.ndim == 4:
+            scale, shift = scale.permute(0, 3, 1, 2), shift.permute(0, 3, 1, 2)
+        return torch.addcmul(shift, features.to(table.dtype), scale).to(features.dtype)
 
-    def _reduce(self, local):
-        """The moments of all processes together, merged in the order of their ranks."""
-        if local is None:
-            zeros = torch.zeros_like(self.running_mean, dtype=torch.float64)
-            local = (zeros[:, 0].clone(), zeros, zeros.clone())
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return local
-        gathered = []
-        for moment in local:
-            parts = [torch.empty_like(moment) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, moment.contiguous())
-            gathered.append(parts)
-        total = None
-        for part in zip(*gathered):  # the first is taken over, the others merged into it
-            total = _merge(total, part)
-        return total
+    def _refresh_calibration(self):
+        """Turn the statistics into one scale and one shift per bucket and feature."""
+        m1, v1 = self.running_mean_last_epoch.double(), self.running_var_last_epoch.double()
+        m2, v2 = self.smoothed_mean_last_epoch.double(), self.smoothed_var_last_epoch.double()
+        usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= MIN_SUM)
+        ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
+        scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)
+        shift = torch.where(usable, m2 - m1 * scale, 0.0)
+        self._calibration.copy_(torch.cat([scale, shift], dim=1))
 
     @staticmethod
     def _fill(running, seen):
@@ -296,29 +378,28 @@ class FDS(nn.Module):
                 lower, upper = (1, 1) if b == 0 else (b - 1, b + 1 if b < last else b - 1)
                 running[b] = (running[lower] + running[upper]) / 2
 
-    def _refresh_calibration(self):
-        """Turn the statistics into one scale and one shift per bucket and feature."""
-        m1, v1 = self.running_mean_last_epoch.double(), self.running_var_last_epoch.double()
-        m2, v2 = self.smoothed_mean_last_epoch.double(), self.smoothed_var_last_epoch.double()
-        usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= 1e-10)
-        ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
-        scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)
-        shift = torch.where(usable, m2 - m1 * scale, 0.0)
-        self._calibration.copy_(torch.cat([scale, shift], dim=1))
+    def _warn_if_few(self, seen):
+        """Say that the buckets hardly fit the labels, after the first epoch's statistics."""
+        if int(seen.sum()) < len(seen) / 4:
+            warnings.warn(
+                f"FDS: the labels fill {int(seen.sum())} of {len(seen)} buckets: pass "
+                "label_to_bucket=UniformBuckets(low, high, bins), or another --bucket_num",
+                stacklevel=3,
+            )
+
+    def _apply(self, fn, recurse=True):
+        """Move the statistics with the network, but never to fewer digits (`model.half()`)."""
+
+        def keep_digits(tensor):
+            changed = fn(tensor)
+            if changed.dtype.itemsize < tensor.dtype.itemsize:
+                return tensor.to(changed.device)
+            return changed
+
+        return super()._apply(keep_digits, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        """Load the buffers, then renew what is computed from them."""
+        """Load the buffers, then compute again what is computed from them."""
         super()._load_from_state_dict(*args, **kwargs)
+        self._following, self._trained_with = False, (None, None)
         self._refresh_calibration()
-
-
-def _merge(total, part):
-    """Merge (count, mean, sum of squared deviations) into a total by Chan's formula."""
-    if total is None:
-        return tuple(moment.double() for moment in part)
-    (count, mean, squares), (part_count, part_mean, part_squares) = total, part
-    share = (part_count / (count + part_count).clamp(min=1)).unsqueeze(1)
-    delta = part_mean - mean
-    mean = mean.addcmul_(delta, share)
-    squares = squares.add_(part_squares).addcmul_(delta.square_(), share * count.unsqueeze(1))
-    return count + part_count, mean, squares

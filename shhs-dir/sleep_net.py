@@ -156,8 +156,7 @@ class SleepNet(nn.Module):
             epoch: number of the running epoch, needed for FDS in training.
 
         Returns:
-            Predictions [N, 1] and the features [N, D] that FDS takes its statistics from:
-            calibrated ones in the 'official' variant, raw ones in the 'paper' variant.
+            Predictions [N, 1] and the raw features [N, D], of which FDS takes its statistics.
         """
         frames = frames.cpu()  # several processes' wrapper moves all that it is given
         vectors = [encoder(signals[name], frames) for name, encoder in self.encoders.items()]
@@ -165,6 +164,4 @@ class SleepNet(nn.Module):
         calibrated = features
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, labels, epoch)
-            if self.FDS.variant == "official":
-                features = calibrated
         return SCALE * self.linear(calibrated), features

@@ -261,7 +261,7 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
         accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
-            model.FDS.accumulate(features, batch.labels)
+            model.FDS.accumulate(features, batch.labels, epoch)
         unchecked.append(loss.detach() * batch.share)
         # Looking at the loss waits for the device, so it is done every few steps.
         if len(unchecked) == args.print_freq or step == len(loader) - 1:
@@ -311,7 +311,7 @@ def update_fds_statistics(args, accelerator, model, loader, epoch):
             with accelerator.autocast():
                 _, features = model(batch.signals, batch.frames, batch.labels, epoch)
             if batch.share:
-                model.FDS.accumulate(features, batch.labels)
+                model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
     model.FDS.update_running_stats(epoch=epoch)
     return {"statistics": time.perf_counter() - start}
@@ -385,7 +385,7 @@ def main(argv=None):
     for epoch in range(progress["epoch"], args.epoch):
         utils.seed_everything(args.seed, epoch, accelerator.process_index)
         row = train_one_epoch(args, accelerator, net, model, optimizer, loaders["train"], epoch)
-        if args.fds:
+        if args.fds and epoch >= args.start_update:
             row["seconds"] |= update_fds_statistics(
                 args, accelerator, model, loaders["train"], epoch
             )

@@ -256,13 +256,11 @@ class SimilarityRegressor(nn.Module):
             epoch: number of the running epoch, needed for FDS in training.
 
         Returns:
-            Predictions [N, 1] on [0, 1], and the features [N, D] that FDS takes its statistics
-            from: calibrated ones in the 'official' variant, raw ones in the 'paper' variant.
+            Predictions [N, 1] on [0, 1], and the raw features [N, D], of which FDS takes its
+            statistics.
         """
         features = self.pair_features(ids, lengths)
         calibrated = features
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, labels, epoch)
-            if self.FDS.variant == "official":
-                features = calibrated
         return self.linear(calibrated), features

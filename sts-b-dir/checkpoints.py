@@ -9,6 +9,7 @@ import logging
 from os import replace
 from pathlib import Path
 
+from fds import BucketMoments
 from released import sha256_of
 from run_folder import restore_training, start_statistics
 from utils import load_checkpoint, load_state, save_checkpoint, weights_of
@@ -106,7 +107,7 @@ def restore(path, accelerator, model, optimizer, args, best, per_epoch):
                 f"of FDS's statistics: resume with as many, not {processes}"
             )
         own = parts[accelerator.process_index]
-        model.FDS.moments = tuple(moment.to(accelerator.device) for moment in own)
+        model.FDS.moments = BucketMoments(*(part.to(accelerator.device) for part in own))
     progress = {key: training[key] for key in ("step", "history", "best_loss", "best_step")}
     progress["wall_seconds"] = training["wall_seconds"]
     if not best.is_file():

@@ -314,7 +314,7 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, first, las
         accelerator.clip_grad_norm_(net.parameters(), args.max_grad_norm)
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
-            model.FDS.accumulate(features, batch.labels)
+            model.FDS.accumulate(features, batch.labels, epoch)
         unchecked.append(loss.detach() * batch.share)
         if len(unchecked) == LOSS_CHECK or step == last - 1:
             values = torch.stack(unchecked).tolist()
@@ -352,7 +352,7 @@ def update_fds_statistics(args, accelerator, model, loader, epoch):
             with accelerator.autocast():
                 _, features = model(batch.ids, batch.lengths, batch.labels, epoch)
             if batch.share:
-                model.FDS.accumulate(features, batch.labels)
+                model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
     model.FDS.update_running_stats(epoch=epoch)
 
@@ -455,7 +455,7 @@ def train(args, accelerator, folder, net, model, optimizer, loaders, progress):
         total += train_one_epoch(args, accelerator, net, model, optimizer, loader, first, last)
         seconds["train"] += time.perf_counter() - clock
         progress["step"] = last
-        if args.fds and last % per_epoch == 0:
+        if args.fds and last % per_epoch == 0 and epoch >= args.start_update:
             clock = time.perf_counter()
             update_fds_statistics(args, accelerator, model, loader, epoch)
             seconds["statistics"] += time.perf_counter() - clock
@@ -477,7 +477,7 @@ def train(args, accelerator, folder, net, model, optimizer, loaders, progress):
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
         if args.fds and model.FDS.moments is not None:
-            state["moments"] = gather_object([tuple(m.cpu() for m in model.FDS.moments)])
+            state["moments"] = gather_object([tuple(m.cpu() for m in model.FDS.moments.parts)])
         if accelerator.is_main_process:
             checkpoints.save(folder, model.state_dict(), state, is_best)
         logging.info(

@@ -1,4 +1,4 @@
-"""The LDS kernel window, and what every run needs: seeds, devices, logs, files, checkpoints."""
+"""What every run needs: seeds, devices, logs, files, checkpoints."""
 
 import importlib.util
 import json
@@ -15,49 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
-from scipy.signal.windows import triang
 
-KERNELS = ("gaussian", "triang", "laplace")
+from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
+
 # For how long processes wait for one another: one may build a cache of images meanwhile. The
 # libraries' own 10 to 30 minutes are too short for hundreds of thousands.
 PATIENCE = timedelta(hours=3)
-
-
-# ---- label distribution smoothing ----------------------------------------------------------
-
-
-def get_lds_kernel_window(kernel, ks, sigma):
-    """Return the symmetric window with which LDS convolves the label density.
-
-    Args:
-        kernel: 'gaussian', 'triang' or 'laplace'.
-        ks: length of the window, odd and >= 1.
-        sigma: width of the kernel in buckets, > 0; 'triang' has none.
-
-    Returns:
-        Float array [ks] with peak 1.
-
-    Raises:
-        ValueError: for an unknown kernel, an even or non-positive ks, or sigma <= 0.
-
-    Source: section 3.1 of the paper. The Gaussian is a unit impulse filtered within the window
-    with a reflecting edge, as in the released code, so its ends lie above exp(−x²/2σ²).
-    """
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
-    if int(ks) != ks or ks < 1 or ks % 2 == 0:
-        raise ValueError(f"ks must be odd and >= 1 (say {max(int(ks) // 2 * 2 + 1, 1)}), got {ks}")
-    if not 1e-6 < sigma < float("inf"):
-        raise ValueError(f"sigma must be > 0 (1e-6 at least) and finite, got {sigma}")
-    ks, half = int(ks), int(ks) // 2
-    if kernel == "triang":
-        return triang(ks)
-    if kernel == "gaussian":
-        window = gaussian_filter1d(np.eye(ks)[half], sigma=sigma)
-    else:
-        window = np.exp(-np.abs(np.arange(-half, half + 1)) / sigma) / (2.0 * sigma)
-    return window / window.max()
 
 
 # ---- seeds and devices ---------------------------------------------------------------------

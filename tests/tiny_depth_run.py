@@ -24,7 +24,6 @@ class TinyHead(nn.Module):
         calibrated = features
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, depths, epoch)
-            features = calibrated if self.FDS.variant == "official" else features
         return self.conv2(calibrated), features
 
 

@@ -26,7 +26,6 @@ class TinyNet(nn.Module):
         calibrated = features
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, labels, epoch)
-            features = calibrated if self.FDS.variant == "official" else features
         return self.linear(calibrated), features
 
 
