@@ -384,7 +384,7 @@ class FDS(nn.Module):
             warnings.warn(
                 f"FDS: the labels fill {int(seen.sum())} of {len(seen)} buckets: pass "
                 "label_to_bucket=UniformBuckets(low, high, bins), or another --bucket_num",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _apply(self, fn, recurse=True):

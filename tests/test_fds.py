@@ -1,5 +1,8 @@
 """FDS against closed forms and independent computations."""
 
+import pickle
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import load
+from plain import PlainFDS
 
 fds = load("agedb-dir", "fds")
 
@@ -380,7 +384,7 @@ def test_shapes_and_types_of_labels_are_alike():
     expected.update_running_stats(x, labels.float(), 0)
     for other in (labels, labels.float().unsqueeze(1), labels + 0.99):
         module = make()
-        module.accumulate(x, other)
+        module.accumulate(x, other, 0)
         module.update_running_stats(epoch=0)
         assert torch.equal(module.running_var, expected.running_var)
     dense = x.reshape(5, 6, 1, 3).permute(0, 3, 1, 2)
@@ -395,7 +399,7 @@ def test_each_epoch_is_gathered_anew():
     for epoch in range(3):
         x, labels = torch.randn(40, 3) + epoch, torch.randint(2, 12, (40,))
         for rows in torch.arange(40).split(7):
-            streamed.accumulate(x[rows], labels[rows])
+            streamed.accumulate(x[rows], labels[rows], epoch)
         for module, arrays in ((streamed, ()), (whole, (x, labels))):
             module.update_last_epoch_stats(epoch)
             module.update_running_stats(*arrays, epoch=epoch)
@@ -405,7 +409,7 @@ def test_each_epoch_is_gathered_anew():
 
 def test_momentum_from_the_first_update_on():
     """The epoch `start_update` is taken over whole, later ones move the mean by 1 − momentum."""
-    module = make(start_update=1, momentum=0.75)
+    module = make(start_update=1, momentum=0.75, calibrated_statistics=False)
     expected = 0.0
     for epoch, value in enumerate([9.0, 4.0, 8.0, 2.0]):
         module.update_last_epoch_stats(epoch)
@@ -428,7 +432,8 @@ def test_momentum_from_the_first_update_on():
 def test_filling_over_epochs(seen):
     """Whichever buckets an epoch holds: running values move first, then the empty are filled."""
     rng = np.random.default_rng(0)
-    module, running = make(fill_empty=True).double(), np.zeros((10, 3))
+    module = make(fill_empty=True, calibrated_statistics=False).double()
+    running = np.zeros((10, 3))
     for epoch, present in enumerate(seen):
         bucket = np.array(sorted(present)).repeat(3)
         x = rng.normal(size=(len(bucket), 3))
@@ -454,12 +459,12 @@ def test_features_that_are_not_finite_change_nothing(value, streamed):
         for each in (module, twin):
             each.update_last_epoch_stats(epoch)
         if streamed:
-            module.accumulate(bad[:20], labels[:20])
-            module.accumulate(bad[20:], labels[20:])
+            module.accumulate(bad[:20], labels[:20], epoch)
+            module.accumulate(bad[20:], labels[20:], epoch)
         with pytest.raises(ValueError, match=f"features of epoch {epoch} are not finite"):
             module.update_running_stats(*(() if streamed else (bad, labels)), epoch=epoch)
         for each in (module, twin):  # what was refused leaves no trace in the next update
-            each.accumulate(x + epoch, labels)
+            each.accumulate(x + epoch, labels, epoch)
             each.update_running_stats(epoch=epoch)
         for name, buffer in module.state_dict().items():
             assert torch.equal(buffer, twin.state_dict()[name]), name
@@ -531,3 +536,126 @@ def test_arrays_of_numpy_are_taken():
         for each, features in ((module, x.numpy()), (twin, x)):
             each.update_last_epoch_stats(epoch)
             each.update_running_stats(features, labels, epoch)
+
+
+PARTS = [(live, calibrated) for live in (False, True) for calibrated in (False, True)]
+
+
+@pytest.mark.parametrize(("live", "calibrated"), PARTS)
+@pytest.mark.parametrize("order", ["whole", "streamed before", "streamed after"])
+@pytest.mark.parametrize("start", [(0, 1), (1, 2), (0, 3)])
+def test_raw_features_give_the_rule_of_each_variant(live, calibrated, order, start):
+    """Against a plain loop in float64, with the statistics taken in each order that is offered."""
+    window = np.exp(-np.abs(np.arange(-2, 3)) / 2)
+    plain = PlainFDS(10, 3, window, live=live, calibrated=calibrated, start=start)
+    module = make(
+        kernel="laplace", ks=5, sigma=2, start_update=start[0], start_smooth=start[1],
+        live_statistics=live, calibrated_statistics=calibrated,
+    ).double()  # fmt: skip
+    rng = np.random.default_rng(7)
+    for epoch in range(6):
+        labels = rng.integers(2, 12, 80)
+        x = rng.normal(size=(80, 3)) * (1 + labels[:, None] / 4) + labels[:, None]
+        raw, ages = torch.from_numpy(x), torch.from_numpy(labels)
+        expected = plain.smooth(x, labels - 2, epoch)
+        np.testing.assert_allclose(module.smooth(raw, ages, epoch), expected, rtol=1e-10)
+        if order == "streamed before":
+            for rows in torch.arange(80).split(33):
+                module.accumulate(raw[rows], ages[rows], epoch)
+        module.update_last_epoch_stats(epoch)
+        if order == "streamed after":
+            for rows in torch.arange(80).split(33):
+                module.accumulate(raw[rows], ages[rows], epoch)
+        arrays = (raw, ages) if order == "whole" else ()
+        module.update_running_stats(*arrays, epoch=epoch)
+        plain.end_epoch(x, labels - 2, epoch)
+        for name, value in (
+            ("running_mean", plain.mean), ("running_var", plain.var),
+            ("running_mean_last_epoch", plain.m1), ("running_var_last_epoch", plain.v1),
+            ("smoothed_mean_last_epoch", plain.m2), ("smoothed_var_last_epoch", plain.v2),
+        ):  # fmt: skip
+            np.testing.assert_allclose(
+                getattr(module, name), value, rtol=1e-10, atol=1e-12, err_msg=f"{epoch} {name}"
+            )
+    assert not np.allclose(plain.m1, plain.m2)
+
+
+def test_the_variants_name_their_parts():
+    for variant, expected in (("official", True), ("paper", False)):
+        module = make(variant=variant)
+        assert (module.live_statistics, module.calibrated_statistics) == (expected, expected)
+    mixed = make(variant="official", live_statistics=False)
+    assert (mixed.live_statistics, mixed.calibrated_statistics) == (False, True)
+    with pytest.raises(ValueError, match="need the epoch"):
+        mixed.accumulate(torch.randn(4, 3), torch.full((4,), 3.0))
+    make(variant="paper").accumulate(torch.randn(4, 3), torch.full((4,), 3.0))
+
+
+def test_loaded_statistics_are_followed_only_after_the_next_take_over():
+    """A checkpoint of a late epoch: until then its last epoch's statistics stay as they are."""
+    first = make(calibrated_statistics=False)
+    labels = torch.arange(60) % 10 + 2.0
+    for epoch in range(4):
+        first.update_last_epoch_stats(epoch)
+        first.update_running_stats(torch.randn(60, 3) + epoch, labels, epoch)
+    again = make(calibrated_statistics=False)
+    again.load_state_dict(first.state_dict())
+    held = again.running_mean_last_epoch.clone()
+    for epoch in range(5):  # a second training, counted from 0 again
+        again.update_last_epoch_stats(epoch)
+        again.update_running_stats(torch.randn(60, 3), labels, epoch)
+        follows = torch.equal(again.running_mean_last_epoch, again.running_mean)
+        if epoch < 4:
+            assert torch.equal(again.running_mean_last_epoch, held), epoch
+            assert follows == (epoch < 3)  # at 3 the running ones move, and are not followed
+        else:
+            assert follows
+
+
+def test_few_filled_buckets_are_said():
+    """The official constructor calls of STS-B and NYUD2 take the floor of a label as its bucket."""
+    module = fds.FDS(3, bucket_num=50)
+    with pytest.warns(UserWarning, match="5 of 50 buckets.*label_to_bucket"):
+        module.update_running_stats(torch.randn(40, 3), torch.rand(40) * 4.99, 0)
+    module.update_last_epoch_stats(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        module.update_running_stats(torch.randn(40, 3), torch.rand(40) * 4.99, 1)
+        make().update_running_stats(torch.randn(9, 3), torch.tensor([2.0, 4, 8] * 3), 0)
+
+
+@pytest.mark.parametrize("change", [torch.nn.Module.half, torch.nn.Module.bfloat16])
+def test_a_network_of_few_digits_keeps_the_statistics(change):
+    """`model.half()` and back: the statistics stay in float32, and equal those without it."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), make())
+    plain, labels = make(), torch.arange(60) % 10 + 2.0
+    change(network)
+    assert network[0].weight.dtype != torch.float32
+    for epoch in range(3):
+        x = torch.randn(60, 3).to(network[0].weight.dtype)
+        for module in (network[1], plain):
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(x, labels, epoch)
+        if epoch == 1:
+            network.float()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(network[1].state_dict()[name], value), name
+        assert value.dtype == torch.float32
+
+
+def test_the_module_can_be_pickled_and_reset():
+    module = fds.FDS(3, 4, ks=3, label_to_bucket=fds.UniformBuckets(-1.0, 1.0, 4))
+    fresh = {name: value.clone() for name, value in module.state_dict().items()}
+    x, labels = torch.randn(20, 3), torch.rand(20) * 2 - 1
+    for epoch in range(3):
+        module.update_last_epoch_stats(epoch)
+        module.update_running_stats(x, labels, epoch)
+    twin = pickle.loads(pickle.dumps(module))
+    assert torch.equal(twin.smooth(x, labels, 3), module.smooth(x, labels, 3))
+    assert twin.kernel_window.sum().item() == pytest.approx(1)
+    assert "kernel_window" not in twin.state_dict()
+    module.reset()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, fresh[name]), name
+    assert torch.equal(module.smooth(x, labels, 3), x)
