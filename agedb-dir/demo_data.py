@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from demo_picture import make_face
+from demo.picture import make_face
 from prepare import CAP, balanced_split, report_counts
 from utils import write_atomically
 

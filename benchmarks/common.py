@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tools"))
 
-from conftest import load  # noqa: E402 - found through the line above
+from load import load  # noqa: E402 - found through the line above
 
 __all__ = ["load", "medians", "show"]
 

@@ -2,7 +2,7 @@
 
 It writes `imdb_crop.tar` and `wiki_crop.tar`, each with a MATLAB file of the real one's fields,
 then unpacks them by `download.py` and makes `imdb_wiki.csv` by `prepare.py`, as is done with the
-real set. Beside the faces that count there are rows of every kind that `prepare.py` leaves out.
+real set. Among the faces that count stand rows of every kind that `prepare.py` leaves out.
 Nobody in the pictures exists, and no number obtained on them says anything about real faces.
 
     # About a minute of CPU time, shared among the processes.
@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.io import savemat
 from tqdm import tqdm
 
-from demo_picture import make_face
+from demo.picture import make_face
 from matlab_meta import MATLAB_YEAR, MID_YEAR, SOURCES
 from meta_file import missing_paths, read_meta
 from prepare import DATASET, faces_of_sources, write_meta
@@ -152,7 +152,7 @@ def write_archive(path, rows, images):
 
 
 def lists_demo(path):
-    """Return whether a meta file is there and lists faces of the folders beside it alone."""
+    """Return whether a meta file exists and lists only faces of the folders next to it."""
     try:
         return not missing_paths(path.parent, read_meta(path, ("age", "path"))["path"])
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from demo_rooms import make_scene, make_view, render
+from demo.rooms import make_scene, make_view, render
 from pair_lists import MASK, SUBSET, TEST, TRAIN
 from prepare import SUBSET_SIZE, make_mask, make_subset, write_list
 
@@ -37,7 +37,7 @@ def take_picture(rng, scene, height=HEIGHT):
 
     Args:
         rng: `numpy.random.Generator`.
-        scene: of `demo_rooms.make_scene`.
+        scene: what `demo.rooms.make_scene` returns.
         height: of the picture, pixels.
 
     Returns:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from demo_night import BREATHING_RATE, EEG_RATE, FRAME_SECONDS, STAGES, draw_sleeper, make_night
+from demo.night import BREATHING_RATE, EEG_RATE, FRAME_SECONDS, STAGES, draw_sleeper, make_night
 from utils import write_atomically
 
 FIRST_ID = 900_000  # SHHS's own ids are from 200,000 on
@@ -37,7 +37,7 @@ def write_edf(path, stages, channels):
     Args:
         path: of the file.
         stages: number of each frame's stage in STAGES.
-        channels: `{label: samples}` as of `demo_night.make_night`.
+        channels: `{label: samples}` as `demo.night.make_night` returns them.
     """
     import pyedflib
 
@@ -95,7 +95,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    """Write the nights, then the table of scores, and print how to go on."""
+    """Write the nights, then the table of scores, and print the next command."""
     args = parse_args(argv)
     folder = args.out / "shhs" / "polysomnography" / "edfs" / "shhs2"
     held = list(folder.glob("*.edf"))

@@ -1,6 +1,5 @@
-"""What the pictures share: colours, our own code loaded under names of its own, PNG and GIF."""
+"""What the pictures share: colours, our own code loaded from its folder, PNG and GIF."""
 
-import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -11,37 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+
+from load import load as load  # noqa: E402 - found through the line above
+
 # Okabe and Ito's palette (2008), told apart with the common colour blindnesses, and two greys.
 BLUE, GREEN, VERMILLION, ORANGE = "#0072B2", "#009E73", "#D55E00", "#E69F00"
 GREY, DARK = "#BBBBBB", "#555555"
 DPI = 100
-
-
-def load_module(name):
-    """Load `utils` or `fds` of a benchmark folder as `teaser_<name>`; the files are all the same.
-
-    Args:
-        name: of the file, without `.py`.
-
-    Returns:
-        The module; nothing stays in `sys.modules` under the plain names.
-    """
-    unique = f"teaser_{name}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    held = sys.modules.get("utils")
-    if name != "utils":
-        sys.modules["utils"] = load_module("utils")  # what fds.py imports
-    try:
-        spec = importlib.util.spec_from_file_location(unique, ROOT / f"agedb-dir/{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.modules.pop("utils", None)
-        if held is not None:
-            sys.modules["utils"] = held
-    sys.modules[unique] = module
-    return module
 
 
 def new_figure(width, height):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from drawing import BLUE, DARK, GREY, VERMILLION, ease, image_of, load_module, new_figure, tidy
+from drawing import BLUE, DARK, GREY, VERMILLION, ease, image_of, load, new_figure, tidy
 
 BUCKETS, SAMPLES, DIMENSIONS, FEATURES, NOISE, EPOCHS = 50, 3000, 8, 8, 0.5, 40
 SEED = 39  # of the set: the first in which no bucket is empty or has a single sample
@@ -51,7 +51,7 @@ def train(epochs=EPOCHS):
         `running_mean_last_epoch` and `running_var_last_epoch` [B, D]) after each epoch but the
         first, in which there are no statistics yet.
     """
-    module = load_module("fds")
+    module = load("agedb-dir", "fds")
     inputs, labels = generated()
     targets, history = labels / 50 - 1, []
     with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.ndimage import convolve1d
 
-from drawing import BLUE, GREY, ROOT, VERMILLION, ease, image_of, load_module, new_figure, tidy
+from drawing import BLUE, GREY, ROOT, VERMILLION, ease, image_of, load, new_figure, tidy
 from label_counts import read_counts
 
 KS, SIGMA = 5, 2
@@ -32,7 +32,7 @@ def age_data():
     """
     table = read_counts(ROOT / "teaser/label_counts.csv", "agedb_dir")
     ages, counts = table["label_low"].to_numpy(int), table["train"].to_numpy(int)
-    window = load_module("utils").get_lds_kernel_window("gaussian", KS, SIGMA)
+    window = load("agedb-dir", "utils").get_lds_kernel_window("gaussian", KS, SIGMA)
     roots = np.sqrt(counts)
     smoothed = convolve1d(roots, window, mode="constant")
     return SimpleNamespace(

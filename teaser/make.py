@@ -15,7 +15,7 @@ import torch
 import fds_animation
 import lds_animation
 import overview
-from drawing import ROOT, gif_bytes, load_module, png_bytes
+from drawing import ROOT, gif_bytes, load, png_bytes
 from label_counts import count_all, csv_bytes, read_counts
 from label_pictures import BENCHMARKS, draw_labels
 
@@ -52,7 +52,7 @@ def main(argv=None):
                         help="count the labels in this folder's data/ and golden/")  # fmt: skip
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the same sums, and so the same picture, on any number of cores
-    write, counts = load_module("utils").write_atomically, FOLDER / "label_counts.csv"
+    write, counts = load("agedb-dir", "utils").write_atomically, FOLDER / "label_counts.csv"
     if args.counts:
         counts = args.out / "label_counts.csv"
         write(counts, csv_bytes(count_all(args.counts)))

@@ -18,7 +18,7 @@ from drawing import (
     VERMILLION,
     ease,
     image_of,
-    load_module,
+    load,
     new_figure,
     tidy,
 )
@@ -44,7 +44,7 @@ def skewed_counts(samples=1000):
 
 def smoothed_and_weights(counts):
     """Return the smoothed root of the counts [100] and the weights [100], NaN without samples."""
-    window = load_module("utils").get_lds_kernel_window("gaussian", 5, 2)
+    window = load("agedb-dir", "utils").get_lds_kernel_window("gaussian", 5, 2)
     smoothed = convolve1d(np.sqrt(counts), window, mode="constant")
     weights = 1 / np.where(counts > 0, smoothed, np.nan)
     return smoothed, weights * counts.sum() / np.nansum(counts * weights)

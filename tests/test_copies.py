@@ -41,7 +41,9 @@ def tree(tmp_path):
             if (tmp_path / folder).is_dir():
                 for name in names:
                     text = f"# {name} − shared\nfirst = 1\nsecond = 2\n"
-                    (tmp_path / folder / name).write_bytes(text.encode())
+                    path = tmp_path / folder / name
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(text.encode())
     return tmp_path
 
 
@@ -109,6 +111,25 @@ def test_a_missing_copy_and_a_link_are_reported_and_fixed(tree, capsys):
     assert check(tree) == 0
 
 
+def test_files_below_demo_are_checked_too(tree, capsys):
+    copy, source = (tree / folder / "demo" / "faces.py" for folder in reversed(copies.AGE_PAIR))
+    change(copy, b"second = 2", b"second = 3")
+    assert check(tree) == 1
+    assert "imdb-wiki-dir/demo/faces.py:3: 'second = 3'" in capsys.readouterr().out
+    assert check(tree, "--fix") == 0
+    assert b"second = 2" in copy.read_bytes()
+    shutil.rmtree(copy.parent)
+    assert check(tree) == 1
+    assert "imdb-wiki-dir/demo/faces.py is missing" in capsys.readouterr().out
+    copy.parent.symlink_to(source.parent)
+    assert check(tree) == 1
+    assert "imdb-wiki-dir/demo is a link" in capsys.readouterr().out
+    assert check(tree, "--fix") == 0
+    assert not copy.parent.is_symlink()
+    assert copy.read_bytes() == source.read_bytes()
+    assert check(tree) == 0
+
+
 def test_what_the_first_folder_lacks_cannot_be_fixed(tree, capsys):
     (tree / "agedb-dir" / "loss.py").unlink()
     assert check(tree, "--fix") == 1
@@ -124,10 +145,13 @@ def test_the_age_files_are_equal_in_the_age_pair_alone(tree, capsys):
     assert "sts-b-dir" not in out
 
 
-@pytest.mark.parametrize("name", ["helpers.py", "notes.md", "resnet.py"])
+@pytest.mark.parametrize(
+    "name", ["helpers.py", "notes.md", "demo/rooms.py", "resnet.py", "demo/faces.py"]
+)
 def test_an_undeclared_duplicate_is_an_error(tree, capsys, name):
+    (tree / "sts-b-dir" / "demo").mkdir()
     (tree / "sts-b-dir" / name).write_text("a = 1\n", encoding="utf-8")
-    if name != "resnet.py":  # declared, but for the age folders
+    if name not in ("resnet.py", "demo/faces.py"):  # declared, but for the age folders
         assert check(tree) == 0
         (tree / "agedb-dir" / name).write_text("a = 1\n", encoding="utf-8")
     assert check(tree) == 1

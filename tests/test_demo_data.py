@@ -133,7 +133,7 @@ def ridge_mae(x, ages, fitted):
 @pytest.fixture(scope="module")
 def faces_of_all_ages():
     """Faces, and their ages drawn evenly from 1 to 100."""
-    make_face = load("agedb-dir", "demo_data").make_face
+    make_face = load("agedb-dir", "demo.picture").make_face
     ages = np.random.default_rng(0).integers(1, 101, 400)
     faces = [make_face(a, np.random.default_rng([1, i]), 60) for i, a in enumerate(ages.tolist())]
     return faces, ages.astype(float)
@@ -156,7 +156,7 @@ def test_one_brightness_does_not_tell_the_age(faces_of_all_ages):
 
 
 def test_face_depends_on_the_generator_and_the_age_alone():
-    make_face = load("agedb-dir", "demo_data").make_face
+    make_face = load("agedb-dir", "demo.picture").make_face
     first, again, older = (
         make_face(age, np.random.default_rng(7), img_size=32, gender="f") for age in (20, 20, 70)
     )
@@ -171,7 +171,7 @@ def test_face_depends_on_the_generator_and_the_age_alone():
 def test_wrong_arguments_of_make_face_are_errors(arguments):
     age, img_size, gender = arguments
     with pytest.raises(ValueError, match="must be in"):
-        load("agedb-dir", "demo_data").make_face(age, np.random.default_rng(0), img_size, gender)
+        load("agedb-dir", "demo.picture").make_face(age, np.random.default_rng(0), img_size, gender)
 
 
 def test_existing_meta_file_and_foreign_faces_are_kept(tmp_path, capsys):

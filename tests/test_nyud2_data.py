@@ -15,7 +15,7 @@ from conftest import load
 
 datasets = load("nyud2-dir", "datasets")
 demo_data = load("nyud2-dir", "demo_data")
-demo_rooms = load("nyud2-dir", "demo_rooms")
+demo_rooms = load("nyud2-dir", "demo.rooms")
 depth_cache = load("nyud2-dir", "depth_cache")
 depth_archive = load("nyud2-dir", "depth_archive")
 download = load("nyud2-dir", "download")

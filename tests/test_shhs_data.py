@@ -15,7 +15,7 @@ from conftest import ROOT, load
 pyedflib = pytest.importorskip("pyedflib")
 edf_night = load("shhs-dir", "edf_night")
 night_signals = load("shhs-dir", "night_signals")
-demo_night = load("shhs-dir", "demo_night")
+demo_night = load("shhs-dir", "demo.night")
 demo_data = load("shhs-dir", "demo_data")
 prepare = load("shhs-dir", "prepare")
 score_table = load("shhs-dir", "score_table")

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, load
 
 demo_data = load("sts-b-dir", "demo_data")
+sentences = load("sts-b-dir", "demo.sentences")
 NAMES = {"train": "train_new.tsv", "val": "dev_new.tsv", "test": "test_new.tsv"}
 HEADER = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
 
@@ -110,13 +111,13 @@ def test_no_pair_occurs_twice(demo):
 
 def test_every_word_has_a_vector_and_those_of_one_meaning_are_near(demo, vectors):
     tokenize = load("sts-b-dir", "datasets").tokenize
-    sentences = [
+    texts = [
         row[column]
         for name in NAMES.values()
         for row in rows_of(demo / name)
         for column in ("sentence1", "sentence2")
     ]
-    assert {word for words in tokenize(sentences) for word in words} <= set(vectors)
+    assert {word for words in tokenize(texts) for word in words} <= set(vectors)
     assert {len(vector) for vector in vectors.values()} == {32}
     read = load("sts-b-dir", "embeddings").read_word_vectors
     matrix, found = read(demo / "vectors.txt", list(vectors), 32, quiet=True)
@@ -168,7 +169,7 @@ def test_the_score_can_be_read_from_the_sentences(demo, vectors):
 def meanings_of(sentence):
     """The meaning of each part, looked up in the vocabulary by its words."""
     found = {}
-    for part, meanings in demo_data.VOCABULARY.items():
+    for part, meanings in sentences.VOCABULARY.items():
         for meaning, words in meanings.items():
             if set(words) & set(words_of(sentence.lower())):
                 assert part not in found
@@ -182,7 +183,7 @@ def test_a_pair_keeps_as_much_meaning_as_its_score_says(score):
     rng = np.random.default_rng(3)
     shares = {"subject": 0.25, "verb": 0.3, "object": 0.25, "adjective": 0.1, "place": 0.1}
     for _ in range(40):
-        first, second = map(meanings_of, demo_data.make_pair(score, rng))
+        first, second = map(meanings_of, sentences.make_pair(score, rng))
         kept = sum(
             share * (1 if first[p] == second[p] else 0.5 if first[p][0] == second[p][0] else 0)
             for p, share in shares.items()
@@ -193,7 +194,7 @@ def test_a_pair_keeps_as_much_meaning_as_its_score_says(score):
 @pytest.mark.parametrize("score", [-0.1, 5.1, float("nan")])
 def test_a_score_outside_is_an_error(score):
     with pytest.raises(ValueError, match="must be in"):
-        demo_data.make_pair(score, np.random.default_rng(0))
+        sentences.make_pair(score, np.random.default_rng(0))
 
 
 def test_sizes_that_do_not_divide(tmp_path):

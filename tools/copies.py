@@ -21,10 +21,11 @@ from pathlib import Path
 FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir")
 AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 GROUPS = (  # files, folders: the first is where to edit
-    (("fds.py", "loss.py", "utils.py", "run_folder.py", "report.py", "figures.py"), FOLDERS),
+    (("lds.py", "fds.py", "loss.py", "utils.py", "run_folder.py"), FOLDERS),
+    (("report.py", "figures.py"), FOLDERS),
     (("released.py",), FOLDERS),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
-    (("demo_faces.py", "demo_picture.py"), AGE_PAIR),
+    (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("fetch.py",), ("sts-b-dir", "imdb-wiki-dir", "shhs-dir")),
 )
 # Names that folders outside their group, if any, hold each with content of its own. The model
@@ -54,16 +55,21 @@ def numbered_lines(path):
     return list(enumerate(text.split("\n"), start=1))
 
 
+def shown(path):
+    """Return a path from the benchmark folder on: `agedb-dir/fds.py`, `agedb-dir/demo/faces.py`."""
+    return "/".join(path.parts[-3 if path.parent.name == "demo" else -2 :])
+
+
 def first_difference(path, other, lines, other_lines):
     """Return the first (number, text) in which two files differ, as a message; None if equal."""
     pairs = itertools.zip_longest(lines, other_lines, fillvalue=("end of file", None))
     for (number, text), (other_number, other_text) in pairs:
         if text != other_text:
-            shown, other_shown = ("" if t is None else f": {t!r}" for t in (text, other_text))
+            line, other_line = ("" if t is None else f": {t!r}" for t in (text, other_text))
             return (
-                f"{other.parent.name}/{other.name} differs from {path.parent.name}/{path.name}\n"
-                f"    {path.parent.name}/{path.name}:{number}{shown}\n"
-                f"    {other.parent.name}/{other.name}:{other_number}{other_shown}"
+                f"{shown(other)} differs from {shown(path)}\n"
+                f"    {shown(path)}:{number}{line}\n"
+                f"    {shown(other)}:{other_number}{other_line}"
             )
     return None
 
@@ -80,9 +86,11 @@ def check_groups(root, fix=False):
         folders = existing(root, folders)
         for name, folder in itertools.product(names, folders):
             source, copy = folders[0] / name, folder / name
+            # A link, be it of `demo` itself, would not survive copying the folder alone.
+            links = [p for p in (copy.parent, copy) if p != folder and p.is_symlink()]
             problem = None
-            if copy.is_symlink():  # a link would not survive copying the folder alone
-                problem = f"{folder.name}/{name} is a link, not a copy"
+            if links:
+                problem = f"{shown(links[0])} is a link, not a copy"
             elif not copy.is_file():
                 problem = f"{folder.name}/{name} is missing"
             elif source.is_file():
@@ -90,7 +98,8 @@ def check_groups(root, fix=False):
                     source, copy, numbered_lines(source), numbered_lines(copy)
                 )
             if problem and fix and copy != source and source.is_file():
-                copy.unlink(missing_ok=True)
+                (links[0] if links else copy).unlink(missing_ok=True)
+                copy.parent.mkdir(exist_ok=True)
                 copy.write_bytes(source.read_bytes())
                 print(f"fixed: {problem}")
             elif problem:
@@ -99,12 +108,13 @@ def check_groups(root, fix=False):
 
 
 def check_undeclared(root):
-    """Return a message for each file name that two folders hold and that no table declares."""
+    """Return a message for each file that two folders hold and that no table declares."""
     holders = {}
     for folder in existing(root, FOLDERS):
-        for path in folder.iterdir():
+        for path in (*folder.iterdir(), *folder.glob("demo/*")):
             if path.suffix in SUFFIXES:
-                holders.setdefault(path.name, []).append(folder.name)
+                name = path.relative_to(folder).as_posix()
+                holders.setdefault(name, []).append(folder.name)
     problems = []
     for name, folders in sorted(holders.items()):
         declared = {folder for names, group in GROUPS if name in names for folder in group}

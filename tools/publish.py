@@ -13,13 +13,14 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parent.parent
+from load import load
+
+released = load("agedb-dir", "released")  # the same file in every folder
 # Each benchmark's best weights, those that its results.json is of.
 BEST = {
     "agedb-dir": "ckpt.best.pth.tar", "imdb-wiki-dir": "ckpt.best.pth.tar",
@@ -147,9 +148,6 @@ def publish(run, out, name="", overwrite=False):
     Raises:
         FileNotFoundError, ValueError: the run is not whole, or `out` holds something.
     """
-    sys.path.insert(0, str(ROOT / "agedb-dir"))  # released.py is the same in every folder
-    import released
-
     results = without_places(read_results(run))
     path = run / BEST[results["benchmark"]]
     state = released.weights_of(released.load(path), path)

@@ -12,9 +12,10 @@ A table stands between two lines of a README:
 import argparse
 import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from load import ROOT, load
+
+report = load("agedb-dir", "report")  # the same file in every folder
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
@@ -27,9 +28,6 @@ def order_of(run):
 
 def table_of(folder):
     """Return the table in Markdown of all runs below a folder of results/."""
-    sys.path.insert(0, str(ROOT / "agedb-dir"))  # report.py is the same in every folder
-    import report
-
     runs = [report.load_run(path.parent) for path in sorted(folder.glob("*/results.json"))]
     if not runs:
         return "No run yet.\n"

@@ -1,9 +1,9 @@
-"""A picture of a made-up face of a given age, from the shapes of `demo_faces.py`."""
+"""A picture of a made-up face of a given age, from the shapes of `demo/faces.py`."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from demo_faces import CIRCLE, Pen, draw_hair, draw_head, draw_parts, draw_traits
+from demo.faces import CIRCLE, Pen, draw_hair, draw_head, draw_parts, draw_traits
 
 
 def make_face(age, rng, img_size=96, gender=None):

@@ -1,7 +1,7 @@
-"""Shapes of a made-up face whose age can be read from it; `demo_picture.py` draws them.
+"""Shapes of a made-up face whose age can be read from it; `demo/picture.py` draws them.
 
 Proportions, hair, skin and wrinkles follow an apparent age: the label plus normal noise of three
-years or more in adults. Gender, skin tone, hair style and pose vary beside it. All numbers here
+years or more in adults. Gender, skin tone, hair style and pose vary independently. All numbers here
 are chosen by eye.
 """
 
