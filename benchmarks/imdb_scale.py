@@ -351,7 +351,7 @@ def measure_gpu(train, images, batch_size, cases, common):
     Returns:
         A dictionary per case: images/s and shares, each beside its goal.
     """
-    count = len(images.files) // batch_size * batch_size
+    count = len(images) // batch_size * batch_size
     labels = np.clip(np.random.default_rng(0).gamma(9, 4, count), 0, 100)
 
     def loader_of(device):

@@ -177,7 +177,7 @@ def build_loaders(args, accelerator):
     meta = read_meta(args.data_dir, args.dataset)
     cache = Path(args.cache or Path(args.data_dir) / "cache") if args.cache != "none" else None
     images = Images(
-        args.data_dir, meta["path"], args.img_size, cache, args.dataset, args.workers,
+        args.data_dir, meta["path"], args.img_size, cache, args.dataset, workers=args.workers,
         quiet=not accelerator.is_local_main_process,
     )  # fmt: skip
     last = (meta["split"] == "train").sum() % args.batch_size

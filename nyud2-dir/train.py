@@ -191,7 +191,7 @@ def build_pairs(args, accelerator, name, bits):
     table, root = read_pairs(args.data_dir, name), Path(args.data_dir)
     cache = Path(args.cache or root / "cache") if args.cache != "none" else None
     pairs = Pairs(
-        root, table, bits, cache, Path(name).stem, args.downscale, args.workers,
+        root, table, bits, cache, Path(name).stem, args.downscale, workers=args.workers,
         quiet=not accelerator.is_local_main_process,
     )  # fmt: skip
     return table, pairs

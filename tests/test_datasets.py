@@ -1,9 +1,11 @@
 """Labels, weights, image cache, augmentation and batches of the age folders."""
 
+import hashlib
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -161,13 +163,13 @@ def test_faulty_files_are_named(tmp_path):
 def test_all_bad_images_are_counted_before_training(faces, cached):
     paths = datasets.read_meta(faces, "agedb")["path"].tolist()
     cache = faces / "cache" if cached else None
-    with pytest.raises(FileNotFoundError, match="11 of 23 images are missing") as error:
+    with pytest.raises(FileNotFoundError, match="11 of 23 files are missing") as error:
         image_cache.Images(faces, paths + [f"no{i}.jpg" for i in range(11)], 16, cache, quiet=True)
     assert str(error.value).count("no") == 10
     for row in (2, 5):
         (faces / paths[row]).write_bytes((faces / paths[row]).read_bytes()[:200])
     (faces / paths[7]).write_text("no image")
-    with pytest.raises(ValueError, match="3 of 12 images cannot be read") as error:
+    with pytest.raises(ValueError, match="3 of 12 images cannot be used") as error:
         image_cache.Images(faces, paths, 16, cache, quiet=True)
     assert all(paths[row] in str(error.value) for row in (2, 5, 7))
 
@@ -214,7 +216,7 @@ def test_ten_bad_images_are_named_and_the_lock_is_given_back(faces, cached):
     for path in paths[1:]:
         (faces / path).write_text("no image")
     cache = faces / "cache" if cached else None
-    with pytest.raises(ValueError, match="11 of 12 images cannot be read") as error:
+    with pytest.raises(ValueError, match="11 of 12 images cannot be used") as error:
         image_cache.Images(faces, paths, 16, cache, quiet=True)
     assert sum(path in str(error.value) for path in paths) == 10
     for path in paths:
@@ -233,7 +235,7 @@ def test_ten_bad_images_are_named_and_the_lock_is_given_back(faces, cached):
     np.testing.assert_array_equal(built[0], expected)
 
 
-def test_an_interrupted_build_goes_on(faces, monkeypatch):
+def test_an_interrupted_build_resumes(faces, monkeypatch):
     paths = datasets.read_meta(faces, "agedb")["path"].tolist()
     expected = image_cache.Images(faces, paths, 16, None, quiet=True).read(range(12))
     plain, decoded = image_cache.load_image, []
@@ -289,10 +291,10 @@ image_cache.load_image = load_image
 """
 
 
-def test_a_killed_build_goes_on(faces, monkeypatch):
+def test_a_killed_build_resumes(faces, monkeypatch):
     """The process ends at the eighth of twelve images with no chance to tidy up."""
     script = BUILD.replace("from datasets", KILLED + "from datasets").replace(
-        '"/cache")', '"/cache", "images", 1)'
+        '"/cache")', '"/cache", "images", workers=1)'
     )
     killed = subprocess.run(
         [sys.executable, "-c", script, str(ROOT / "agedb-dir"), str(faces)], timeout=120
@@ -306,6 +308,29 @@ def test_a_killed_build_goes_on(faces, monkeypatch):
     np.testing.assert_array_equal(
         images.read([2, 9]), [plain(faces / paths[i], 48) for i in (2, 9)]
     )
+
+
+def test_the_arrays_name_follows_from_the_files(faces):
+    """As in earlier versions, so that an array of 32 GB is not built again after an update."""
+    meta = datasets.read_meta(faces, "agedb")
+    images = image_cache.Images(faces, meta["path"], 16, faces / "cache", "agedb", quiet=True)
+    text = "2 16"
+    for path in meta["path"]:
+        facts = (faces / path).stat()
+        text += f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
+    place = hashlib.sha256(str(faces.resolve()).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert os.path.basename(images.array.filename) == f"agedb_16_{place}_{digest}.npy"
+
+
+def test_an_array_that_is_cut_is_named(faces):
+    paths = datasets.read_meta(faces, "agedb")["path"]
+    images = image_cache.Images(faces, paths, 16, faces / "cache", quiet=True)
+    array = Path(images.array.filename)
+    for length in (array.stat().st_size - 1, 50, 0):
+        os.truncate(array, length)
+        with pytest.raises(ValueError, match=rf"{array.name} is damaged .*delete it"):
+            image_cache.Images(faces, paths, 16, faces / "cache", quiet=True)
 
 
 def test_a_cache_that_cannot_be_written_is_said(faces):

@@ -1,7 +1,10 @@
 """The age set at size: the cache over crashes and full disks, and what benchmarks/ measures."""
 
+import errno
 import json
+import mmap
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,7 +57,7 @@ def break_off(faces, monkeypatch, after):
 
     with monkeypatch.context() as patch:
         patch.setattr(image_cache, "load_image", broken)
-        patch.setattr(image_cache.os, "cpu_count", lambda: 1)
+        patch.setattr(os, "cpu_count", lambda: 1)
         with pytest.raises(KeyboardInterrupt):
             open_images(faces)
     (partial,) = (faces[0] / "cache").glob("*.partial")
@@ -110,22 +113,22 @@ def test_a_file_that_changes_during_the_break_starts_the_build_anew(faces, monke
 def test_a_disk_too_full_for_the_cache_is_told(faces, monkeypatch):
     usage = type("usage", (), {"free": 3000})
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
         with pytest.raises(ValueError, match=r"needs [\d,]+ bytes more, 3,000 are free.*--cache"):
             open_images(faces, 64)
     assert [p.suffix for p in (faces[0] / "cache").iterdir()] == [".lock"]
 
     def full(*_):
-        raise OSError(image_cache.errno.ENOSPC, "no space")
+        raise OSError(errno.ENOSPC, "no space")
 
     def unable(*_):
-        raise OSError(image_cache.errno.EOPNOTSUPP, "not on this disk")
+        raise OSError(errno.EOPNOTSUPP, "not on this disk")
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache.os, "posix_fallocate", full, raising=False)
+        patch.setattr(os, "posix_fallocate", full, raising=False)
         with pytest.raises(ValueError, match="make room"):
             open_images(faces, 64)
-        patch.setattr(image_cache.os, "posix_fallocate", unable, raising=False)
+        patch.setattr(os, "posix_fallocate", unable, raising=False)
         np.testing.assert_array_equal(open_images(faces, 64).read(range(10)), plain(faces, 64))
 
 
@@ -151,7 +154,7 @@ def test_rows_that_are_announced_are_the_rows_that_are_read(faces, rows):
 
 
 def test_without_the_announcement_the_rows_are_the_same(faces, monkeypatch):
-    monkeypatch.delattr(image_cache.mmap, "MADV_WILLNEED", raising=False)
+    monkeypatch.delattr(mmap, "MADV_WILLNEED", raising=False)
     np.testing.assert_array_equal(open_images(faces).read([9, 2]), plain(faces)[[9, 2]])
 
 

@@ -1,5 +1,7 @@
 """nyud2-dir's parts: buckets, weights, transforms, cache, lists, batches, metrics, network."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from conftest import load
 
+array_cache = load("nyud2-dir", "array_cache")
 datasets = load("nyud2-dir", "datasets")
 depth_cache = load("nyud2-dir", "depth_cache")
 depth_figures = load("nyud2-dir", "depth_figures")
@@ -196,7 +199,16 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
-def test_an_interrupted_build_goes_on(tmp_path):
+def test_the_folder_may_be_spelled_in_another_way(tmp_path, monkeypatch):
+    rows = [write_pair(tmp_path / "data")]
+    open_pairs(tmp_path / "data", rows)
+    monkeypatch.setattr(depth_cache, "load_pair", None)  # nothing would be decoded
+    monkeypatch.chdir(tmp_path)
+    open_pairs(Path("data"), rows)
+    open_pairs(tmp_path / "data/../data", rows)
+
+
+def test_an_interrupted_build_resumes(tmp_path):
     rows = [write_pair(tmp_path, str(i)) for i in range(3)]
     whole = open_pairs(tmp_path, rows).read([0, 1, 2])[1]
     (file,) = (tmp_path / "cache").glob("*.npy")
@@ -205,7 +217,7 @@ def test_an_interrupted_build_goes_on(tmp_path):
     file.unlink()
     array[0] = 7  # a row that is done is not decoded again
     array[1] = 0  # one that its note promises, but that a crash of the machine has lost, is
-    sums = [depth_cache.check_sum(array[0]), depth_cache.check_sum(array[0]), 0]
+    sums = [array_cache.check_sum(array[0]), array_cache.check_sum(array[0]), 0]
     file.with_suffix(".rows").write_bytes(np.array(sums, dtype=np.uint32).tobytes())
     with open(file.with_suffix(".partial"), "wb") as partial:
         np.save(partial, array)
@@ -216,12 +228,12 @@ def test_an_interrupted_build_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 50, 100_000])
-def test_a_build_cut_short_starts_anew(tmp_path, size):
+def test_a_build_cut_short_starts_again(tmp_path, size):
     rows = [write_pair(tmp_path, str(i)) for i in range(3)]
     whole = open_pairs(tmp_path, rows).read([0, 1, 2])[1]
     (file,) = (tmp_path / "cache").glob("*.npy")
     partial, array = file.with_suffix(".partial"), np.load(file)
-    sums = [depth_cache.check_sum(row) for row in array]
+    sums = [array_cache.check_sum(row) for row in array]
     file.with_suffix(".rows").write_bytes(np.array(sums, dtype=np.uint32).tobytes())
     partial.write_bytes(file.read_bytes()[:size])
     file.unlink()
@@ -234,8 +246,8 @@ def test_a_build_cut_short_starts_anew(tmp_path, size):
 
 def test_a_full_disk_is_said_before_the_build(tmp_path, monkeypatch):
     rows = [write_pair(tmp_path, str(i)) for i in range(3)]
-    usage = depth_cache.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(depth_cache.shutil, "disk_usage", lambda path: usage)
+    usage = array_cache.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(array_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match=r"1,000 are free.*--cache"):
         open_pairs(tmp_path, rows)
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}

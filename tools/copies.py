@@ -26,6 +26,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("released.py",), FOLDERS),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
+    (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
     (("fetch.py",), ("sts-b-dir", "imdb-wiki-dir", "shhs-dir")),
 )
 # Names that folders outside their group, if any, hold each with content of its own. The model

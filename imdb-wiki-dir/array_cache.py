@@ -1,0 +1,228 @@
+"""Rows of bytes by number, from a memory-mapped array that is made from files once."""
+
+import errno
+import hashlib
+import mmap
+import os
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from tqdm import tqdm
+
+PIECE = 256  # most rows of a task: one task for each of 213,553 images would cost memory
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as Pillow says it
+
+
+class ArrayCache:
+    """Rows made from files, read by row number as uint8 [n, *shape].
+
+    A subclass has `load_row(*files)`, which returns one row from the paths of its files, and sets
+    `what` (its rows in messages), `shape` (of a row) and `settings` (a text: whatever else than
+    the files a row follows from) before it calls this.
+
+    Args:
+        data_dir: folder of the files.
+        columns: one list of paths relative to it for each file that a row is made from.
+        cache: folder of the array, or None to make the rows from the files at each reading.
+        name: beginning of the array's file name.
+        workers: threads that make rows.
+        quiet: show no progress bar.
+
+    Raises:
+        FileNotFoundError: naming the first ten of the files that are missing.
+        ValueError: naming the first ten of the rows that cannot be made; or the disk is too full,
+            or the array is damaged.
+
+    The array's name holds a digest of the settings, the paths and the files' sizes and times: a
+    changed file gives another name, and the array is built again. An interrupted build resumes.
+    """
+
+    def __init__(self, data_dir, columns, cache, name, workers=8, quiet=False):
+        self.data_dir = data_dir
+        self.columns = [list(column) for column in columns]
+        self.workers = max(1, min(workers, os.cpu_count() or 1))
+        self.quiet = quiet
+        key = self._digest()
+        self.array = None
+        if cache is None:
+            self._load_all(range(len(self)), lambda row, value: None, f"Checking {self.what}")
+        else:
+            # Data folders that share a cache keep an array each.
+            place = hashlib.sha256(os.path.realpath(data_dir).encode()).hexdigest()[:8]
+            self.array = self._open(Path(cache), f"{name}_{place}", key)
+
+    def __len__(self):
+        return len(self.columns[0])
+
+    def read(self, rows):
+        """Return these rows: uint8 tensor [n, *shape]."""
+        if self.array is not None:
+            self._announce(rows)
+            return torch.from_numpy(self.array.take(rows, axis=0))
+        with ThreadPoolExecutor(self.workers) as pool:
+            values = list(pool.map(lambda row: self.load_row(*self._files_of(row)), rows))
+        return torch.from_numpy(np.stack(values))
+
+    def _files_of(self, row):
+        """Return the paths of a row's files."""
+        return [os.path.join(self.data_dir, column[row]) for column in self.columns]
+
+    def _announce(self, rows):
+        """Ask the system for all pages of these rows at once.
+
+        Of an array larger than memory most rows lie on the disk. Without the announcement each
+        page of 4 KiB is waited for in turn, ten times as long on the disk it was measured on.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
+            return
+        size = self.array[0].nbytes
+        for row in rows:
+            start = self.array.offset + int(row) * size
+            page = start - start % mmap.PAGESIZE
+            self.array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
+
+    def _in_pieces(self, function, rows):
+        """Yield function(some of the rows) for all rows, in order, computed by all threads."""
+        step = max(1, min(PIECE, len(rows) // (4 * self.workers)))
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from pool.map(function, [rows[i : i + step] for i in range(0, len(rows), step)])
+
+    def _digest(self):
+        """Return a digest of the settings, the paths and the files' sizes and times."""
+        missing = []
+
+        def facts_of(rows):
+            lines = []
+            for row in rows:
+                for column, file in zip(self.columns, self._files_of(row)):
+                    try:
+                        facts = os.stat(file)
+                        lines.append(f"{column[row]}\0{facts.st_size}\0{facts.st_mtime_ns}\n")
+                    except OSError:
+                        missing.append((row, file))
+            return "".join(lines).encode()
+
+        digest = hashlib.sha256(self.settings.encode())
+        for facts in self._in_pieces(facts_of, range(len(self))):
+            digest.update(facts)
+        if missing:
+            first = ", ".join(file for _, file in sorted(missing)[:10])
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self.columns) * len(self)} files are missing: {first}; "
+                "check --data_dir, or the paths in the csv"
+            )
+        return digest.hexdigest()[:16]
+
+    def _open(self, folder, name, key):
+        """Map the finished array, building it first if this process is the first to want it."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{name}.lock").acquire()
+        except OSError as error:
+            raise ValueError(
+                f"the cache cannot be written to {folder} ({error}): give --cache DIR a folder "
+                "that can be written, or --cache none"
+            ) from error
+        with lock:
+            array = folder / f"{name}_{key}.npy"
+            if not array.is_file():
+                self._build(array)
+                for old in folder.glob(f"{name}_*"):  # of files that have changed since
+                    if old != array:
+                        old.unlink()
+            try:
+                return np.load(array, mmap_mode="r")
+            except (ValueError, OSError, EOFError) as error:
+                raise ValueError(f"{array} is damaged ({error}): delete it") from error
+
+    def _build(self, target):
+        """Fill a partial array and note which rows are done; rename it when all are."""
+        partial, noted = target.with_suffix(".partial"), target.with_suffix(".rows")
+        shape = (len(self), *self.shape)
+        try:
+            array = np.lib.format.open_memmap(partial, mode="r+")
+            resume = array.shape == shape and noted.stat().st_size == 4 * shape[0]
+        except (FileNotFoundError, ValueError):  # there is none, or it is cut in its header
+            resume = False
+        if not resume:
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            array.flush()
+            noted.write_bytes(bytes(4 * shape[0]))
+        reserve(partial, noted)
+        # A row's checksum, 0 before it is done: after a crash of the machine the disk may hold
+        # the note of a row and not the row.
+        sums = np.memmap(noted, dtype=np.uint32, mode="r+")
+
+        def is_done(rows):
+            return [row for row in rows if sums[row] and sums[row] == check_sum(array[row])]
+
+        def store(row, value):
+            array[row] = value
+            sums[row] = check_sum(value)
+
+        done = [row for rows in self._in_pieces(is_done, np.flatnonzero(sums)) for row in rows]
+        rows = np.delete(np.arange(shape[0]), done)
+        self._load_all(rows, store, f"Caching {self.what} of {' × '.join(map(str, self.shape))}")
+        array.flush()
+        os.replace(partial, target)
+        noted.unlink()
+
+    def _load_all(self, rows, store, title):
+        """Make rows in parallel, then name all that failed."""
+        failed = []
+
+        def load(rows):
+            for row in rows:
+                files = self._files_of(row)
+                try:
+                    store(row, self.load_row(*files))
+                except UNREADABLE as error:
+                    failed.append(f"{' and '.join(files)} ({error})")
+            return len(rows)
+
+        with tqdm(desc=title, total=len(rows), disable=self.quiet or not len(rows)) as progress:
+            for number in self._in_pieces(load, rows):
+                progress.update(number)
+        if failed:
+            raise ValueError(
+                f"{len(failed)} of {len(self)} {self.what} cannot be used: "
+                f"{', '.join(sorted(failed)[:10])}; replace them or remove their rows from the csv"
+            )
+
+
+def check_sum(row):
+    """Return a checksum of a row's bytes that is never 0, the mark of a row not done."""
+    return zlib.crc32(row) or 1
+
+
+def reserve(partial, noted):
+    """Claim the disk space of an array that has its length but not all of its content yet.
+
+    Writing a mapped page for which the disk has no room would end the process without a word.
+
+    Args:
+        partial: path of the array.
+        noted: path of the notes of its rows, deleted with it if the disk is too full.
+    """
+    facts, free = partial.stat(), shutil.disk_usage(partial.parent).free
+    needed = facts.st_size - 512 * facts.st_blocks  # st_blocks counts 512 bytes
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        if hasattr(os, "posix_fallocate"):
+            with open(partial, "r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, facts.st_size)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # any other: the disk cannot claim, only be asked
+            partial.unlink()
+            noted.unlink()
+            raise ValueError(
+                f"the cache needs {needed:,} bytes more, {free:,} are free in {partial.parent}: "
+                "make room, give --cache DIR on a larger disk, or --cache none"
+            ) from error
