@@ -5,21 +5,21 @@ on the device as one array.
 """
 
 import logging
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import convolve1d
 
-from utils import get_lds_kernel_window
+from batches import Batches
+from lds import bucket_weights, label_density
 
 AGE_BUCKETS = 121  # integer ages 0 ... 120, all above in the last (released code)
 MAX_AGE = 200  # years; IMDB-WIKI's labels reach 186, what lies above is a mistake in the file
-INVERSE_CLIP = (5, 1000)  # bounds of the counts with `inverse` (released code)
+# With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
+# smoothed counts: the published numbers hold both.
+LDS_RULE = {"clip": (5, 1000), "truncate": True}
 CPU_PIECE = 4  # images of a batch that the CPU takes at a time, so that they stay in its cache
 CROP_PADDING = 16  # pixels of zeros around a training image (released code)
 SPLITS = ("train", "val", "test")
@@ -35,58 +35,35 @@ def label_to_bucket(labels):
     return np.minimum(labels, AGE_BUCKETS - 1).astype(np.int64)
 
 
-def label_density(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
-    """Return the value per bucket that re-weighting divides by, before and after LDS.
+def label_counts(labels):
+    """Return the number of ages in each bucket, long [121].
 
     Args:
-        labels: ages of the training set [N], in years.
-        reweight: 'none' and 'inverse' take the count (with 'inverse' clipped to [5, 1000], empty
-            buckets too), 'sqrt_inv' its square root.
-        lds, lds_kernel, lds_ks, lds_sigma: smoothing of the value over buckets.
-
-    Returns:
-        emp_label_dist [121] and eff_label_dist [121], the latter None without LDS.
+        labels: ages [N], in years.
 
     Raises:
-        ValueError: for an unknown `reweight`, or LDS without re-weighting.
+        ValueError: for ages that are not finite or below 0.
     """
     labels = np.asarray(labels).reshape(-1)
     if not (np.isfinite(labels) & (labels >= 0)).all():
         raise ValueError("ages must be finite and 0 or more: remove the others first")
-    counts = np.bincount(label_to_bucket(labels), minlength=AGE_BUCKETS)
-    if reweight not in ("none", "sqrt_inv", "inverse"):
-        raise ValueError(f"reweight must be none, sqrt_inv or inverse; got {reweight!r}")
-    if lds and reweight == "none":
-        raise ValueError("LDS smooths the weights: give --reweight sqrt_inv or inverse with --lds")
-    if reweight == "sqrt_inv":
-        emp_label_dist = np.sqrt(counts)
-    else:
-        emp_label_dist = np.clip(counts, *INVERSE_CLIP) if reweight == "inverse" else counts
-    if not lds:
-        return emp_label_dist, None
-    # Integer counts stay integers here, so smoothed counts are truncated: the published numbers
-    # hold that.
-    window = get_lds_kernel_window(lds_kernel, lds_ks, lds_sigma)
-    return emp_label_dist, convolve1d(emp_label_dist, weights=window, mode="constant")
+    return np.bincount(label_to_bucket(labels), minlength=AGE_BUCKETS)
 
 
 def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
-    """Return the weight of each training sample's loss, with mean 1.
+    """Return the weight of each training sample's loss, float32 [N] with mean 1.
 
-    Args: as for `label_density`.
+    Args:
+        labels: ages of the training set [N], in years.
+        reweight, lds, lds_kernel, lds_ks, lds_sigma: as for `lds.label_density`.
 
-    Returns:
-        float32 array [N].
-
-    Source: section 3.1 of the paper; the scaling is the released code's.
+    Raises:
+        ValueError: as `label_counts` and `lds.label_density`.
     """
-    labels = np.asarray(labels).reshape(-1)
-    density = label_density(labels, reweight, lds, lds_kernel, lds_ks, lds_sigma)
-    if reweight == "none":
-        return np.ones(len(labels), dtype=np.float32)
-    value = density[0] if density[1] is None else density[1]
-    weights = 1.0 / value[label_to_bucket(labels)]
-    return (weights * (len(weights) / weights.sum())).astype(np.float32)
+    counts = label_counts(labels)
+    density = label_density(counts, reweight, lds, lds_kernel, lds_ks, lds_sigma, **LDS_RULE)
+    weights = bucket_weights(density, counts, reweight)
+    return weights[label_to_bucket(np.asarray(labels).reshape(-1))]
 
 
 # ---- meta file -----------------------------------------------------------------------------
@@ -215,83 +192,53 @@ def crop_by_slices(images, top, left, flip):
 
 
 class Batch(NamedTuple):
-    """What one step needs; `share` scales this process's mean loss to its part of the batch."""
+    """What one step needs."""
 
     images: torch.Tensor  # float32 [n, 3, H, W]; on the CPU the next batch overwrites them
     labels: torch.Tensor  # float32 [n, 1], years
     weights: torch.Tensor  # float32 [n, 1]
-    share: float
+    share: float  # as in `batches.Part`
+    size: int
 
 
-class Loader:
-    """Batches of one split, cut into equal parts for the processes.
+class Loader(Batches):
+    """Batches of one split.
 
     Args:
         images: `image_cache.Images`.
         rows: row numbers of the split in the meta file.
-        labels, weights: float32 arrays over the split [N].
-        batch_size: over all processes together.
-        device: where batches go.
-        rank, processes: this process's number, and how many there are.
-        seed: with the epoch, the source of the order and of the augmentation. Both are drawn for
-            the whole split at once, so they do not depend on the number of processes.
+        labels: ages of the split [N], in years.
+        weights: weight of a sample by its age [121].
+        sharing: `batches.Sharing`.
     """
 
-    def __init__(self, images, rows, labels, weights, batch_size, device, rank, processes, seed):
+    def __init__(self, images, rows, labels, weights, sharing):
+        super().__init__(len(rows), sharing)
         self.images, self.rows = images, np.asarray(rows)
-        self.labels = torch.from_numpy(np.asarray(labels, dtype=np.float32)).unsqueeze(1)
-        self.weights = torch.from_numpy(np.asarray(weights, dtype=np.float32)).unsqueeze(1)
-        self.batch_size, self.device, self.seed = batch_size, torch.device(device), seed
-        self.rank, self.processes = rank, processes
+        self.labels = np.asarray(labels, dtype=np.float32)
+        self.weights = np.asarray(weights, dtype=np.float32)[label_to_bucket(self.labels)]
         self.buffer = None
 
-    def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
-
     def train(self, epoch, statistics=False):
-        """Yield shuffled, augmented batches; the statistics pass draws anew."""
-        rng = np.random.default_rng([self.seed, epoch, int(statistics)])
-        N = len(self.rows)
-        order = rng.permutation(N)
-        offsets = torch.from_numpy(rng.integers(0, 2 * CROP_PADDING + 1, size=(2, N)))
-        flips = torch.from_numpy(rng.random(N) < 0.5)
-        parts, shares = [], []
-        for start in range(0, N, self.batch_size):
-            whole = order[start : start + self.batch_size]
-            part = np.array_split(whole, self.processes)[self.rank]
-            shares.append(len(part) * self.processes / len(whole))
-            # A process left without a sample takes one along that counts for nothing.
-            parts.append(part if len(part) else whole[:1])
-        for (part, images), share in zip(self._read(parts), shares):
-            yield self._batch(images, part, share, (*offsets[:, part], flips[part]))
+        """Yield shuffled, augmented batches; the statistics pass draws its own."""
+        rng = np.random.default_rng([self.sharing.seed, epoch, int(statistics)])
+        order = rng.permutation(self.N)
+        offsets = torch.from_numpy(rng.integers(0, 2 * CROP_PADDING + 1, size=(2, self.N)))
+        flips = torch.from_numpy(rng.random(self.N) < 0.5)
+        for part, images in self.read_ahead(self.parts(self.cut(order)), self.read):
+            yield self._batch(images, part, (*offsets[:, part.rows], flips[part.rows]))
 
     def evaluate(self):
         """Yield this process's part of the split in order, as `Batch`."""
-        part = np.array_split(np.arange(len(self.rows)), self.processes)[self.rank]
-        size = -(-self.batch_size // self.processes)  # all together hold a batch, as in training
-        parts = [part[i : i + size] for i in range(0, len(part), size)]
-        for part, images in self._read(parts):
-            yield self._batch(images, part, 1.0)
+        for part, images in self.read_ahead(self.parts_in_order(), self.read):
+            yield self._batch(images, part)
 
-    def _read(self, parts):
-        """Yield each part with its images on the device, read by a thread two batches ahead."""
+    def read(self, rows):
+        """Return the images of some of the split's rows: uint8 [n, H, W, 3]."""
+        return self.images.read(self.rows[rows])
 
-        def read(part):
-            images = self.images.read(self.rows[part])
-            return images.pin_memory() if self.device.type == "cuda" else images
-
-        waiting = deque()
-        with ThreadPoolExecutor(1) as pool:
-            for part in parts:
-                waiting.append((part, pool.submit(read, part)))
-                if len(waiting) > 2:
-                    part, images = waiting.popleft()
-                    yield part, images.result().to(self.device, non_blocking=True)
-            for part, images in waiting:
-                yield part, images.result().to(self.device, non_blocking=True)
-
-    def _batch(self, images, part, share, draws=()):
-        """Augment by the draws, if any, normalise, and put labels and weights beside."""
+    def _batch(self, images, part, draws=()):
+        """Augment by the draws, if any, normalise, and look labels and weights up."""
         n, on_cpu = len(images), self.device.type == "cpu"
         draws = [draw.to(self.device) for draw in draws]
         # Fresh memory costs the CPU more time than the arithmetic does: one buffer for all batches.
@@ -302,5 +249,8 @@ class Loader:
             few = images[i : i + step]
             few = augment(few, *(draw[i : i + step] for draw in draws)) if draws else few
             normalize(few, self.buffer[i : i + len(few)])
-        labels, weights = self.labels[part].to(self.device), self.weights[part].to(self.device)
-        return Batch(self.buffer[:n].permute(0, 3, 1, 2), labels, weights, share)
+        labels, weights = (
+            torch.from_numpy(values[part.rows]).unsqueeze(1).to(self.device)
+            for values in (self.labels, self.weights)
+        )
+        return Batch(self.buffer[:n].permute(0, 3, 1, 2), labels, weights, part.share, part.size)

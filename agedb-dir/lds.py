@@ -112,12 +112,13 @@ def label_density(
     return values, smoothed
 
 
-def bucket_weights(density, counts):
+def bucket_weights(density, counts, reweight=None):
     """Return the weight of a sample's loss by its bucket; the mean over the samples is 1.
 
     Args:
         density: the pair that `label_density` returns.
         counts: training samples per bucket [B].
+        reweight: with 'none' all weights are 1.
 
     Returns:
         float32 array [B]. A bucket without samples takes the weight of the nearest one that has
@@ -128,6 +129,8 @@ def bucket_weights(density, counts):
 
     Source: section 3.1 of the paper; the scaling is the released code's.
     """
+    if reweight == "none":
+        return np.ones(len(counts), dtype=np.float32)
     emp_label_dist, eff_label_dist = density
     counts = np.asarray(counts, dtype=np.float64)
     value = emp_label_dist if eff_label_dist is None else eff_label_dist

@@ -7,6 +7,8 @@ bMAE the mean over ages of each age's MAE.
 
 import numpy as np
 
+from datasets import AGE_BUCKETS
+
 MANY_SHOT = 100  # section 4 of the paper: more than 100 training samples at that age
 FEW_SHOT = 20  # fewer than 20
 SHOTS = ("overall", "many", "medium", "few")
@@ -25,6 +27,15 @@ def shot_of(labels, train_labels):
     ages, train_ages = np.floor(labels).astype(int), np.floor(train_labels).astype(int)
     counts = np.bincount(train_ages, minlength=max(ages.max(initial=0), 0) + 1)[ages]
     return np.select([counts > MANY_SHOT, counts < FEW_SHOT], ["many", "few"], "medium")
+
+
+def shots_of_buckets(train_labels):
+    """Name the shot of each bucket of `datasets.label_to_bucket`: object array [121].
+
+    Args:
+        train_labels: ages of the training set [N], in years.
+    """
+    return shot_of(np.arange(AGE_BUCKETS), train_labels)
 
 
 def shot_metrics(preds, labels, train_labels=None):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from flags import NETWORK
 from utils import load_checkpoint, weights_of, write_atomically
 
 WEIGHTS, CONFIG, RESULTS = "model.safetensors", "config.json", "results.json"
@@ -175,6 +176,26 @@ def find_weights(name):
     """Return the names -> tensors of a checkpoint, and its path; as `find` and `load`."""
     path = find(name)
     return weights_of(load(path), path), path
+
+
+def load_for_evaluation(run, best):
+    """Return the path and the content of the checkpoint that is to be evaluated.
+
+    The flags that make the network are taken from it.
+
+    Args:
+        run: `run_folder.Run`: --eval_model says which checkpoint, else --resume, else it is the
+            best in the run folder; its flags are changed.
+        best: file name of the latter.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find`, `load` and `take_flags`.
+    """
+    given = run.args.eval_model or run.args.resume.removeprefix("auto")
+    path = find(given or run.folder / best)
+    checkpoint = load(path)
+    take_flags(run.args, checkpoint, path, run.parser.flags_of(NETWORK))
+    return path, checkpoint
 
 
 def take_flags(args, checkpoint, path, flags):

@@ -22,10 +22,11 @@ from figures import METRICS, SHOTS, make_figures
 NEEDED = (
     "benchmark method seed target main_metrics higher_is_better metrics wall_seconds config"
 ).split()
-# Flags that say where a run ran, not what it trained: they do not part the seeds of one method.
-RUN_FLAGS = (
-    "seed random_seed resume overwrite evaluate eval_model store_root store_name suffix name "
-    "log_file print_freq workers cache track device gpu cuda"
+# Flags that say where a run ran, not what it trained, in results that do not name them yet as
+# `place_flags`: they do not part the seeds of one method.
+FORMER_PLACE_FLAGS = (
+    "resume overwrite evaluate eval_model store_root store_name suffix name log_file print_freq "
+    "workers cache track device gpu cuda"
 ).split()
 
 # ---- run folders ---------------------------------------------------------------------------
@@ -114,7 +115,8 @@ def group_seeds(runs):
         raise ValueError(f"a table takes runs of one benchmark, got {benchmarks or 'no run'}")
     groups = {}
     for run in runs:
-        config = {key: value for key, value in run["config"].items() if key not in RUN_FLAGS}
+        left_out = {"seed", *FORMER_PLACE_FLAGS, *run.get("place_flags", ())}
+        config = {key: value for key, value in run["config"].items() if key not in left_out}
         # The path of another run, as in --pretrained, may differ in that run's seed alone.
         config = re.sub(r"_seed_\d+", "", json.dumps(config, sort_keys=True))
         groups.setdefault((run["method"], config), []).append(run)

@@ -19,7 +19,7 @@ def reflect(values, window):
 
 
 class PlainFDS:
-    """FDS of D features in B buckets; `live` and `calibrated` are the released code's two habits."""
+    """FDS of D features in B buckets; `live` and `calibrated` as in the released code."""
 
     def __init__(
         self, B, D, window, *, live, calibrated, clip=(0.1, 10), momentum=0.9, start=(0, 1)

@@ -21,9 +21,9 @@ from pathlib import Path
 FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir")
 AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 GROUPS = (  # files, folders: the first is where to edit
-    (("lds.py", "fds.py", "loss.py", "utils.py", "run_folder.py"), FOLDERS),
-    (("report.py", "figures.py"), FOLDERS),
-    (("released.py",), FOLDERS),
+    (("lds.py", "fds.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
+    (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
+    (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
@@ -39,6 +39,7 @@ MAY_DIFFER = {
     "demo_data.py": "generates the format on disk of one data set",
     "train.py": "one benchmark's loop; the age pair is compared section by section",
     "datasets.py": "one data set's samples and buckets; equal in the age pair",
+    "checkpoints.py": "one file format each in nyud2-dir and sts-b-dir; equal in the others",
     "metrics.py": "one benchmark's metrics; equal in the age pair",
 }
 SUFFIXES = (".py", ".md", ".txt")  # other files are data and output
