@@ -110,11 +110,12 @@ def add_fds(parser, bucket_num=100, bucket_start=0, ks=5, sigma=2, variant="offi
     add("--fds_stats", default="extra_pass", choices=passes, help=help_text, appended=True)
 
 
-def add_two_stage(parser, head="last layer"):
-    """Add two-stage training (RRT)."""
+def add_two_stage(parser, head="last layer", taken=None):
+    """Add two-stage training (RRT); `taken` is what --pretrained gives, if not all but the head."""
     add = parser.section("two-stage training (RRT)", TRAINING, appended=False)
+    taken = taken or f"all but its {head}"
     add("--retrain_fc", action="store_true", help=f"train the {head} of --pretrained again")
-    add("--pretrained", default="", help=f"checkpoint to start from, all but its {head}")
+    add("--pretrained", default="", help=f"checkpoint to start from, {taken}")
 
 
 def add_output(parser, store_name=""):
