@@ -4,8 +4,6 @@
 zeros to the longest; `frames` says how much of each is real.
 """
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +11,19 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import convolve1d
 
+from batches import Batches
+from lds import bucket_weights, label_density
 from night_signals import SIGNALS
-from utils import get_lds_kernel_window
 
 MAX_SCORE = 100  # SF-36 general health, 0 (worst) to 100
 BUCKETS = 100  # of width 1; 100 shares the last one with 99
+# Counts are not clipped. With `inverse`, smoothed ones are truncated, as the released code does in
+# its other benchmarks.
+LDS_RULE = {"truncate": True}
 SPLITS = ("train", "val", "test")
+COLUMNS = ["id", "score", "path", "split"]  # of the meta file
+MIN_SPREAD = 1e-3  # a channel that varies less is constant: breathing that no night has
 
 
 # ---- labels and weights --------------------------------------------------------------------
@@ -33,51 +36,35 @@ def label_to_bucket(labels):
     return np.minimum(np.asarray(labels).astype(np.int64), BUCKETS - 1)
 
 
-def label_density(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
-    """Return the value per bucket that re-weighting divides by, before and after LDS.
+def label_counts(labels):
+    """Return the number of scores in each bucket, long [100].
 
     Args:
-        labels: scores of the training set [N], 0 to 100.
-        reweight: 'none' and 'inverse' take the count, 'sqrt_inv' its square root.
-        lds, lds_kernel, lds_ks, lds_sigma: smoothing of the value over buckets.
-
-    Returns:
-        emp_label_dist [100] and eff_label_dist [100], the latter None without LDS.
+        labels: scores [N], 0 to 100.
 
     Raises:
-        ValueError: for an unknown `reweight`, or LDS without re-weighting.
+        ValueError: for scores that are not finite or below 0.
     """
-    counts = np.bincount(label_to_bucket(np.asarray(labels)).reshape(-1), minlength=BUCKETS)
-    if reweight not in ("none", "sqrt_inv", "inverse"):
-        raise ValueError(f"reweight must be none, sqrt_inv or inverse; got {reweight!r}")
-    if lds and reweight == "none":
-        raise ValueError("LDS smooths the weights: give --reweight sqrt_inv or inverse with --lds")
-    emp_label_dist = np.sqrt(counts) if reweight == "sqrt_inv" else counts
-    if not lds:
-        return emp_label_dist, None
-    # Integer counts stay integers, so smoothed counts are truncated: the released code does so in
-    # its other benchmarks. A bucket with a sample keeps at least 1, as the window's peak is 1.
-    window = get_lds_kernel_window(lds_kernel, lds_ks, lds_sigma)
-    return emp_label_dist, convolve1d(emp_label_dist, weights=window, mode="constant")
+    labels = np.asarray(labels).reshape(-1)
+    if not (np.isfinite(labels) & (labels >= 0)).all():
+        raise ValueError("scores must be finite and 0 or more: remove the others first")
+    return np.bincount(label_to_bucket(labels), minlength=BUCKETS)
 
 
 def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
-    """Return the weight of each training sample's loss, with mean 1.
+    """Return the weight of each training night's loss, float32 [N] with mean 1.
 
-    Args: as for `label_density`.
+    Args:
+        labels: scores of the training set [N], 0 to 100.
+        reweight, lds, lds_kernel, lds_ks, lds_sigma: as for `lds.label_density`.
 
-    Returns:
-        float32 array [N].
-
-    Source: section 3.1 of the paper; the scaling is that of the released code's other benchmarks.
+    Raises:
+        ValueError: as `label_counts` and `lds.label_density`.
     """
-    labels = np.asarray(labels).reshape(-1)
-    density = label_density(labels, reweight, lds, lds_kernel, lds_ks, lds_sigma)
-    if reweight == "none":
-        return np.ones(len(labels), dtype=np.float32)
-    value = density[0] if density[1] is None else density[1]
-    weights = 1.0 / value[label_to_bucket(labels)]
-    return (weights * (len(weights) / weights.sum())).astype(np.float32)
+    counts = label_counts(labels)
+    density = label_density(counts, reweight, lds, lds_kernel, lds_ks, lds_sigma, **LDS_RULE)
+    weights = bucket_weights(density, counts, reweight)
+    return weights[label_to_bucket(np.asarray(labels).reshape(-1))]
 
 
 # ---- meta file and nights ------------------------------------------------------------------
@@ -106,10 +93,9 @@ def read_meta(data_dir):
         meta = pd.read_csv(file, dtype=str, na_filter=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no UTF-8 csv with id,score,path,split: {error}") from error
-    columns = ["id", "score", "path", "split"]
-    if missing := [column for column in columns if column not in meta.columns]:
+    if missing := [column for column in COLUMNS if column not in meta.columns]:
         raise ValueError(f"{file} lacks column {', '.join(missing)}: it has {list(meta.columns)}")
-    meta = meta[columns]
+    meta = meta[COLUMNS]
     meta["score"] = pd.to_numeric(meta["score"], errors="coerce").astype(np.float32)
     checks = {
         f"a score that is no number from 0 to {MAX_SCORE}": ~meta["score"].between(0, MAX_SCORE),
@@ -147,41 +133,50 @@ class Nights:
     def __init__(self, data_dir, paths):
         self.files = [Path(data_dir) / path for path in paths]
         self.frames = np.zeros(len(self.files), dtype=np.int64)
-        shape = {name: (len(self.files), 2, signal.channels) for name, signal in SIGNALS.items()}
-        self.moments = {name: np.zeros(shape[name]) for name in SIGNALS}
+        # Mean and mean square of each channel of each night, [nights, 2, channels].
+        self.moments = {
+            name: np.zeros((len(self.files), 2, signal.channels))
+            for name, signal in SIGNALS.items()
+        }
         for row, file in enumerate(self.files):
             try:
-                with h5py.File(file) as night:
-                    self.frames[row] = night.attrs["frames"]
-                    if self.frames[row] < 1:
-                        raise ValueError("it has no frame")
-                    for name, signal in SIGNALS.items():
-                        if night[name].shape != (signal.channels, self.frames[row] * signal.frame):
-                            raise ValueError(f"{name} has the shape {night[name].shape}")
-                        attrs = night[name].attrs
-                        self.moments[name][row] = attrs["mean"], attrs["mean_square"]
-                        if not np.isfinite(self.moments[name][row]).all():
-                            raise ValueError(f"{name} is not finite")
+                self._look_at(row, file)
             except (OSError, KeyError, ValueError) as error:
                 raise ValueError(
                     f"{file} is no night as prepare.py writes it ({error}): remove it and make it "
                     "again with `python prepare.py --overwrite`"
                 ) from error
 
+    def _look_at(self, row, file):
+        """Take a night's length and moments, and check that its signals are of that length."""
+        with h5py.File(file) as night:
+            frames = night.attrs["frames"]
+            if frames < 1:
+                raise ValueError("it has no frame")
+            self.frames[row] = frames
+            for name, signal in SIGNALS.items():
+                if night[name].shape != (signal.channels, frames * signal.frame):
+                    raise ValueError(f"{name} has the shape {night[name].shape}")
+                attrs = night[name].attrs
+                self.moments[name][row] = attrs["mean"], attrs["mean_square"]
+                if not np.isfinite(self.moments[name][row]).all():
+                    raise ValueError(f"{name} is not finite")
+
     def scale(self, rows):
         """Return `{signal: (mean, std)}` [channels] over all columns of some nights, float32."""
-        share = (self.frames[rows] / self.frames[rows].sum())[:, None]
+        share = (self.frames[rows] / self.frames[rows].sum())[:, None, None]
         result = {}
         for name, moments in self.moments.items():
-            mean, square = ((moments[rows, k] * share).sum(axis=0) for k in (0, 1))
+            mean, square = (moments[rows] * share).sum(axis=0)
             std = np.sqrt(np.maximum(square - mean**2, 0))
-            std[std < 1e-3] = 1.0  # a breathing channel that no night has
+            std[std < MIN_SPREAD] = 1.0
             result[name] = tuple(torch.from_numpy(x.astype(np.float32)) for x in (mean, std))
         return result
 
     def read(self, rows):
         """Return `{signal: float16 [n, channels, columns]}`, padded with zeros to the longest."""
-        longest, batch = self.frames[rows].max(), {}
+        longest = self.frames[rows].max()
+        batch = {}
         for name, signal in SIGNALS.items():
             shape = (len(rows), signal.channels, longest * signal.frame)
             batch[name] = torch.zeros(shape, dtype=torch.float16)
@@ -197,79 +192,54 @@ class Nights:
 
 
 class Batch(NamedTuple):
-    """What one step needs; `share` scales this process's mean loss to its part of the batch."""
+    """What one step needs."""
 
     signals: dict  # float16 [n, channels, columns] by signal
     frames: torch.Tensor  # long [n], real frames of each night, on the CPU
     labels: torch.Tensor  # float32 [n, 1], 0 to 100
     weights: torch.Tensor  # float32 [n, 1]
-    share: float
+    share: float  # as in `batches.Part`
+    size: int
 
 
-class Loader:
-    """Batches of one split, cut into equal parts for the processes.
+class Loader(Batches):
+    """Batches of one split.
 
     Args:
         nights: `Nights`.
         rows: row numbers of the split in the meta file.
-        labels, weights: float32 arrays over the split [N].
-        batch_size: over all processes together.
-        device: where batches go.
-        rank, processes: this process's number, and how many there are.
-        seed: with the epoch, the source of the order, which is the same for any number of
-            processes.
+        labels: scores of the split [N].
+        weights: weight of a sample by its bucket [100].
+        sharing: `batches.Sharing`.
     """
 
-    def __init__(self, nights, rows, labels, weights, batch_size, device, rank, processes, seed):
-        self.nights, self.rows = nights, np.asarray(rows)
-        self.labels = torch.from_numpy(np.asarray(labels, dtype=np.float32)).unsqueeze(1)
-        self.weights = torch.from_numpy(np.asarray(weights, dtype=np.float32)).unsqueeze(1)
-        self.batch_size, self.device, self.seed = batch_size, torch.device(device), seed
-        self.rank, self.processes = rank, processes
-
-    def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+    def __init__(self, nights, rows, labels, weights, sharing):
+        super().__init__(len(rows), sharing)
+        self.nights = nights
+        self.rows = np.asarray(rows)
+        self.labels = np.asarray(labels, dtype=np.float32)
+        self.weights = np.asarray(weights, dtype=np.float32)[label_to_bucket(self.labels)]
 
     def train(self, epoch, statistics=False):
         """Yield shuffled batches; the statistics pass draws an order of its own."""
-        rng = np.random.default_rng([self.seed, epoch, int(statistics)])
-        order = rng.permutation(len(self.rows))
-        parts, shares = [], []
-        for start in range(0, len(order), self.batch_size):
-            whole = order[start : start + self.batch_size]
-            part = np.array_split(whole, self.processes)[self.rank]
-            shares.append(len(part) * self.processes / len(whole))
-            # A process left without a night takes one along that counts for nothing.
-            parts.append(part if len(part) else whole[:1])
-        yield from self._batches(parts, shares)
+        rng = np.random.default_rng([self.sharing.seed, epoch, int(statistics)])
+        order = rng.permutation(self.N)
+        yield from self._batches(self.parts(self.cut(order)))
 
     def evaluate(self):
         """Yield this process's part of the split in order, as `Batch`."""
-        part = np.array_split(np.arange(len(self.rows)), self.processes)[self.rank]
-        parts = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-        yield from self._batches(parts, [1.0] * len(parts))
+        yield from self._batches(self.parts_in_order())
 
-    def _batches(self, parts, shares):
-        """Yield the batches of these parts, read by a thread two batches ahead."""
+    def read(self, rows):
+        """Return the signals of some of the split's nights, as `Nights.read`."""
+        return self.nights.read(self.rows[rows])
 
-        def read(part):
-            signals = self.nights.read(self.rows[part])
-            if self.device.type == "cuda":
-                signals = {name: array.pin_memory() for name, array in signals.items()}
-            return signals
-
-        def batch(part, share, reading):
-            signals = reading.result()
-            signals = {k: x.to(self.device, non_blocking=True) for k, x in signals.items()}
-            frames = torch.from_numpy(self.nights.frames[self.rows[part]])
-            labels, weights = self.labels[part].to(self.device), self.weights[part].to(self.device)
-            return Batch(signals, frames, labels, weights, share)
-
-        waiting = deque()
-        with ThreadPoolExecutor(1) as pool:
-            for part, share in zip(parts, shares):
-                waiting.append((part, share, pool.submit(read, part)))
-                if len(waiting) > 2:
-                    yield batch(*waiting.popleft())
-            for parts_left in waiting:
-                yield batch(*parts_left)
+    def _batches(self, parts):
+        """Yield the batches of these parts."""
+        for part, signals in self.read_ahead(parts, self.read):
+            frames = torch.from_numpy(self.nights.frames[self.rows[part.rows]])
+            labels, weights = (
+                torch.from_numpy(values[part.rows]).unsqueeze(1).to(self.device)
+                for values in (self.labels, self.weights)
+            )
+            yield Batch(signals, frames, labels, weights, part.share, part.size)

@@ -7,7 +7,7 @@ mean of the absolute error, bMAE the mean over buckets of each bucket's MAE.
 
 import numpy as np
 
-from datasets import BUCKETS, label_to_bucket
+from datasets import label_counts, label_to_bucket
 
 MANY_SHOT = 100  # section 4 of the paper: more than 100 training samples in that bucket
 FEW_SHOT = 20  # fewer than 20
@@ -18,13 +18,13 @@ MAIN_METRICS = ("mae", "gm")  # the columns of the paper's table
 SMALLEST_ERROR = 1e-10
 
 
-def shot_of_buckets(train_labels):
+def shots_of_buckets(train_labels):
     """Name the shot of each bucket: object array [100] of 'many', 'medium' and 'few'.
 
     Args:
         train_labels: scores of the training set [N].
     """
-    counts = np.bincount(label_to_bucket(np.asarray(train_labels)), minlength=BUCKETS)
+    counts = label_counts(train_labels)
     return np.select([counts > MANY_SHOT, counts < FEW_SHOT], ["many", "few"], "medium")
 
 
@@ -39,16 +39,17 @@ def shot_metrics(preds, labels, train_labels=None):
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample.
 
     Raises:
-        ValueError: if preds and labels differ in length.
+        ValueError: if preds and labels differ in length, or labels are not finite.
     """
     preds = np.asarray(preds, dtype=np.float64).reshape(-1)
     labels = np.asarray(labels, dtype=np.float64).reshape(-1)
     if len(preds) != len(labels):
         raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite: remove those that are NaN or infinite first")
     parts = {"overall": np.ones(len(labels), dtype=bool)}
     if train_labels is not None:
-        train_labels = np.asarray(train_labels, dtype=np.float64).reshape(-1)
-        shots = shot_of_buckets(train_labels)[label_to_bucket(labels)]
+        shots = shots_of_buckets(train_labels)[label_to_bucket(labels)]
         parts |= {shot: shots == shot for shot in SHOTS[1:]}
     return {shot: _metrics(preds[part], labels[part]) for shot, part in parts.items()}
 

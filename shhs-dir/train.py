@@ -14,34 +14,37 @@ Evaluation of a checkpoint (minutes):
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
-import argparse
 import functools
 import logging
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import gather_object
-from tqdm import tqdm
 
+import checkpoints
+import flags
 import loss as losses
 import released
 import report
+import results
 import run_folder
 import utils
+from batches import Sharing, Steps, gather
 from datasets import (
     BUCKETS,
+    LDS_RULE,
     SPLITS,
     Loader,
     Nights,
-    label_density,
+    label_counts,
     label_to_bucket,
     read_meta,
-    sample_weights,
 )
 from fds import FDS
-from metrics import MAIN_METRICS, shot_metrics, shot_of_buckets
+from lds import bucket_weights, label_density
+from metrics import MAIN_METRICS, shot_metrics, shots_of_buckets
 from sleep_net import CHUNK, SleepNet
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
@@ -50,162 +53,110 @@ LDS_KS, LDS_SIGMA = 5, 2  # what the paper's results use
 FDS_KS, FDS_SIGMA = 5, 2
 BUCKET_NUM, BUCKET_START = BUCKETS, 0  # of width 1 on [0, 100]
 VARIANT = "official"  # what the published numbers of the released benchmarks come from
-LAST, BEST = "ckpt.pth.tar", "ckpt.best.pth.tar"
-
 TARGET = {"name": "health score", "unit": "points"}  # SF-36 general health, 0 (worst) to 100
 # The paper names Adam at 1e-3, 80 epochs and L1 (from notes, not verified). Left open, and so ours:
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio, as for ages, the nearest in range
 FOCAL_BETA = 0.2  # 1 / points, as for ages
 HUBER_BETA = 1.0  # points, as for ages
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
-# Flags of ours that change a run: its folder's name holds those that are not at their default.
-RUN_FLAGS = (
-    "seed width d_signal d_hid rnn schedule weight_decay max_grad_norm bucket_num bucket_start "
-    "fds_stats precision"
-).split()
-NETWORK_FLAGS = ("width", "d_signal", "d_hid", "rnn")  # taken from a checkpoint that is evaluated
-EXPLODED = 1e6  # a loss above this ends the run, as in the age folders
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
 
-def parse_args(argv=None):
-    """Parse the command line; what the folders share has the same meaning in each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument_group("data").add_argument
-    add("--data_dir", default="./data", help="folder of shhs.csv and of the nights")
-    kernels, rates = utils.KERNELS, ("none", "sqrt_inv", "inverse")
-    add = parser.add_argument_group("LDS").add_argument
-    add("--lds", action="store_true", help="label distribution smoothing; needs --reweight")
-    add("--lds_kernel", default="gaussian", choices=kernels, help="window over scores")
-    add("--lds_ks", type=int, default=LDS_KS, help="length of the window, odd, points")
-    add("--lds_sigma", type=float, default=LDS_SIGMA, help="width of the window, points")
-    add = parser.add_argument_group("FDS").add_argument
-    add("--fds", action="store_true", help="feature distribution smoothing")
-    add("--fds_kernel", default="gaussian", choices=kernels, help="window over buckets")
-    add("--fds_ks", type=int, default=FDS_KS, help="length of the window, odd, buckets")
-    add("--fds_sigma", type=float, default=FDS_SIGMA, help="width of the window, buckets")
-    add("--start_update", type=int, default=0, help="first epoch in the statistics")
-    add("--start_smooth", type=int, default=1, help="first epoch with calibrated features")
-    add("--bucket_num", type=int, default=BUCKET_NUM, help="end of the buckets")
-    add("--bucket_start", type=int, default=BUCKET_START, help="first bucket")
-    add("--fds_mmt", type=float, default=0.9, help="momentum of the statistics")
-    add("--fds_variant", default=VARIANT, choices=("paper", "official"), help="see README")
-    add("--fds_stats", default="extra_pass", choices=("extra_pass", "online"),
-        help="statistics from one more pass over the data, or from the training pass")  # fmt: skip
-    add = parser.add_argument_group("re-weighting").add_argument
-    add("--reweight", default="none", choices=rates, help="weight of a night: 1 / count^0, ½, 1")
-    add = parser.add_argument_group("two-stage training (RRT)").add_argument
-    add("--retrain_fc", action="store_true", help="train the last layer of --pretrained again")
-    add("--pretrained", default="", help="start from all but the last layer of a checkpoint, which "
-        "was trained with the same model flags")  # fmt: skip
-    add = parser.add_argument_group("model").add_argument
-    add("--width", type=int, default=64, help="channels of the CNNs' first blocks, of 8 a multiple")
+def make_parser():
+    """Return the parser; what the folders share has the same meaning in each."""
+    parser = flags.Parser(__doc__)
+    add = parser.section("data", flags.TRAINING)
+    add("--data_dir", default="./data", appended=False, help="folder of shhs.csv and of the nights")
+    flags.add_lds(parser, "points", LDS_KS, LDS_SIGMA)
+    flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
+    flags.add_two_stage(parser)
+    add = parser.section("model", flags.NETWORK)
+    add("--width", type=int, default=64, help="channels of a CNN's first block, a multiple of 8")
     add("--d_signal", type=int, default=256, help="length of a signal's vector")
     add("--d_hid", type=int, default=256, help="features before the last layer")
     add("--rnn", default="gru", choices=("gru", "lstm"), help="recurrent layer over the night")
-    add("--chunk", type=int, default=CHUNK, help="frames of 30 s that a CNN takes at a time")
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--loss", default="l1", choices=("mse", "l1", "focal_l1", "focal_mse", "huber"),
-        help="training loss; mse picks the best epoch by validation MSE, else MAE")  # fmt: skip
+    chunk_help = "frames of 30 s that a CNN takes at a time"
+    add("--chunk", type=int, default=CHUNK, role=flags.PLACE, help=chunk_help)
+    # Those that are not appended stand in the name's first part already, or may grow on resume.
+    add = parser.section("optimisation", flags.TRAINING, appended=False)
+    loss_help = "training loss; mse picks the best epoch by validation MSE, else MAE"
+    add("--loss", default="l1", choices=flags.LOSSES, help=loss_help)
     add("--lr", type=float, default=1e-3, help="learning rate of Adam at the start")
-    add("--epoch", "--epochs", type=int, default=80, help="number of epochs")
-    add("--schedule", type=int, nargs="*", default=[], help="epochs where lr falls to 0.1")
-    add("--weight_decay", type=float, default=0.0, help="of Adam")
-    add("--max_grad_norm", type=float, default=5.0, help="longer gradients are scaled down to it")
+    add("--epoch", "--epochs", type=int, default=80, dest="epoch", help="number of epochs")
+    schedule_help = "epochs where lr falls to 0.1"
+    add("--schedule", type=int, nargs="*", default=[], appended=True, help=schedule_help)
+    add("--weight_decay", type=float, default=0.0, appended=True, help="of Adam")
+    norm_help = "longer gradients are scaled down to it"
+    add("--max_grad_norm", type=float, default=5.0, appended=True, help=norm_help)
     add("--batch_size", type=int, default=32, help="nights, over all processes together")
-    add = parser.add_argument_group("output").add_argument
-    add("--store_root", default="checkpoint", help="folder of the run folders")
-    add("--store_name", default="shhs", help="start of the run folder's name")
-    add("--print_freq", type=int, default=10, help="steps between two looks at the loss")
-    add("--resume", nargs="?", const="auto", default="",
-        help="go on with the run folder, or from the given checkpoint")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace the run in the run folder")
-    add("--evaluate", action="store_true", help="only evaluate --eval_model, --resume or the best")
-    add("--eval_model", default="", help="checkpoint to evaluate")
-    add("--track", default="tensorboard", choices=("tensorboard", "wandb", "none"), help="events")
-    add = parser.add_argument_group("run time").add_argument
-    add("--seed", "--random_seed", type=int, default=0, help="of everything that is drawn")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="device")
-    add("--gpu", type=int, help="index of the one GPU to use")
-    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="[tf32 on CUDA, else fp32]")
-    add("--compile", action="store_true", help="torch.compile the network")
-    args = parser.parse_args(argv)
+    flags.add_output(parser, store_name="shhs")
+    flags.add_run_time(parser)
+    return parser
 
-    if args.lds and args.reweight == "none":
-        parser.error("--lds smooths the weights: add --reweight sqrt_inv or --reweight inverse")
-    if args.retrain_fc and not args.pretrained:
-        parser.error("--retrain_fc trains the last layer of a network: add --pretrained CKPT")
+
+def parse_args(argv=None):
+    """Parse the command line; flags that contradict each other end with a message."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    positive = ("epoch", "width", "d_signal", "d_hid", "chunk")
+    flags.check(parser, args, positive, buckets=BUCKETS)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
-    if args.eval_model and not args.evaluate:
-        parser.error("--eval_model is what --evaluate evaluates: add that, or use --pretrained")
-    if args.resume and args.overwrite:
-        parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
-    if args.seed < 0:
-        parser.error(f"--seed must be 0 or more, got {args.seed}")
-    if args.gpu is not None and args.device == ("cpu" if args.gpu >= 0 else "cuda"):
-        parser.error(f"--gpu {args.gpu} and --device {args.device} contradict each other")
-    if not (0 <= args.fds_mmt <= 1 and args.lr > 0):
-        parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1] and --lr {args.lr} above 0")
-    if args.fds and args.bucket_num - args.bucket_start < (args.fds_ks + 1) // 2:
-        parser.error("--bucket_num - --bucket_start must be at least (--fds_ks + 1) / 2")
-    for flag in "epoch batch_size print_freq width d_signal d_hid chunk".split():
-        if getattr(args, flag) < 1:
-            parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
-    if args.width % 8 or args.d_signal % 2:
-        parser.error("--width must be a multiple of 8, --d_signal of 2")
-    if not (args.max_grad_norm > 0 and args.weight_decay >= 0):
-        parser.error("--max_grad_norm must be above 0, --weight_decay 0 or more")
-    for method in ("lds", "fds"):
-        try:
-            utils.get_lds_kernel_window(
-                *(getattr(args, f"{method}_{part}") for part in ("kernel", "ks", "sigma"))
-            )
-        except ValueError as error:
-            parser.error(f"--{method}_kernel, --{method}_ks, --{method}_sigma: {error}")
-    args.name = args.store_name + run_folder.name_of_methods(args)
-    args.name += f"_adam_{args.loss}_{args.lr}_{args.batch_size}"
-    args.name += run_folder.name_of_flags(args, parser, RUN_FLAGS, VARIANT)
+    if args.width % 8:
+        parser.error(f"--width must be a multiple of 8, got {args.width}")
+    if args.d_signal % 2:
+        parser.error(f"--d_signal must be even, got {args.d_signal}")
+    if not args.max_grad_norm > 0:
+        parser.error(f"--max_grad_norm must be above 0, got {args.max_grad_norm}")
+    if not args.weight_decay >= 0:
+        parser.error(f"--weight_decay must be 0 or more, got {args.weight_decay}")
     return args
+
+
+def run_name(args):
+    """Return the run folder's name: its part as in the age folders, and the flags behind it."""
+    name = args.store_name + flags.methods_in_name(args)
+    name += f"_adam_{args.loss}_{args.lr}_{args.batch_size}"
+    return [name, *make_parser().changed(args)]
 
 
 # ---- 5 builders ----------------------------------------------------------------------------
 
 
-def build_loaders(args, accelerator):
-    """Return the meta file's rows, the nights and a loader for each split."""
+class Data(NamedTuple):
+    """A run's data."""
+
+    meta: pd.DataFrame  # rows of the meta file
+    loaders: dict  # `Loader` of each split
+    counts: np.ndarray  # training nights of each score, long [100]
+    density: tuple  # label density before and after LDS, [100] each
+    weights: np.ndarray  # weight of a sample by its score, float32 [100]
+
+
+def build_data(run):
+    """Return the run's `Data`."""
+    args, accelerator = run.args, run.accelerator
     meta = read_meta(args.data_dir)
-    nights, loaders = Nights(args.data_dir, meta["path"]), {}
+    nights = Nights(args.data_dir, meta["path"])
+    scores = meta["score"].to_numpy()
+    counts = label_counts(scores[meta["split"] == "train"])
+    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
+    weights = bucket_weights(density, counts, args.reweight)
+    loaders = {}
     for split in SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
-        labels = meta["score"].to_numpy()[rows]
-        weights = np.ones(len(rows), dtype=np.float32)
-        if split == "train":
-            weights = sample_weights(labels, args.reweight, **lds_options(args))
-        loaders[split] = Loader(
-            nights, rows, labels, weights, args.batch_size, accelerator.device,
-            accelerator.process_index, accelerator.num_processes, args.seed,
-        )  # fmt: skip
-    return meta, nights, loaders
-
-
-def lds_options(args):
-    """Return the arguments of LDS for `datasets.sample_weights`."""
-    return {name: getattr(args, name) for name in ("lds", "lds_kernel", "lds_ks", "lds_sigma")}
+        own = weights if split == "train" else np.ones(BUCKETS)
+        loaders[split] = Loader(nights, rows, scores[rows], own, Sharing.of(args, accelerator))
+    return Data(meta, loaders, counts, density, weights)
 
 
 def build_model(args):
     """Return the network, with FDS if asked for."""
     module = None
     if args.fds:
-        module = FDS(
-            args.d_hid, args.bucket_num, args.bucket_start, args.start_update, args.start_smooth,
-            args.fds_kernel, args.fds_ks, args.fds_sigma, args.fds_mmt,
-            label_to_bucket=label_to_bucket, clip=FDS_CLIP, variant=args.fds_variant,
-        )  # fmt: skip
+        options = flags.fds_options(args)
+        module = FDS(args.d_hid, **options, label_to_bucket=label_to_bucket, clip=FDS_CLIP)
     return SleepNet(module, args.width, args.d_signal, args.d_hid, args.rnn, args.chunk)
 
 
@@ -229,29 +180,31 @@ def build_loss(args):
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
 
 
-def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
+def train_one_epoch(run, net, model, optimizer, loader, epoch):
     """Train on the whole training set once.
 
+    Args:
+        run: `run_folder.Run`.
+        net: what is called in training: `model`, wrapped where several processes share the work.
+        model, optimizer, loader, epoch: the network itself, and what goes with it.
+
     Returns:
-        The epoch's row: epoch, lr, train_loss (mean over steps), and the seconds of the pass and,
-        within them, of waiting for batches.
+        The epoch's row: epoch, lr, train_loss (mean over samples), and the seconds of the pass
+        and, within them, of waiting for batches.
 
     Raises:
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
+    args, accelerator = run.args, run.accelerator
     criterion = build_loss(args)
+    lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     net.train()
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    for group in optimizer.param_groups:
-        group["lr"] = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
-    total, unchecked, data_seconds = 0.0, [], 0.0
-    start = waiting = time.perf_counter()
-    progress = tqdm(
-        loader.train(epoch), f"Epoch {epoch}", len(loader), leave=False,
-        disable=not accelerator.is_local_main_process,
-    )  # fmt: skip
-    for step, batch in enumerate(progress):
-        data_seconds += time.perf_counter() - waiting
+    batches = loader.train(epoch)
+    steps = Steps(accelerator, batches, f"Epoch {epoch}", len(loader), args.print_freq)
+    for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.signals, batch.frames, batch.labels, epoch)
             loss = criterion(preds.float(), batch.labels, batch.weights)
@@ -262,53 +215,31 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch):
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             model.FDS.accumulate(features, batch.labels, epoch)
-        unchecked.append(loss.detach() * batch.share)
-        # Looking at the loss waits for the device, so it is done every few steps.
-        if len(unchecked) == args.print_freq or step == len(loader) - 1:
-            values = torch.stack(unchecked).tolist()
-            for number, value in enumerate(values, start=step + 1 - len(values)):
-                if not abs(value) <= EXPLODED:
-                    raise FloatingPointError(
-                        f"the loss is {value} at epoch {epoch}, step {number}: the last good "
-                        "checkpoint stays; try a smaller --lr, or --precision fp32"
-                    )
-            total += sum(values)
-            unchecked.clear()
-            progress.set_postfix(loss=f"{values[-1]:.3f}", refresh=False)
-        waiting = time.perf_counter()
-    total = accelerator.reduce(
-        torch.tensor(total, dtype=torch.float64, device=accelerator.device), "mean"
-    ).item()
-    return {
-        "epoch": epoch,
-        "lr": optimizer.param_groups[0]["lr"],
-        "train_loss": total / len(loader),
-        "seconds": {"train": time.perf_counter() - start, "data": data_seconds},
-    }
+        steps.add(loss, batch.share, batch.size)
+    train_loss = steps.mean_loss()
+    return {"epoch": epoch, "lr": lr, "train_loss": train_loss, "seconds": steps.seconds}
 
 
 # ---- 7 update_fds_statistics ---------------------------------------------------------------
 
 
 @torch.no_grad()
-def update_fds_statistics(args, accelerator, model, loader, epoch):
+def update_fds_statistics(run, model, loader, epoch):
     """Gather the features' statistics by score and hand them to FDS (section 3.2 of the paper).
 
-    As in the released code's other benchmarks the pass runs in train mode, which decides alone
-    whether features are calibrated: this network has neither dropout nor batch norm.
+    As in the released code's other benchmarks the pass runs in train mode. That changes nothing
+    here: this network has neither dropout nor batch norm.
 
     Returns:
         Dictionary of the seconds it took.
     """
     start = time.perf_counter()
-    if args.fds_stats == "extra_pass":
+    if run.args.fds_stats == "extra_pass":
         model.train()
-        progress = tqdm(
-            loader.train(epoch, statistics=True), f"Epoch {epoch}, FDS statistics", len(loader),
-            leave=False, disable=not accelerator.is_local_main_process,
-        )  # fmt: skip
-        for batch in progress:
-            with accelerator.autocast():
+        batches = loader.train(epoch, statistics=True)
+        title = f"Epoch {epoch}, FDS statistics"
+        for batch in Steps(run.accelerator, batches, title, len(loader)):
+            with run.accelerator.autocast():
                 _, features = model(batch.signals, batch.frames, batch.labels, epoch)
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
@@ -321,156 +252,135 @@ def update_fds_statistics(args, accelerator, model, loader, epoch):
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, train_labels):
+def evaluate(run, model, data, split):
     """Predict a split and compute its metrics by shot.
 
     Returns:
-        Metrics as of `metrics.shot_metrics`, and the predictions [N] in the split's order; the
-        same in every process.
+        Metrics of `metrics.shot_metrics`, and the predictions [N] in the split's order; the same
+        in every process.
     """
     utils.broadcast_buffers(model)
     model.eval()
+    loader = data.loaders[split]
     preds = []
     for batch in loader.evaluate():
-        with accelerator.autocast():
-            preds.append(model(batch.signals, batch.frames)[0].float().flatten().cpu())
-    preds = torch.cat(preds).tolist() if preds else []
-    if accelerator.num_processes > 1:
-        preds = gather_object(preds)  # parts of consecutive rows, in the order of the ranks
-    preds = np.asarray(preds, dtype=np.float32)
-    return shot_metrics(preds, loader.labels.flatten().numpy(), train_labels), preds
+        with run.accelerator.autocast():
+            preds.extend(model(batch.signals, batch.frames)[0].float().flatten().tolist())
+    preds = np.asarray(gather(run.accelerator, preds), dtype=np.float32)
+    return shot_metrics(preds, loader.labels, data.loaders["train"].labels), preds
 
 
-# ---- 9 main --------------------------------------------------------------------------------
+# ---- 9 train -------------------------------------------------------------------------------
+
+
+def train(run, net, model, optimizer, data, progress):
+    """Train from the epoch in `progress` to the last, and keep the best; updates `progress`."""
+    args = run.args
+    loader = data.loaders["train"]
+    started = time.perf_counter() - progress["wall_seconds"]
+    for epoch in range(progress["epoch"], args.epoch):
+        utils.seed_everything(args.seed, epoch, run.accelerator.process_index)
+        row = train_one_epoch(run, net, model, optimizer, loader, epoch)
+        if args.fds and epoch >= args.start_update:
+            row["seconds"] |= update_fds_statistics(run, model, loader, epoch)
+        clock = time.perf_counter()
+        row["val"], _ = evaluate(run, model, data, "val")
+        row["seconds"]["evaluate"] = time.perf_counter() - clock
+        val_loss = row["val"]["overall"]["mse" if args.loss == "mse" else "mae"]
+        is_best = val_loss < progress["best_loss"]
+        if is_best:
+            progress |= {"best_loss": val_loss, "best_epoch": epoch}
+        progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
+        run_folder.write_epoch(run, row, MAIN_METRICS)
+        checkpoints.save(run, model, optimizer, progress, is_best)
+
+
+# ---- 10 finish -----------------------------------------------------------------------------
+
+
+def finish(run, model, data, progress):
+    """Evaluate the best epoch and write results, predictions and figures."""
+    run.accelerator.wait_for_everyone()
+    args, folder = run.args, run.folder
+    best = folder / checkpoints.BEST
+    utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
+    metrics = {}
+    tables = []
+    for split in ("val", "test"):
+        metrics[split], preds = evaluate(run, model, data, split)
+        rows = data.meta.iloc[data.loaders[split].rows]
+        tables.append(rows.rename(columns={"score": "label"}).assign(prediction=preds))
+    if run.is_main:
+        text = pd.concat(tables)[["path", "label", "prediction", "split"]]
+        text = text.to_csv(index=False, lineterminator="\n")
+        utils.write_atomically(folder / "predictions.csv", text.encode())
+        shots = shots_of_buckets(data.loaders["train"].labels)
+        scores = np.arange(BUCKETS)
+        results.write_label_density(folder, scores, shots, data.counts, data.density, data.weights)
+        if args.fds:
+            buckets = range(args.bucket_start, args.bucket_num)
+            results.write_fds_statistics(folder, model.FDS, buckets)
+        results.write_results(
+            run,
+            metrics,
+            benchmark=BENCHMARK,
+            target=TARGET,
+            main_metrics=MAIN_METRICS,
+            higher_is_better=[],
+            best_epoch=progress["best_epoch"],
+            wall_seconds=progress["wall_seconds"],
+        )
+        report.draw_run(folder)
+        table = results.metrics_table(metrics["test"])
+        logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
+    run.accelerator.end_training()
+    return metrics["test"]
+
+
+def run_evaluation(run):
+    """Evaluate a checkpoint on validation and test set and print both by shot."""
+    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    model = build_model(run.args)
+    utils.load_state(model, utils.weights_of(checkpoint, path), path)
+    model.to(run.accelerator.device)
+    data = build_data(run)
+    metrics = {}
+    for split in ("val", "test"):
+        metrics[split], _ = evaluate(run, model, data, split)
+        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
+    released.log_expected(path, metrics["test"])
+    return metrics["test"]
+
+
+# ---- 11 main -------------------------------------------------------------------------------
 
 
 def main(argv=None):
     """Run what the command line asks for; returns the metrics of the test set."""
     args = parse_args(argv)
-    folder = run_folder.find_run_folder(args.store_root, args.name)
-    accelerator = utils.make_accelerator(
-        args.device, args.precision, args.gpu, "none" if args.evaluate else args.track, folder
-    )
-    is_main, facts = accelerator.is_main_process, utils.run_facts()
-    utils.seed_everything(args.seed)
+    run = run_folder.start(args, make_parser(), run_name(args))
     if args.evaluate:
-        utils.setup_logging(main_process=is_main)
-        return run_evaluation(args, accelerator, folder)
-    checkpoint = run_folder.find_checkpoint(folder, args.resume, args.overwrite, LAST)
-    meta, nights, loaders = build_loaders(args, accelerator)
-    train_labels = loaders["train"].labels.flatten().numpy()
+        return run_evaluation(run)
+    checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
+    data = build_data(run)
     model = build_model(args)
-    model.set_input_scale(nights.scale(loaders["train"].rows))  # a checkpoint's replaces it
+    train_set = data.loaders["train"]
+    model.set_input_scale(train_set.nights.scale(train_set.rows))  # a checkpoint's replaces it
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
     # All that was given has been read: only now is an earlier run replaced.
-    run_folder.open_run_folder(accelerator, folder, args.overwrite)
-    utils.setup_logging(folder, main_process=is_main)
-    logging.info("Run folder %s, device %s", folder, accelerator.device)
+    run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)
     if args.compile:
         model.compile()
-    net, optimizer = accelerator.prepare(model, optimizer)
+    net, optimizer = run.accelerator.prepare(model, optimizer)
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
-        progress |= run_folder.restore(
-            checkpoint, accelerator, model, optimizer, args, folder / BEST
-        )
-    run_folder.start_tracking(accelerator, args, progress["epoch"])
-    if is_main:
-        run_folder.keep_epochs(folder, progress["epoch"])
-
-    started = time.perf_counter() - progress["wall_seconds"]
-    for epoch in range(progress["epoch"], args.epoch):
-        utils.seed_everything(args.seed, epoch, accelerator.process_index)
-        row = train_one_epoch(args, accelerator, net, model, optimizer, loaders["train"], epoch)
-        if args.fds and epoch >= args.start_update:
-            row["seconds"] |= update_fds_statistics(
-                args, accelerator, model, loaders["train"], epoch
-            )
-        clock = time.perf_counter()
-        row["val"], _ = evaluate(accelerator, model, loaders["val"], train_labels)
-        row["seconds"]["evaluate"] = time.perf_counter() - clock
-        val_loss = row["val"]["overall"]["mse" if args.loss == "mse" else "mae"]
-        files = [LAST]
-        if val_loss < progress["best_loss"]:
-            progress |= {"best_loss": val_loss, "best_epoch": epoch}
-            files = [BEST, LAST]
-        progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
-        state = {**progress, "model": "sleep_net", "state_dict": model.state_dict()}
-        state |= {"optimizer": optimizer.state_dict(), "config": vars(args)}
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler.state_dict()
-        run_folder.finish_epoch(accelerator, folder, row, state, files)
-        logging.info(
-            "Epoch %d: train loss %.4f, validation %s", epoch, row["train_loss"],
-            ", ".join(f"{name} {row['val']['overall'][name]:.3f}" for name in MAIN_METRICS),
-        )  # fmt: skip
-    return finish(args, accelerator, folder, meta, loaders, model, progress, facts)
-
-
-def finish(args, accelerator, folder, meta, loaders, model, progress, facts):
-    """Evaluate the best epoch and write results, predictions and figures."""
-    accelerator.wait_for_everyone()
-    best = utils.weights_of(utils.load_checkpoint(folder / BEST), folder / BEST)
-    utils.load_state(model, best, folder / BEST)
-    train_labels = loaders["train"].labels.flatten().numpy()
-    metrics, tables = {}, []
-    for split in ("val", "test"):
-        metrics[split], preds = evaluate(accelerator, model, loaders[split], train_labels)
-        rows = meta.iloc[loaders[split].rows]
-        tables.append(rows.rename(columns={"score": "label"}).assign(prediction=preds))
-    if accelerator.is_main_process:
-        text = pd.concat(tables)[["path", "label", "prediction", "split"]]
-        text = text.to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(folder / "predictions.csv", text.encode())
-        write_densities(args, folder, train_labels, loaders["train"].weights.flatten().numpy())
-        if args.fds:
-            buckets = range(args.bucket_start, args.bucket_num)
-            run_folder.write_fds_statistics(folder, model.FDS, buckets)
-        run_folder.write_results(
-            accelerator, folder, args, metrics, benchmark=BENCHMARK, target=TARGET,
-            method=run_folder.method_name(args, VARIANT), main_metrics=MAIN_METRICS,
-            higher_is_better=[], best_epoch=progress["best_epoch"],
-            wall_seconds=progress["wall_seconds"], **facts,
-        )  # fmt: skip
-        report.draw_run(folder)
-        table = run_folder.metrics_table(metrics["test"])
-        logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
-    accelerator.end_training()
-    return metrics["test"]
-
-
-def write_densities(args, folder, train_labels, weights):
-    """Write the label density, before and after LDS, and the weight of each score."""
-    emp_label_dist, eff_label_dist = label_density(train_labels, args.reweight, **lds_options(args))
-    buckets = label_to_bucket(train_labels)
-    weight_of_bucket = np.full(BUCKETS, np.nan)
-    weight_of_bucket[buckets] = weights
-    run_folder.write_label_density(
-        folder, np.arange(BUCKETS), shot_of_buckets(train_labels),
-        np.bincount(buckets, minlength=BUCKETS), emp_label_dist, eff_label_dist, weight_of_bucket,
-    )  # fmt: skip
-
-
-def run_evaluation(args, accelerator, folder):
-    """Evaluate a checkpoint on validation and test set and print both by shot."""
-    name = args.eval_model or (args.resume if args.resume != "auto" else "") or folder / BEST
-    path = released.find(name)
-    checkpoint = released.load(path)
-    released.take_flags(args, checkpoint, path, NETWORK_FLAGS)
-    model = build_model(args)
-    utils.load_state(model, utils.weights_of(checkpoint, path), path)
-    model.to(accelerator.device)
-    _, _, loaders = build_loaders(args, accelerator)
-    train_labels = loaders["train"].labels.flatten().numpy()
-    metrics = {}
-    for split in ("val", "test"):
-        metrics[split], _ = evaluate(accelerator, model, loaders[split], train_labels)
-        logging.info("%s, %s set:\n%s", path, split, run_folder.metrics_table(metrics[split]))
-    released.log_expected(path, metrics["test"])
-    return metrics["test"]
+        progress |= checkpoints.restore(run, checkpoint, model, optimizer)
+    run_folder.start_epochs(run, progress["epoch"], progress["epoch"])
+    train(run, net, model, optimizer, data, progress)
+    return finish(run, model, data, progress)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ sleep_net = load("shhs-dir", "sleep_net")
 datasets = load("shhs-dir", "datasets")
 metrics = load("shhs-dir", "metrics")
 fds = load("shhs-dir", "fds")
+lds = load("shhs-dir", "lds")
+Sharing = load("shhs-dir", "batches").Sharing
 SIGNALS = load("shhs-dir", "night_signals").SIGNALS
 
 FRAMES = (3, 7, 1, 5)
@@ -122,11 +124,12 @@ def test_fds_calibrates_in_training_alone(variant):
     module.update_last_epoch_stats(1)
     module.smoothed_mean_last_epoch += 2.0
     module._refresh_calibration()
-    trained, taken = net(signals, frames, labels, 1)
-    assert not torch.allclose(trained, plain)
-    moved = taken - features
-    expected = 2.0 if variant == "official" else 0.0
-    torch.testing.assert_close(moved, torch.full_like(moved, expected))
+    trained, raw = net(signals, frames, labels, 1)
+    assert torch.equal(raw, features)  # what is tracked is FDS's to decide
+    # All statistics differ by 2 alone, so each feature moves by 2 before the last layer.
+    moved = sleep_net.SCALE * 2.0 * net.linear.weight.sum()
+    torch.testing.assert_close(trained, plain + moved)
+    assert moved.abs() > 1
     torch.testing.assert_close(net.eval()(signals, frames)[0], plain)
 
 
@@ -165,15 +168,17 @@ def test_weights_are_those_of_the_definition():
     np.testing.assert_allclose(inverse[[0, 90, 99, 103]] / inverse[103], [1 / 90, 1 / 9, 1 / 4, 1],
                                rtol=1e-6)  # fmt: skip
     assert (datasets.sample_weights(labels, "none") == 1).all()
-    # By hand: the window of ks 3, sigma 1 with the reflecting edge, truncated to whole counts.
-    window = load("shhs-dir", "utils").get_lds_kernel_window("gaussian", 5, 2)
-    _, smoothed = datasets.label_density(labels, "inverse", True, "gaussian", 5, 2)
+    # By hand: the window of ks 5, sigma 2 with the reflecting edge, truncated to whole counts.
+    window = lds.get_lds_kernel_window("gaussian", 5, 2)
+    counts = datasets.label_counts(labels)
+    assert (counts[[50, 52, 60, 99]] == [90, 9, 4, 1]).all()
+    _, smoothed = lds.label_density(counts, "inverse", True, **datasets.LDS_RULE)
     assert smoothed[50] == int(90 + window[0] * 9)
     assert smoothed[52] == int(9 + window[0] * 90)
     assert smoothed[51] == int(window[1] * 99)
     assert smoothed[99] == 1
-    lds = datasets.sample_weights(labels, "inverse", True, "gaussian", 5, 2)
-    assert lds[103] / lds[0] == pytest.approx(smoothed[50])
+    weights = datasets.sample_weights(labels, "inverse", True, "gaussian", 5, 2)
+    assert weights[103] / weights[0] == pytest.approx(smoothed[50])
     for kernel, ks in (("triang", 101), ("laplace", 9), ("gaussian", 5)):
         for rate in ("sqrt_inv", "inverse"):
             weights = datasets.sample_weights(np.arange(101.0), rate, True, kernel, ks, 2)
@@ -181,8 +186,11 @@ def test_weights_are_those_of_the_definition():
             assert (weights > 0).all()
     with pytest.raises(ValueError, match="--reweight"):
         datasets.sample_weights(labels, "none", True)
-    with pytest.raises(ValueError, match="sqrt_inv or inverse"):
+    with pytest.raises(ValueError, match="none, sqrt_inv, inverse; got 'root'"):
         datasets.sample_weights(labels, "root")
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="finite and 0 or more"):
+            datasets.sample_weights([50.0, wrong], "inverse")
 
 
 def test_metrics_by_shot():
@@ -202,6 +210,11 @@ def test_metrics_by_shot():
     assert set(metrics.shot_metrics([1], [2])) == {"overall"}
     with pytest.raises(ValueError, match="2 predictions for 1"):
         metrics.shot_metrics([1, 2], [3])
+    with pytest.raises(ValueError, match="must be finite"):
+        metrics.shot_metrics([1], [float("nan")], train)
+    shots = metrics.shots_of_buckets(train)
+    assert (shots[[70, 50, 99]] == ["many", "medium", "medium"]).all()
+    assert (np.delete(shots, [70, 50, 99]) == "few").all()
 
 
 # ---- files and batches ----------------------------------------------------------------------
@@ -242,27 +255,41 @@ def test_a_batch_is_padded_with_zeros(folder):
 def test_loader_draws_each_night_once_whatever_the_processes(folder):
     nights = datasets.Nights(folder, datasets.read_meta(folder)["path"])
     labels = np.array([0, 20, 40, 60], dtype=np.float32)
+    weights = np.arange(1, datasets.BUCKETS + 1)  # of a score: the score + 1
 
     def drawn(rank, processes, epoch, statistics=False):
-        loader = datasets.Loader(nights, range(4), labels, labels + 1, 3, "cpu", rank, processes, 7)
+        sharing = Sharing(3, seed=7, device="cpu", rank=rank, processes=processes)
+        loader = datasets.Loader(nights, range(4), labels, weights, sharing)
         return list(loader.train(epoch, statistics)), loader
+
+    def order_of(batches):
+        return torch.cat([batch.labels for batch in batches]).flatten().tolist()
 
     one, loader = drawn(0, 1, 5)
     assert len(one) == len(loader) == 2
-    order = torch.cat([batch.labels for batch in one]).flatten().tolist()
+    order = order_of(one)
     assert sorted(order) == [0, 20, 40, 60]
     for batch in one:
         assert (batch.weights == batch.labels + 1).all()
         assert batch.frames.tolist() == [FRAMES[int(k) // 20] for k in batch.labels]
-    again = torch.cat([batch.labels for batch in drawn(0, 1, 5)[0]])
-    assert again.flatten().tolist() == order
+    assert [batch.size for batch in one] == [3, 1]
+    assert order_of(drawn(0, 1, 5)[0]) == order
+    training, statistics = (
+        [order_of(drawn(0, 1, epoch, own)[0]) for epoch in range(5)] for own in (False, True)
+    )
+    assert training != statistics
+    assert any(each != training[0] for each in training)
     shared = [drawn(rank, 2, 5)[0] for rank in (0, 1)]
     for whole, parts in zip(one, zip(*shared)):
         counted = [batch.labels for batch in parts if batch.share]
         assert torch.equal(torch.cat(counted), whole.labels)
         assert sum(batch.share for batch in parts) == pytest.approx(2)
-    inorder = torch.cat([batch.labels for batch in loader.evaluate()]).flatten()
-    assert inorder.tolist() == labels.tolist()
+        assert {batch.size for batch in parts} == {len(whole.labels)}
+    assert order_of(loader.evaluate()) == labels.tolist()
+    # Two processes evaluate consecutive halves, in batches that together hold no more than one.
+    halves = [list(drawn(rank, 2, 5)[1].evaluate()) for rank in (0, 1)]
+    assert [len(batch.labels) for half in halves for batch in half] == [2, 2]
+    assert order_of(batch for half in halves for batch in half) == labels.tolist()
 
 
 @pytest.mark.parametrize(

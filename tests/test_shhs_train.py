@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -14,10 +16,11 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import load
+from conftest import ROOT, load
 
+FOLDER = ROOT / "shhs-dir"
 train = load("shhs-dir", "train")
-utils = load("shhs-dir", "utils")
+checkpoints = load("shhs-dir", "checkpoints")
 SIGNALS = load("shhs-dir", "night_signals").SIGNALS
 LDS_FDS = "--reweight inverse --lds --fds".split()
 N_TRAIN, N_EVAL = 17, 4  # 17 = 4 · 4 + 1: the last batch has one night for two processes
@@ -87,6 +90,11 @@ def load_state(path):
     return torch.load(path, weights_only=True)
 
 
+def epochs_of(folder):
+    """The lines of a run's epochs."""
+    return [json.loads(line) for line in (folder / "epochs.jsonl").open()]
+
+
 def assert_same_state(a, b):
     """Bit for bit the same weights and buffers."""
     assert list(a) == list(b)
@@ -107,12 +115,38 @@ def finished(nights, tmp_path_factory):
 
 def test_flags_and_defaults():
     args = vars(train.parse_args([]))
-    assert args.pop("name") == "shhs_adam_l1_0.001_32"
     assert args == DEFAULTS
     assert train.parse_args(["--random_seed", "5", "--epochs", "3"]).seed == 5
+    assert train.parse_args(["--cuda", "0"]).gpu == 0
     assert train.parse_args(["--resume"]).resume == "auto"
-    name = train.parse_args([*LDS_FDS, "--rnn", "lstm"]).name
+
+
+def name_of(*given):
+    return "".join(train.run_name(train.parse_args([*given])))
+
+
+def test_what_changes_a_run_changes_its_folder():
+    assert name_of() == "shhs_adam_l1_0.001_32"
+    name = name_of(*LDS_FDS, "--rnn", "lstm")
     assert name == "shhs_lds_gau_5_2_fds_gau_5_2_0_1_0.9_adam_l1_0.001_32_inverse_rnn_lstm"
+    given = [*LDS_FDS, "--seed", "1", "--width", "16", "--schedule", "2", "5"]
+    other = name_of(*given, "--fds_variant", "paper")
+    assert other.endswith("_paper_inverse_width_16_schedule_2-5_seed_1")
+    one_flag = (
+        "--width 8", "--d_signal 8", "--d_hid 8", "--rnn lstm", "--loss mse", "--lr 0.1",
+        "--schedule 3", "--weight_decay 0.1", "--max_grad_norm 1", "--batch_size 8", "--seed 2",
+        "--precision bf16", "--reweight inverse", "--fds", "--fds --start_update 1",
+        "--fds --start_smooth 2", "--fds --bucket_num 90", "--fds --bucket_start 3",
+        "--fds --fds_mmt 0.5", "--fds --fds_ks 7", "--fds --fds_stats online",
+        "--fds --fds_variant paper", "--fds --fds_kernel laplace", "--fds --fds_sigma 1",
+    )  # fmt: skip
+    assert len({name_of(*flag.split()) for flag in one_flag}) == len(one_flag)
+    assert name_of() not in {name_of(*flag.split()) for flag in one_flag}
+    same = "--epoch 3 --print_freq 1 --chunk 64 --device cpu --track none --data_dir elsewhere"
+    assert name_of(*same.split()) == name_of()
+    roles = train.make_parser().flags_of
+    assert roles("network") == ["width", "d_signal", "d_hid", "rnn"]
+    assert {"chunk", "device", "store_root", "print_freq"} <= set(roles("place"))
 
 
 def test_help_explains_every_flag(capsys):
@@ -129,7 +163,10 @@ def test_help_explains_every_flag(capsys):
      ("--retrain_fc --pretrained f", "--reweight"), ("--resume --overwrite", "choose one"),
      ("--no_such_flag", "unrecognized"), ("--epoch 0", "1 or more"), ("--seed -1", "0 or more"),
      ("--width 12", "multiple of 8"), ("--rnn sru", "lstm"), ("--max_grad_norm 0", "above 0"),
-     ("--gpu 0 --device cpu", "contradict"), ("--fds --bucket_num 2", "at least")],
+     ("--gpu 0 --device cpu", "contradict"), ("--fds --bucket_num 2", "at least"),
+     ("--bucket_num 101", "at most 100"), ("--bucket_start 100", "must rise"),
+     ("--bucket_start -1", "from 0"), ("--d_signal 7", "even"), ("--chunk 0", "1 or more"),
+     ("--weight_decay -1", "0 or more"), ("--data elsewhere", "unrecognized")],
 )  # fmt: skip
 def test_conflicts_of_flags(flags, message, capsys):
     with pytest.raises(SystemExit):
@@ -160,7 +197,7 @@ def test_run_leaves_all_its_files(finished, nights):
         assert part["label"].tolist() == meta.loc[meta["split"] == split, "score"].tolist()
         mae = (part["prediction"] - part["label"]).abs().mean()
         assert results["metrics"][split]["overall"]["mae"] == pytest.approx(mae, rel=1e-5)
-    epochs = [json.loads(line) for line in (finished / "epochs.jsonl").open()]
+    epochs = epochs_of(finished)
     best = min(epochs, key=lambda row: row["val"]["overall"]["mae"])
     assert results["best_epoch"] == best["epoch"]
     checkpoint = load_state(finished / "ckpt.pth.tar")
@@ -169,6 +206,10 @@ def test_run_leaves_all_its_files(finished, nights):
     density = pd.read_csv(finished / "label_density.csv")
     assert len(density) == 100
     assert density["count"].sum() == N_TRAIN
+    # A sample's weight has the mean 1; of a score without nights none is written.
+    held = density["count"] > 0
+    assert (density["weight"] * density["count"])[held].sum() == pytest.approx(N_TRAIN)
+    assert density["weight"].notna().equals(held)
 
 
 def start(arguments, **environment):
@@ -209,8 +250,7 @@ def test_killed_run_resumes_bit_identical(finished, nights, tmp_path):
         assert_same_state(ours["state_dict"], theirs["state_dict"])
         assert (ours["epoch"], ours["best_loss"]) == (theirs["epoch"], theirs["best_loss"])
     assert (resumed / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
-    rows = [json.loads(line) for line in (resumed / "epochs.jsonl").open()]
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["epoch"] for row in epochs_of(resumed)] == [0, 1, 2]
 
 
 @pytest.mark.slow
@@ -281,6 +321,66 @@ def test_a_loss_that_explodes_keeps_the_last_checkpoint(nights, tmp_path, monkey
     with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step 0.*checkpoint stays"):
         run(nights, tmp_path, "--epoch", 2, "--resume")
     assert load_state(only_run(tmp_path) / "ckpt.pth.tar")["epoch"] == 1
+
+
+@pytest.mark.slow
+def test_statistics_that_start_late(nights, tmp_path):
+    """Before its first epoch FDS leaves a run as it is; a stop in between changes nothing."""
+    late = ("--fds", "--start_update", 1, "--start_smooth", 2)
+    run(nights, tmp_path / "plain", "--epoch", 4)
+    run(nights, tmp_path / "late", "--epoch", 4, *late)
+    folder = only_run(tmp_path / "late")
+    plain, ours = epochs_of(only_run(tmp_path / "plain")), epochs_of(folder)
+    assert ["statistics" in row["seconds"] for row in ours] == [False, True, True, True]
+    # Epoch 1 makes the first statistics, and epoch 2 is the first with two of them to compare: so
+    # the calibration, which nothing else does, moves the weights from epoch 3 on.
+    same = [(a["train_loss"], a["val"]) == (b["train_loss"], b["val"]) for a, b in zip(plain, ours)]
+    assert same == [True, True, True, False]
+    state = load_state(folder / checkpoints.LAST)["state_dict"]
+    assert state["FDS.num_samples_tracked"].sum() == 3 * N_TRAIN
+    assert int(state["FDS.epoch"]) == 3
+    for epochs in (1, 2, 4):  # stopped before the first statistics, and before the calibration
+        more = () if epochs == 1 else ("--resume",)
+        run(nights, tmp_path / "stopped", "--epoch", epochs, *late, *more)
+    resumed = load_state(only_run(tmp_path / "stopped") / checkpoints.LAST)["state_dict"]
+    assert_same_state(resumed, state)
+
+
+@pytest.mark.slow
+def test_folder_runs_alone(nights, tmp_path):
+    """Copied out of the repository, the folder needs nothing that it left behind."""
+    alone = tmp_path / "elsewhere"
+    ignored = shutil.ignore_patterns("data", "checkpoint", "__pycache__")
+    shutil.copytree(FOLDER, alone, ignore=ignored)
+    arguments = flags(nights, tmp_path / "store", "--epoch", 1, *LDS_FDS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=alone, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    results = json.loads((only_run(tmp_path / "store") / "results.json").read_text())
+    assert results["commit"] is None
+    assert np.isfinite(results["metrics"]["test"]["overall"]["mae"])
+
+
+@pytest.mark.slow
+def test_published_run_evaluates_by_its_folder(finished, nights, tmp_path, capsys):
+    out = tmp_path / "published"
+    load("tools", "publish").main([str(finished), "--out", str(out)])
+    # The network is that of its config.json, whatever the flags say.
+    given = ["--data_dir", nights, "--device", "cpu", "--evaluate", "--eval_model", out]
+    capsys.readouterr()
+    metrics = train.main([*map(str, given), "--width", "16"])
+    expected = json.loads((finished / "results.json").read_text())["metrics"]["test"]
+    assert metrics["overall"] == pytest.approx(expected["overall"], rel=1e-6)
+    shown = capsys.readouterr().out.splitlines()
+    here, published = (
+        next(line.split()[2:] for line in shown if line.startswith(f"mae, {side}"))
+        for side in ("here", "published")
+    )
+    assert here == published
+    assert float(here[0]) == pytest.approx(expected["overall"]["mae"], abs=6e-4)
 
 
 @pytest.mark.slow
