@@ -19,6 +19,7 @@ from conftest import ROOT, load
 
 datasets = load("agedb-dir", "datasets")
 image_cache = load("agedb-dir", "image_cache")
+batches = load("agedb-dir", "batches")
 
 
 @pytest.fixture
@@ -359,11 +360,9 @@ class Coordinates:
 
 
 def make_loader(count, batch_size, rank=0, processes=1, seed=0):
-    labels = np.arange(count, dtype=np.float32)
-    return datasets.Loader(
-        Coordinates(count), np.arange(count), labels, labels + 1, batch_size, "cpu", rank,
-        processes, seed,
-    )  # fmt: skip
+    labels, rows = np.arange(count, dtype=np.float32), np.arange(count)
+    sharing = batches.Sharing(batch_size, seed, "cpu", rank, processes)
+    return datasets.Loader(Coordinates(count), rows, labels, np.arange(121) + 1, sharing)
 
 
 def draws_of(batches):

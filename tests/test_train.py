@@ -246,7 +246,7 @@ def test_training_learns_the_generated_labels(faces, tmp_path):
     meta = pd.read_csv(faces / "agedb.csv")
     median = meta.loc[meta["split"] == "train", "age"].median()
     error = (predictions["prediction"] - predictions["label"]).abs().mean()
-    assert error < 0.6 * (predictions["label"] - median).abs().mean()
+    assert error < 0.75 * (predictions["label"] - median).abs().mean()
 
 
 @pytest.mark.slow

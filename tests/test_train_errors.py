@@ -26,8 +26,13 @@ DEFAULTS = dict(
 def test_flags_and_defaults():
     args = vars(train.parse_args([]))
     assert {name: args[name] for name in DEFAULTS} == DEFAULTS
-    assert set(args) - set(DEFAULTS) == {"cache", "imagenet_weights", "name"}
+    assert set(args) - set(DEFAULTS) == {"cache", "imagenet_weights"}
     assert train.parse_args(["--random_seed", "5"]).seed == 5
+    assert train.parse_args(["--epochs", "5"]).epoch == 5
+    assert train.parse_args(["--cuda", "-1"]).gpu == -1
+    roles = train.make_parser().roles
+    assert set(roles.values()) == {"network", "training", "place"}
+    assert set(roles) == set(args)
     assert train.parse_args(["--resume"]).resume == "auto"
     assert train.parse_args(["--resume", "file"]).resume == "file"
 
@@ -37,7 +42,9 @@ def test_flags_and_defaults():
     [("--lds", "--reweight sqrt_inv"), ("--lds --reweight sqrt_inv --lds_ks 4", "odd"),
      ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc --reweight inverse", "--pretrained"),
      ("--retrain_fc --pretrained f", "--reweight"), ("--resume --overwrite", "choose one"),
-     ("--no_such_flag", "unrecognized"), ("--epoch 0", "1 or more"), ("--seed -1", "0 or more"),
+     ("--no_such_flag", "unrecognized"),
+     ("--batch 3", "unrecognized"), ("--bucket_num 3", "must rise"),
+     ("--epoch 0", "1 or more"), ("--seed -1", "0 or more"),
      ("--model vgg", "resnet50"), ("--eval_model a.pth.tar", "--evaluate")],
 )  # fmt: skip
 def test_conflicts_of_flags(flags, message, capsys):
@@ -92,7 +99,7 @@ def test_an_existing_run_is_kept(faces):
 
 def test_a_mended_mistake_needs_no_other_command(faces):
     (faces / "0.png").rename(faces / "away.png")
-    with pytest.raises(FileNotFoundError, match="1 of 6 images are missing"):
+    with pytest.raises(FileNotFoundError, match="1 of 6 files are missing"):
         run(faces)
     (faces / "away.png").rename(faces / "0.png")
     assert run(faces)["overall"]["num_samples"] == 2
@@ -103,7 +110,7 @@ def test_overwriting_waits_until_the_data_are_read(faces):
     (folder,) = (faces / "runs").iterdir()
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     (faces / "0.png").rename(faces / "away.png")
-    with pytest.raises(FileNotFoundError, match="1 of 6 images are missing"):
+    with pytest.raises(FileNotFoundError, match="1 of 6 files are missing"):
         run(faces, "--overwrite")
     (faces / "away.png").rename(faces / "0.png")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):

@@ -17,6 +17,7 @@ fds = load("agedb-dir", "fds")
 utils = load("agedb-dir", "utils")
 run_folder = load("agedb-dir", "run_folder")
 train = load("agedb-dir", "train")
+flags_of_all = load("agedb-dir", "flags")
 
 
 def test_windows_by_hand():
@@ -188,6 +189,15 @@ def test_seeds_repeat_and_differ():
     assert len({draw(1, 2, 3), draw(1, 2, 4), draw(1, 3, 3), draw(2, 2, 3)}) == 4
 
 
+def fake_run(folder, **given):
+    """A run of one process in a folder, with the flags that are given."""
+    parser = train.make_parser()
+    args = parser.parse_args(["--track", "none"])
+    vars(args).update(given)
+    accelerator = SimpleNamespace(scaler=None, is_main_process=True)
+    return run_folder.Run(args, parser, accelerator, folder, {})
+
+
 NAMES = {
     "": "agedb_resnet50_adam_l1_0.001_256",
     "--reweight sqrt_inv": "agedb_resnet50_sqrt_inv_adam_l1_0.001_256",
@@ -199,29 +209,40 @@ NAMES = {
     "--retrain_fc --pretrained f --reweight inverse --seed 3":
         "agedb_resnet50_inverse_retrain_fc_adam_l1_0.001_256_seed_3",
     "--fds --fds_variant paper --img_size 64 --schedule 4 5 --fds_stats online":
-        "agedb_resnet50_fds_gau_9_1_0_1_0.9_adam_l1_0.001_256_paper_img_size_64_schedule_4-5"
-        "_fds_stats_online",
+        "agedb_resnet50_fds_gau_9_1_0_1_0.9_adam_l1_0.001_256_paper_img_size_64"
+        "_fds_stats_online_schedule_4-5",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", NAMES)
 def test_names_of_run_folders(flags):
-    assert train.parse_args(flags.split()).name == NAMES[flags]
+    assert "".join(train.run_name(train.parse_args(flags.split()))) == NAMES[flags]
 
 
 def test_a_folder_is_found_however_its_numbers_are_spelled(tmp_path):
     (tmp_path / "agedb_lds_gau_5_2_adam").mkdir()
-    found = run_folder.find_run_folder(tmp_path, "agedb_lds_gau_5_2.0_adam")
+    found = run_folder.find_run_folder(tmp_path, ["agedb_lds_gau_5_2.0_adam"])
     assert found.name == "agedb_lds_gau_5_2_adam"
-    other = run_folder.find_run_folder(tmp_path, "agedb_lds_gau_5_3.0_adam")
+    other = run_folder.find_run_folder(tmp_path, ["agedb_lds_gau_5_3.0_adam"])
     assert other.name == "agedb_lds_gau_5_3.0_adam"
-    assert run_folder.find_run_folder(tmp_path / "none", "a").name == "a"
+    assert run_folder.find_run_folder(tmp_path / "none", ["a"]).name == "a"
+
+
+def test_a_folder_is_found_whatever_the_order_of_its_flags(tmp_path):
+    """Earlier versions named the seed before the size of the images."""
+    (tmp_path / "agedb_adam_seed_1_img_size_64_bucket_num_90").mkdir()
+    parts = ["_img_size_64", "_bucket_num_90", "_seed_1"]
+    found = run_folder.find_run_folder(tmp_path, ["agedb_adam", *parts])
+    assert found.name == "agedb_adam_seed_1_img_size_64_bucket_num_90"
+    for others in (["_img_size_64", "_bucket_num_90", "_seed_2"], parts[:2], [*parts, "_online"]):
+        name = "".join(["agedb_adam", *others])
+        assert run_folder.find_run_folder(tmp_path, ["agedb_adam", *others]).name == name
 
 
 def test_epochs_are_cut_back_to_the_checkpoint(tmp_path):
     rows = "".join(json.dumps({"epoch": e}) + "\n" for e in (0, 1, 2))
     (tmp_path / "epochs.jsonl").write_text(rows + '{"epoch": 3, "tra')
-    run_folder.keep_epochs(tmp_path, 2)
+    run_folder.start_epochs(fake_run(tmp_path), 2, 2)
     lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
@@ -234,9 +255,10 @@ def test_epochs_are_cut_back_to_the_checkpoint(tmp_path):
      ({"retrain_fc": True, "reweight": "inverse", "lds": True}, "RRT INV+LDS")],
 )  # fmt: skip
 def test_method_names(flags, name):
-    plain = dict(reweight="none", lds=False, fds=False, loss="l1", retrain_fc=False)
-    args = SimpleNamespace(**{**plain, "fds_variant": "official", **flags})
-    assert run_folder.method_name(args, "official") == name
+    parser = train.make_parser()
+    args = parser.parse_args([])
+    vars(args).update(flags)
+    assert flags_of_all.method_name(args, parser) == name
 
 
 @pytest.mark.parametrize("sigma", [float("inf"), float("nan"), 1e-320, 0])
@@ -253,10 +275,10 @@ def test_a_run_is_not_mixed_with_another(tmp_path):
         (tmp_path / name / "ckpt.pth.tar").write_bytes(b"x")
     own, last = tmp_path / "own", "ckpt.pth.tar"
     with pytest.raises(ValueError, match="--store_name"):
-        run_folder.find_checkpoint(own, str(tmp_path / "other" / last), False, last)
-    assert run_folder.find_checkpoint(own, str(own / last), False, last) == own / last
-    fresh = tmp_path / "fresh"
-    assert run_folder.find_checkpoint(fresh, str(own / last), False, last) == own / last
+        run_folder.find_checkpoint(fake_run(own, resume=str(tmp_path / "other" / last)), last)
+    for folder in (own, tmp_path / "fresh"):
+        run = fake_run(folder, resume=str(own / last))
+        assert run_folder.find_checkpoint(run, last) == own / last
 
 
 def test_fds_starts_where_a_run_without_it_is_gone_on_from(tmp_path, caplog):
@@ -268,8 +290,7 @@ def test_fds_starts_where_a_run_without_it_is_gone_on_from(tmp_path, caplog):
     path = tmp_path / "ckpt.pth.tar"
     torch.save({"epoch": 5, "best_loss": 1.0, "state_dict": Model(None).state_dict()}, path)
     model = Model(fds.FDS(3, 12, 2))
-    args, accelerator = SimpleNamespace(), SimpleNamespace(scaler=None, is_main_process=True)
-    run_folder.restore(path, accelerator, model, None, args, tmp_path / "run/best.pth.tar")
+    load("agedb-dir", "checkpoints").restore(fake_run(tmp_path / "run"), path, model, None)
     assert "no statistics of FDS" in caplog.text
     x, labels = torch.randn(20, 3), torch.arange(20) % 10 + 2.0
     for epoch in (5, 6, 7):
