@@ -324,6 +324,28 @@ def test_a_loss_that_explodes_keeps_the_last_checkpoint(nights, tmp_path, monkey
 
 
 @pytest.mark.slow
+def test_the_logged_loss_is_a_mean_over_nights(nights, tmp_path, monkeypatch):
+    """The last batch holds one night of 17, and counts for one."""
+    criterion, seen = train.build_loss, []
+
+    def noted(args):
+        def loss(preds, labels, weights):
+            value = criterion(args)(preds, labels, weights)
+            seen.append((len(labels), value.item()))
+            return value
+
+        return loss
+
+    monkeypatch.setattr(train, "build_loss", noted)
+    run(nights, tmp_path, "--epoch", 1)
+    sizes, values = zip(*seen)
+    assert sizes == (4, 4, 4, 4, 1)
+    (row,) = epochs_of(only_run(tmp_path))
+    assert row["train_loss"] == pytest.approx(np.average(values, weights=sizes))
+    assert row["train_loss"] != pytest.approx(np.mean(values))
+
+
+@pytest.mark.slow
 def test_statistics_that_start_late(nights, tmp_path):
     """Before its first epoch FDS leaves a run as it is; a stop in between changes nothing."""
     late = ("--fds", "--start_update", 1, "--start_smooth", 2)
