@@ -5,7 +5,6 @@ What is published of ours is a folder of `model.safetensors`, `config.json` (the
 --evaluate` prints them under its own.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fetch import compare_with_record, fetch_from_drive, write_record
 from flags import NETWORK
 from utils import load_checkpoint, weights_of, write_atomically
 
@@ -22,64 +22,9 @@ EXPECTED = ".expected.json"  # appended to an official file's name
 SHOTS = ("overall", "many", "medium", "few")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 LOCAL_SUFFIXES = (".safetensors", ".tar", ".th", ".pth", ".pt")
-BY_HAND = "https://drive.google.com/uc?id={}"
-
-
-def sha256_of(path):
-    """Return the sha256 of a file as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def compare_with_record(path, digest=None, note=True):
-    """Compare a file with the sha256 that an earlier download has left beside it.
-
-    Args:
-        path: `pathlib.Path` of the file.
-        digest: its sha256, if it is known already.
-        note: leave the sha256 there if there is none.
-
-    Raises:
-        ValueError: if they differ.
-    """
-    record, digest = path.with_name(path.name + ".sha256"), digest or sha256_of(path)
-    if record.exists() and record.read_text().split()[:1] != [digest]:
-        raise ValueError(
-            f"{path} ({digest}) is not the file of {record}: delete it and fetch it again, or "
-            "delete that record if the new file is right"
-        )
-    if note:
-        write_atomically(record, f"{digest}  {path.name}\n".encode())
 
 
 # ---- the official release ------------------------------------------------------------------
-
-
-def fetch_from_drive(drive_id, path):
-    """Fetch a file from Google Drive by gdown, which goes on where an earlier try stopped.
-
-    Raises:
-        ValueError: if Drive gives none, saying how to fetch it by hand.
-    """
-    if path.exists():
-        return print(f"{path} is there: it is not fetched again")
-    import gdown  # only here: nothing else needs it
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    refused = gdown.exceptions.FileURLRetrievalError
-    broken = getattr(gdown.exceptions, "DownloadError", refused)  # of gdown 6: cut off, for one
-    try:
-        got = gdown.download(id=drive_id, output=str(path), resume=True)
-    except (OSError, RuntimeError, refused, broken) as error:
-        got, reason = None, error
-    else:
-        reason = "no file came"
-    if got is None or not path.is_file():
-        raise ValueError(
-            f"cannot fetch {path.name} from Google Drive ({reason}): give the command again, which "
-            f"goes on from what has arrived, or open {BY_HAND.format(drive_id)} in a browser and "
-            f"save it as {path}"
-        )
 
 
 def fetch_official(drive_id, metric, figures, path):
@@ -99,7 +44,7 @@ def fetch_official(drive_id, metric, figures, path):
         weights_of(load_checkpoint(path), path)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint: delete it and fetch it again") from error
-    compare_with_record(path)
+    write_record(path, compare_with_record(path))
     test = {shot: {metric: figure} for shot, figure in zip(SHOTS, figures)}
     note = {"source": "README of the official release", "metrics": {"test": test}}
     write_atomically(path.with_name(path.name + EXPECTED), json.dumps(note).encode())

@@ -26,10 +26,11 @@ from scipy.io import savemat
 from tqdm import tqdm
 
 from demo.picture import make_face
+from fetch import sole_use
 from matlab_meta import MATLAB_YEAR, MID_YEAR, SOURCES
 from meta_file import missing_paths, read_meta
 from prepare import DATASET, faces_of_sources, write_meta
-from unpack import MARK, is_demo, sole_use, unpack_archive
+from unpack import MARK, is_demo, unpack_archive
 
 AGES, PEAK = np.arange(101), 30
 MISTAKEN = (112, 131, 150, 186)  # ages that follow from wrong dates, as some of the real ones

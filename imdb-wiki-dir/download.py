@@ -5,20 +5,23 @@
     python download.py --split_file   # data/imdb_wiki.csv
     python download.py --checkpoint lds_fds    # a released network: lds, fds or lds_fds
 
-What breaks off goes on where it stopped, at once or when the command is given again.
+What breaks off is resumed where it stopped, at once or when the command is given again.
 """
 
 import argparse
-import os
+import io
 import shutil
 from pathlib import Path
 
-from fetch import fetch, length_of
+import pandas as pd
+
+from archive import check_targets
+from fetch import check_room, fetch, fetch_small, length_of, size_of, sole_use
 from matlab_meta import SOURCES
-from meta_file import read_meta, report_counts
+from meta_file import report_counts
 from prepare import EXPECTED
-from released import compare_with_record, fetch_official, sha256_of
-from unpack import UNPACKED, check_target, is_demo, sole_use, unpack_archive
+from released import fetch_official
+from unpack import UNPACKED, is_demo, unpack_archive
 
 BASE_URL = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static"
 SPLIT_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
@@ -42,8 +45,8 @@ Then `python prepare.py --check` verifies both. To try the code without the face
 `python demo_data.py` writes a small generated data set in the same format."""
 
 
-def check_room(data_dir, archives, base_url):
-    """Refuse a disk without room for all archives and what comes of them, before one is fetched.
+def bytes_needed(archives, base_url):
+    """Return how many bytes the disk must have for archives and what comes of them.
 
     Where the host says no length ahead, each archive is judged by itself when its turn comes.
 
@@ -52,13 +55,11 @@ def check_room(data_dir, archives, base_url):
     """
     needed = 0
     for path in archives:
-        part = path.with_name(f"{path.name}.part")
         if path.exists():
-            needed += UNPACKED * path.stat().st_size
+            needed += UNPACKED * size_of(path)
         elif length := length_of(f"{base_url}/{path.name}"):
-            needed += (1 + UNPACKED) * length - (part.stat().st_size if part.exists() else 0)
-    if needed > (free := shutil.disk_usage(data_dir).free):
-        raise ValueError(f"{needed:,.0f} bytes are needed, {free:,} free in {data_dir}: make room")
+            needed += (1 + UNPACKED) * length - size_of(path.with_name(f"{path.name}.part"))
+    return needed
 
 
 def fetch_images(data_dir, base_url=BASE_URL, overwrite=False):
@@ -68,55 +69,36 @@ def fetch_images(data_dir, base_url=BASE_URL, overwrite=False):
         ValueError: what `fetch` and `unpack_archive` refuse, or the disk is too full for all.
     """
     base_url, archives = base_url.rstrip("/"), []
-    with sole_use(data_dir):
-        for source in SOURCES:
-            target = data_dir / f"{source}_crop"
-            if target.exists() and not overwrite:
-                demo = ", and it is the demo, NOT IMDB-WIKI" if is_demo(target) else ""
-                print(f"{target} is there{demo}: --overwrite replaces it")
-                continue
-            check_target(target, overwrite)
-            shutil.rmtree(target.with_name(f"{target.name}.partial"), ignore_errors=True)
-            archives.append(data_dir / f"{source}_crop.tar")
-        check_room(data_dir, archives, base_url)
-        for path in archives:
-            if not path.exists():
-                fetch(f"{base_url}/{path.name}", path, UNPACKED)
-            expected = IMAGES[path.name.removesuffix("_crop.tar")]
-            demo, images = is_demo(path), unpack_archive(path, data_dir, overwrite)
-            if demo:
-                print(f"   it is the demo, NOT IMDB-WIKI: delete {path} to fetch the real one")
-            elif images != expected:
-                print(f"   DIFFERS: {expected:,} images expected. Keep {path}: something is wrong")
-            else:
-                print(f"   as many as expected; {path} may be deleted")
+    for source in SOURCES:
+        target = data_dir / f"{source}_crop"
+        if target.exists() and not overwrite:
+            demo = ", and it is the demo, NOT IMDB-WIKI" if is_demo(target) else ""
+            print(f"{target} is there{demo}: --overwrite replaces it")
+            continue
+        check_targets(data_dir, [target.name], overwrite)
+        # Left by a run that was killed; it takes room on the disk.
+        shutil.rmtree(target.with_name(f"{target.name}.partial"), ignore_errors=True)
+        archives.append(data_dir / f"{source}_crop.tar")
+    check_room(data_dir, bytes_needed(archives, base_url))  # before hours are spent on one
+    for path in archives:
+        if not path.exists():
+            fetch(f"{base_url}/{path.name}", path, UNPACKED)
+        expected = IMAGES[path.name.removesuffix("_crop.tar")]
+        demo = is_demo(path)
+        images = unpack_archive(path, data_dir, overwrite)
+        if demo:
+            print(f"   it is the demo, NOT IMDB-WIKI: delete {path} to fetch the real one")
+        elif images != expected:
+            print(f"   DIFFERS: {expected:,} images expected. Keep {path}: something is wrong")
+        else:
+            print(f"   as many as expected; {path} may be deleted")
 
 
-def fetch_split_file(data_dir, base_url=SPLIT_URL, overwrite=False):
-    """Fetch the official `imdb_wiki.csv`, whose counts must be the paper's.
-
-    Raises:
-        ValueError: another `imdb_wiki.csv` is there, or the host gives none, or one of other
-            counts or of another sha256 than the first.
-    """
-    path, fresh = data_dir / "imdb_wiki.csv", data_dir / "imdb_wiki.csv.official"
-    record = data_dir / "imdb_wiki.csv.sha256"
-    if path.exists() and not overwrite:
-        if record.exists() and record.read_text().split()[:1] == [sha256_of(path)]:
-            return print(f"{path} is the official file")
-        raise ValueError(f"{path} is not a fetched file: --overwrite replaces it")
-    fetch(f"{base_url.rstrip('/')}/{SPLIT_FILE}", fresh)
-    try:
-        digest = sha256_of(fresh)
-        compare_with_record(path, digest, note=False)
-        counts = report_counts(read_meta(fresh, ("age", "path", "split"))["split"], EXPECTED)
-        if counts != EXPECTED:
-            raise ValueError(f"{base_url} gives a file of other counts: it was not kept")
-        compare_with_record(path, digest)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    print(f"wrote {path}")
+def check_split_file(path, content):
+    """Refuse a meta file whose counts are not the paper's."""
+    split = pd.read_csv(io.BytesIO(content), usecols=["split"])["split"]
+    if report_counts(split, EXPECTED) != EXPECTED:
+        raise ValueError(f"the host gives a {path.name} of other counts: it was not kept")
 
 
 def parse_args(argv=None):
@@ -135,17 +117,19 @@ def parse_args(argv=None):
 def main(argv=None):
     """Say how to get the data, fetch and unpack the images, fetch the split file."""
     args = parse_args(argv)
-    if args.checkpoint:
-        path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
-        return fetch_official(*OFFICIAL[args.checkpoint], path)
-    if args.images:
-        fetch_images(args.data_dir, args.base_url, args.overwrite)
-    if args.split_file:
-        with sole_use(args.data_dir):
-            fetch_split_file(args.data_dir, args.split_url, args.overwrite)
-    if not (args.images or args.split_file):
-        print(INSTRUCTIONS)
-    elif args.images and not args.split_file:
+    if not (args.checkpoint or args.images or args.split_file):
+        return print(INSTRUCTIONS)
+    with sole_use(args.data_dir):
+        if args.checkpoint:
+            path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
+            return fetch_official(*OFFICIAL[args.checkpoint], path)
+        if args.images:
+            fetch_images(args.data_dir, args.base_url, args.overwrite)
+        if args.split_file:
+            url = f"{args.split_url.rstrip('/')}/{SPLIT_FILE}"
+            files = {args.data_dir / "imdb_wiki.csv": (url, None)}
+            fetch_small(files, args.overwrite, check_split_file)
+    if not args.split_file:
         print("next: python prepare.py")
 
 

@@ -5,21 +5,19 @@
     python download.py --split_files            # FDS subset and test mask only
     python download.py --checkpoint lds_fds     # a released network: lds, fds or lds_fds
 
-The archive lies on Google Drive; an interrupted download goes on. Without it, `python prepare.py
+The archive lies on Google Drive; an interrupted download is resumed. Without it, `python prepare.py
 --labeled_mat` takes the 1,449 labelled pairs of NYU Depth v2, which the data set's page gives.
 """
 
 import argparse
-import hashlib
-import http.client
-import urllib.request
 from pathlib import Path
 
-from depth_archive import PARTS, unpack
-from pair_lists import MASK, SUBSET
-from released import compare_with_record, fetch_from_drive, fetch_official
-from utils import write_atomically
+from archive import unpack
+from fetch import compare_with_record, fetch_from_drive, fetch_small, sole_use, write_record
+from pair_lists import MASK, SUBSET, TEST, TRAIN
+from released import fetch_official
 
+PARTS = ("nyu2_train", "nyu2_test", TRAIN, TEST)  # of the archive; the others are left out
 ARCHIVE_ID = "1WoOZOBpOWfmwe7bknWS5PMUCLBPFKTOw"  # Google Drive, official release
 # Released networks: Drive id, and RMSE of the test set, all / many / medium / few.
 OFFICIAL = {
@@ -28,36 +26,64 @@ OFFICIAL = {
     "lds_fds": ("1QlZJOPYSyRRFqa1Q-y7-JlTDABiQZJUF", "rmse", (1.301, 0.731, 0.832, 1.799)),
 }
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD/nyud2-dir/data"
-SPLIT_FILES = (SUBSET, MASK)
+SPLIT_FILES = {SUBSET: b"data/nyu2_train/", MASK: b"\x93NUMPY"}  # what they begin with
+
+
+def choose_pairs(sizes):
+    """Return {name: path within the data folder} of the pairs and lists of the official archive.
+
+    Args:
+        sizes: {name: bytes} of the archive's files.
+
+    Raises:
+        ValueError: the pairs are not there.
+    """
+    chosen = {}
+    for name in sizes:
+        parts = name.split("/")
+        start = next((i for i, part in enumerate(parts) if part in PARTS), None)
+        if start is not None:
+            chosen[name] = "/".join(parts[start:])
+    held = {place.split("/")[0] for place in chosen.values()}
+    lacking = [part for part in PARTS if part not in held]
+    if lacking:
+        raise ValueError(f"the archive lacks {', '.join(lacking)}: it is not NYUD2-DIR's")
+    return chosen
+
+
+def unpack_pairs(archive, data_dir, overwrite=False, max_gb=40.0):
+    """Unpack the official archive; its parts appear in the data folder when all is whole.
+
+    Raises:
+        FileNotFoundError, ValueError: as `archive.unpack`; or another archive than the first.
+    """
+    digest = compare_with_record(archive)
+    unpack(archive, data_dir, choose_pairs, overwrite, max_gb)
+    write_record(archive, digest)
+
+
+def check_beginning(path, content):
+    """Refuse a file that does not begin as an FDS subset or a test mask does."""
+    if not content.startswith(SPLIT_FILES[path.name]):
+        raise ValueError(
+            f"the host gave no {path.name}, it begins {content[:20]!a}: it was not kept"
+        )
 
 
 def fetch_split_files(data_dir, base_url=BASE_URL, overwrite=False):
-    """Fetch the official FDS subset and test mask; each must be what its name says.
+    """Fetch the official FDS subset and test mask; what is there stays without `overwrite`.
 
     Raises:
-        ValueError: if another file is there, or the host gives none or something else.
+        ValueError: the host gives none, something else, or another file than the first time.
     """
+    files = {}
     for name in SPLIT_FILES:
-        path, url = Path(data_dir) / name, f"{base_url.rstrip('/')}/{name}"
+        path = Path(data_dir) / name
         if path.exists() and not overwrite:
             print(f"{path} is there and stays: --overwrite replaces it")
-            continue
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                content = response.read()
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no URL
-            raise ValueError(
-                f"cannot fetch {url} ({error}): put it at {path} by hand, or let `python "
-                "prepare.py` make another"
-            ) from error
-        beginning = b"\x93NUMPY" if name == MASK else b"data/nyu2_train/"
-        if not content.startswith(beginning):
-            raise ValueError(f"{url} gave no such file, it begins {content[:20]!a}: not kept")
-        digest = hashlib.sha256(content).hexdigest()
-        compare_with_record(path, digest, note=False)
-        write_atomically(path, content)
-        compare_with_record(path, digest)
-        print(f"wrote {path}")
+        else:
+            files[path] = (f"{base_url.rstrip('/')}/{name}", None)
+    fetch_small(files, overwrite, check_beginning, "; or let `python prepare.py` make another")
 
 
 def parse_args(argv=None):
@@ -77,21 +103,20 @@ def parse_args(argv=None):
 def main(argv=None):
     """Fetch and unpack what the command line asks for."""
     args = parse_args(argv)
-    if args.checkpoint:
-        path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
-        return fetch_official(*OFFICIAL[args.checkpoint], path)
-    if not args.split_files:
-        archive = args.archive or args.data_dir / "nyud2_archive"
-        if not args.archive:
-            fetch_from_drive(ARCHIVE_ID, archive)
-        if args.archive or args.overwrite or not all((args.data_dir / p).exists() for p in PARTS):
-            if archive.is_file():
-                compare_with_record(archive, note=False)
-            unpack(archive, args.data_dir, args.overwrite, args.max_gb)
-            compare_with_record(archive)
-        else:
-            print(f"{args.data_dir} has {', '.join(PARTS)}: --overwrite unpacks them again")
-    fetch_split_files(args.data_dir, args.base_url, args.overwrite)
+    with sole_use(args.data_dir):
+        if args.checkpoint:
+            path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
+            return fetch_official(*OFFICIAL[args.checkpoint], path)
+        if not args.split_files:
+            archive = args.archive or args.data_dir / "nyud2_archive"
+            if not args.archive:
+                fetch_from_drive(ARCHIVE_ID, archive)
+            held = all((args.data_dir / part).exists() for part in PARTS)
+            if args.archive or args.overwrite or not held:
+                unpack_pairs(archive, args.data_dir, args.overwrite, args.max_gb)
+            else:
+                print(f"{args.data_dir} has {', '.join(PARTS)}: --overwrite unpacks them again")
+        fetch_split_files(args.data_dir, args.base_url, args.overwrite)
     print("next: python prepare.py --check")
 
 

@@ -14,16 +14,15 @@ client, then `python prepare.py --raw FOLDER`.
 """
 
 import argparse
+import contextlib
 import hashlib
-import http.client
 import json
 import os
 import re
 import urllib.parse
-import urllib.request
 from pathlib import Path, PurePosixPath
 
-from fetch import fetch
+from fetch import fetch, read_url, sole_use
 
 BASE_URL = "https://sleepdata.org"
 DATASET = "shhs"
@@ -40,8 +39,8 @@ INSTRUCTIONS = """SHHS-DIR needs visit 2 of the Sleep Heart Health Study, record
 2. Once it is granted, your token is shown at https://sleepdata.org/token. Put it in a file that
    only you can read, then
        python download.py --token_file FILE
-   (or the variable NSRR_TOKEN). It fetches 2,651 recordings, some 100 GB, and the tables, goes on
-   where it broke off, and compares each file's size and MD5 with the host's, where it gives them.
+   (or the variable NSRR_TOKEN). It fetches 2,651 recordings, some 100 GB, and the tables, resumes
+   what broke off, and compares each file's size and MD5 with the host's, where it gives them.
    The resource's own client does the same: `nsrr download shhs/polysomnography/edfs/shhs2`.
 3. `python prepare.py` makes the nights and the split. The score is SF-36's general health; if the
    table's column has another name than prepare.py expects, name it with --score_column.
@@ -49,17 +48,14 @@ The data may not be passed on, and neither may nights, splits or predictions mad
 To try the code without them, `python demo_data.py` simulates nights in the same format."""
 
 
-def ask(url, token):
-    """Return what the host sends for an address, as text; the token stays out of any message."""
+@contextlib.contextmanager
+def hidden(token):
+    """Keep the token out of the message of any ValueError."""
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            return response.read().decode("utf-8")
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        hidden = [str(x).replace(urllib.parse.quote(token), "<token>") for x in (url, error)]
-        raise ValueError(
-            f"cannot ask {hidden[0]} ({hidden[1]}): is the token right, and has the request been "
-            "granted? `python download.py` says how to get both"
-        ) from None
+        yield
+    except ValueError as error:
+        message = str(error).replace(urllib.parse.quote(token), "<token>")
+        raise ValueError(message) from None
 
 
 def list_files(base_url, token, folder, pattern):
@@ -70,9 +66,15 @@ def list_files(base_url, token, folder, pattern):
             folder.
     """
     query = urllib.parse.urlencode({"auth_token": token, "path": folder})
-    text, listed = ask(f"{base_url}/api/v1/datasets/{DATASET}/files.json?{query}", token), []
+    with hidden(token):
+        content = read_url(
+            f"{base_url}/api/v1/datasets/{DATASET}/files.json?{query}",
+            "is the token right, and has the request been granted? `python download.py` says how "
+            "to get both",
+        )
+    listed = []
     try:
-        for row in json.loads(text):
+        for row in json.loads(content):
             if row["is_file"]:
                 size, md5 = row.get("file_size"), row.get("file_checksum_md5")
                 path = PurePosixPath(row["full_path"])
@@ -114,12 +116,9 @@ def fetch_file(base_url, token, path, size, md5, target):
     """
     if target.is_file() and not difference(target, size, md5):
         return
-    hidden = urllib.parse.quote(token)
-    url = f"{base_url}/datasets/{DATASET}/files/a/{hidden}/{urllib.parse.quote(path)}"
-    try:
-        fetch(url, target)
-    except ValueError as error:
-        raise ValueError(str(error).replace(hidden, "<token>")) from None
+    address = f"{base_url}/datasets/{DATASET}/files/a"
+    with hidden(token):
+        fetch(f"{address}/{urllib.parse.quote(token)}/{urllib.parse.quote(path)}", target)
     if found := difference(target, size, md5):
         target.unlink()
         raise ValueError(f"{path} {found}: give the command again")
@@ -174,13 +173,14 @@ def main(argv=None):
             files += found[: args.limit] if what == "nights" else found
             print(f"{folder}: {len(files)} files so far (nights expected: {EXPECTED_NIGHTS:,})")
     print(f"{len(files):,} files, {sum(size for _, size, _ in files) / 1e9:.1f} GB")
-    for path, size, md5 in files:
-        if args.list:
+    if args.list:
+        for path, size, _ in files:
             print(f"{size:>14,}  {path}")
-        else:
+        return
+    with sole_use(args.data_dir):
+        for path, size, md5 in files:
             fetch_file(base_url, token, path, size, md5, args.data_dir / "shhs" / path)
-    if not args.list:
-        print("next: python prepare.py")
+    print("next: python prepare.py")
 
 
 if __name__ == "__main__":

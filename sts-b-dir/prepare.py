@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from datasets import FILES, MAX_SCORE, read_tsv
-from released import sha256_of
+from fetch import sha256_of
 from utils import write_atomically
 
 COLUMNS = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()

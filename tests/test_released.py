@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from conftest import SHARED, load
@@ -34,6 +35,8 @@ def drive(monkeypatch):
 
     def fetched(id, output, resume):
         asked.append((id, resume))
+        lock = FileLock(Path(output).parent / ".download.lock", is_singleton=True)
+        assert lock.is_locked == (id != "abc")  # by every download.py; "abc" is fetched without
         if id not in files:
             raise gdown.exceptions.FileURLRetrievalError("quota exceeded")
         content = files[id]

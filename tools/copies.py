@@ -26,8 +26,9 @@ GROUPS = (  # files, folders: the first is where to edit
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
+    (("fetch.py",), FOLDERS),
+    (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
-    (("fetch.py",), ("sts-b-dir", "imdb-wiki-dir", "shhs-dir")),
 )
 # Names that folders outside their group, if any, hold each with content of its own. The model
 # files depth_net.py, bilstm.py and sleep_net.py are not here: each belongs to one folder.
