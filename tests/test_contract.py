@@ -1,0 +1,434 @@
+"""Sixteen promises that every benchmark folder keeps; contract.py says what differs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT, load
+from contract import CONTRACTS, weights_in
+
+LEFT_BY_ALL = {
+    "results.json", "epochs.jsonl", "predictions.csv", "label_density.csv", "fds_statistics.npz",
+    "figures",
+}  # fmt: skip
+FIGURES = {
+    "error_by_label", "predictions", "learning_curves", "label_density", "fds_statistics",
+    "fds_similarity",
+}  # fmt: skip
+TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
+CONFLICTS = {
+    "--lds": "--reweight sqrt_inv",
+    "--lds --reweight sqrt_inv --lds_ks 4": "odd",
+    "--fds --fds_sigma 0": "sigma",
+    "--retrain_fc --reweight inverse": "--pretrained",
+    "--resume --overwrite": "choose one",
+    "--eval_model file": "--evaluate",
+    "--no_such_flag": "unrecognized",
+    "--batch 3": "unrecognized",  # flags are not abbreviated
+    "--batch_size 0": "1 or more",
+    "--bucket_num 9 --bucket_start 9": "must rise",
+    "--bucket_num 9 --bucket_start 7 --fds": "(--fds_ks + 1) / 2",
+    "--fds_mmt 1.5": "[0, 1]",
+    "--lr 0": "above 0",
+    "--gpu 0 --device cpu": "contradict",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are started: sums in the same order give the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=CONTRACTS, ids=lambda contract: contract.folder)
+def contract(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def data(contract, tmp_path_factory):
+    return contract.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(contract, data, tmp_path_factory):
+    """An unbroken run of three epochs (or validations) with LDS and FDS."""
+    store = tmp_path_factory.mktemp("finished")
+    contract.train.main(contract.argv(data, store, *contract.lines(3), *contract.lds_fds.split()))
+    return only_run(store)
+
+
+def here(contract, data, store, *more):
+    """Train in this process, without the figures; returns the test metrics."""
+    with mock.patch.object(contract.train.report, "draw_run"):
+        return contract.train.main(contract.argv(data, store, *more))
+
+
+def command(contract, *words, tiny=False, folder=None):
+    """Words and options of a process that runs train.py from within its folder."""
+    folder = folder or ROOT / contract.folder
+    script = [str(ROOT / contract.tiny), str(folder)] if tiny and contract.tiny else ["train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return [sys.executable, *words, *script], {"cwd": folder, "env": environment}
+
+
+def run(contract, argv, *launcher, **options):
+    """Run train.py in a process of its own and return that."""
+    words, place = command(contract, *launcher, **options)
+    done = subprocess.run(
+        [*words, *argv], capture_output=True, text=True, timeout=300, check=False, **place
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def only_run(store):
+    (folder,) = Path(store).iterdir()
+    return folder
+
+
+def rows_of(folder):
+    """The lines of a run's epochs.jsonl."""
+    file = folder / "epochs.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def assert_same_weights(a, b):
+    """Bit for bit the same weights and buffers."""
+    a, b = weights_in(a), weights_in(b)
+    assert list(a) == list(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def assert_same_metrics(found, results):
+    """What `main` returns and what results.json holds, where NaN is null."""
+    assert json.loads(load("agedb-dir", "utils").to_json(found)) == results["metrics"]["test"]
+
+
+# ---- the command line ----------------------------------------------------------------------
+
+
+def test_released_flags_keep_their_defaults(contract):
+    args = vars(contract.train.parse_args([]))
+    assert {name: args[name] for name in contract.defaults} == contract.defaults
+    parse = contract.train.parse_args
+    assert parse(["--seed", "5"]).seed == parse(["--random_seed", "5"]).seed == 5
+    assert parse(["--gpu", "-1"]).gpu == parse(["--cuda", "-1"]).gpu == -1
+    assert parse(["--resume"]).resume == "auto"
+    assert parse(["--resume", "file"]).resume == "file"
+    for name in {"epoch", "epochs"} & set(args):
+        assert vars(parse(["--epoch", "3"]))[name] == vars(parse(["--epochs", "3"]))[name] == 3
+
+
+def test_what_changes_a_run_changes_its_folder(contract):
+    """Each flag that is not its place, at another value, gives another folder or another error."""
+    parser = contract.train.make_parser()
+    plain = "".join(contract.train.run_name(contract.train.parse_args([])))
+    args = contract.train.parse_args([])
+    # Methods stand in the name when they are used; the length of a run may grow on resume.
+    silent = {"epoch", "epochs", "max_vals", "start_epoch", "data_dir", "compile", "pretrained"}
+    silent |= {name for name in vars(args) if name.startswith(("lds_", "fds_", "start_"))}
+    silent |= {"huber_beta", "lds", "retrain_fc"}
+    silent -= {"fds_stats"}
+    checked = 0
+    for action in parser._actions:
+        flag = action.dest
+        if parser.roles.get(flag, "place") == "place" or flag in silent:
+            continue
+        changed = contract.train.parse_args([])
+        default = getattr(args, flag)
+        if action.choices:
+            value = next(choice for choice in action.choices if choice != default)
+        elif isinstance(default, bool):
+            value = not default
+        elif isinstance(default, (int, float)):
+            value = default + 1
+        else:
+            value = [1, 2] if isinstance(default, list) else "other"
+        setattr(changed, flag, value)
+        name = contract.train.run_name(changed)
+        assert "".join(name) != plain, flag
+        checked += 1
+    assert checked > 8
+
+
+@pytest.mark.parametrize("flags", CONFLICTS)
+def test_conflicts_of_flags(contract, flags, capsys):
+    with pytest.raises(SystemExit):
+        contract.train.parse_args(flags.split())
+    assert CONFLICTS[flags] in capsys.readouterr().err
+
+
+def test_help_explains_every_flag(contract, capsys):
+    with pytest.raises(SystemExit) as end:
+        contract.train.parse_args(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    parser = contract.train.make_parser()
+    for action in parser._actions:
+        assert action.help, action.dest
+        assert all(option in text for option in action.option_strings)
+    assert set(parser.roles) == {a.dest for a in parser._actions} - {"help"}
+
+
+# ---- what a run leaves ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_its_files(contract, finished):
+    held = {path.name for path in finished.iterdir()}
+    assert held >= LEFT_BY_ALL | {contract.last, contract.best, *contract.files}
+    assert [path for path in held if path.endswith(".log")]
+    assert not list(finished.glob(".*.tmp"))
+    assert {path.stem for path in (finished / "figures").iterdir()} >= FIGURES
+    results, rows = results_of(finished), rows_of(finished)
+    assert len(rows) == 3
+    assert results["method"].endswith("+LDS+FDS")
+    assert results["benchmark"] == contract.folder
+    assert set(results["place_flags"]) < set(results["config"])
+    # The best epoch's validation is repeated in the results.
+    assert results["metrics"]["val"]["overall"] in [row["val"]["overall"] for row in rows]
+    density = pd.read_csv(finished / "label_density.csv")
+    samples = density["count"] > 0
+    assert density.loc[samples, "weight"].notna().all()
+    assert density.loc[~samples, "weight"].isna().all()
+    mean = np.average(density.loc[samples, "weight"], weights=density.loc[samples, "count"])
+    assert mean == pytest.approx(1, abs=1e-4)
+    assert density["eff_label_dist"].notna().all()
+
+
+@pytest.mark.slow
+def test_evaluation_gives_the_runs_own_metrics(contract, data, finished, tmp_path):
+    """By the checkpoint's path, without the flags that make the network, and nothing is written."""
+    store = tmp_path / "store"
+    found = here(contract, data, store, "--evaluate", "--eval_model", finished / contract.best)
+    assert_same_metrics(found, results_of(finished))
+    assert not store.exists()
+
+
+@pytest.mark.slow
+def test_a_released_file_evaluates(contract, data, finished, tmp_path):
+    """In the official format, with DataParallel's names, wanted with FDS or without."""
+    utils = load("agedb-dir", "utils")
+    file = tmp_path / f"official{Path(contract.best).suffix}"
+    torch.save(contract.official(utils.load_checkpoint(finished / contract.best)), file)
+    for name in ("vocab.txt",):
+        if (finished / name).is_file():
+            shutil.copy(finished / name, tmp_path)
+    for fds in ((), ("--fds",)):
+        found = here(contract, data, tmp_path / "store", "--evaluate", "--eval_model", file, *fds)
+        assert_same_metrics(found, results_of(finished))
+
+
+@pytest.mark.slow
+def test_a_published_run_evaluates(contract, data, finished, tmp_path):
+    out = tmp_path / "published"
+    load("tools", "publish").main([str(finished), "--out", str(out)])
+    found = here(contract, data, tmp_path / "store", "--evaluate", "--eval_model", out)
+    assert_same_metrics(found, results_of(finished))
+    config = json.loads((out / "config.json").read_text())
+    assert str(data) not in json.dumps(config)
+
+
+# ---- resuming ------------------------------------------------------------------------------
+
+
+def kill_after(contract, argv, store, lines, delay):
+    """Start a run and kill it `delay` seconds after a line of epochs.jsonl; False if it ended."""
+    words, place = command(contract)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*words, *argv], **place, **silent)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        folders = list(store.iterdir()) if store.is_dir() else []
+        if folders and len(rows_of(folders[0])) >= lines:
+            break
+        time.sleep(0.005)
+    time.sleep(delay)
+    alive = process.poll() is None
+    process.kill()  # SIGKILL: no chance to tidy up
+    process.wait()
+    return alive
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_identical(contract, data, finished, tmp_path):
+    more = (*contract.lines(3), *contract.lds_fds.split(), "--resume")
+    argv = contract.argv(data, tmp_path, *more)
+    killed = kill_after(contract, argv, tmp_path, lines=1, delay=0.02)
+    held = rows_of(only_run(tmp_path))
+    assert held
+    assert killed or len(held) == 3
+    here(contract, data, tmp_path, *more)
+    resumed = only_run(tmp_path)
+    log = "".join(path.read_text() for path in resumed.glob("*.log"))
+    assert "Resuming from" in log or len(held) == 1  # killed before its first checkpoint
+    for name in (contract.last, contract.best):
+        assert_same_weights(resumed / name, finished / name)
+    assert (resumed / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
+    assert [row["epoch"] for row in rows_of(resumed)] == [r["epoch"] for r in rows_of(finished)]
+    assert not list(resumed.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_an_existing_run_is_kept(contract, data, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / finished.name)
+    before = {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+    more = (*contract.lines(3), *contract.lds_fds.split())
+    with pytest.raises(ValueError, match=r"holds a run.*--resume.*--overwrite"):
+        here(contract, data, tmp_path, *more)
+    copy = tmp_path / finished.name
+    assert {p.name: p.read_bytes() for p in copy.iterdir() if p.is_file()} == before
+    # A finished run that is resumed ends where it was.
+    assert_same_metrics(here(contract, data, tmp_path, *more, "--resume"), results_of(finished))
+    (copy / "notes.txt").write_text("mine")
+    here(contract, data, tmp_path, *contract.lines(1), *contract.lds_fds.split(), "--overwrite")
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert len(rows_of(copy)) == 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_network_is_named(contract, data, finished, tmp_path):
+    best = finished / contract.best
+    with pytest.raises(ValueError, match="another model's weights"):
+        here(contract, data, tmp_path, "--pretrained", best, *contract.other.split())
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        here(contract, data, tmp_path, "--evaluate", "--eval_model", tmp_path / "none")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ---- methods -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_retraining_the_head_leaves_the_rest(contract, data, finished, tmp_path):
+    pretrained = finished / contract.best
+    here(contract, data, tmp_path, *contract.lines(1), "--reweight", "inverse", "--retrain_fc",
+         "--pretrained", pretrained)  # fmt: skip
+    folder = only_run(tmp_path)
+    assert "_inverse_retrain_fc_" in folder.name
+    assert results_of(folder)["method"] == "RRT INV"
+    before, after = weights_in(pretrained), weights_in(folder / contract.last)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    heads = 0
+    for name, value in after.items():
+        if name.startswith(contract.head):
+            heads += not torch.equal(value, before[name])
+        elif not name.endswith(buffers):
+            assert torch.equal(value, before[name]), name
+    assert heads >= 2
+
+
+@pytest.mark.slow
+def test_statistics_that_start_late(contract, data, tmp_path):
+    """Before --start_update no pass is run: batch norm would move once more."""
+    train, asked = contract.train, []
+    update = train.update_fds_statistics
+
+    def noted(run, model, loader, epoch):
+        asked.append(epoch)
+        return update(run, model, loader, epoch)
+
+    late = "--fds --start_update 2 --start_smooth 3".split()
+    with mock.patch.object(train, "update_fds_statistics", noted):
+        here(contract, data, tmp_path / "late", *contract.lines(2), *late)
+        assert not [epoch for epoch in asked if epoch < 2]
+        here(contract, data, tmp_path / "plain", *contract.lines(2))
+    late, plain = (weights_in(only_run(tmp_path / n) / contract.last) for n in ("late", "plain"))
+    if not asked:  # as long as nothing has started, FDS changes nothing
+        for name, value in plain.items():
+            assert torch.equal(value, late[name]), name
+    assert (late[next(n for n in late if n.endswith("FDS.epoch"))] >= 2).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", "--fds_stats online --fds_variant {other}"])
+def test_two_processes_equal_one(contract, data, tmp_path, more):
+    other = "paper" if contract.defaults["fds_variant"] == "official" else "official"
+    more = more.format(other=other).split()
+    folders = []
+    for processes, launcher in ((1, ()), (2, TORCHRUN)):
+        store = tmp_path / str(processes)
+        flags = (*contract.lines(2), *contract.lds_fds.split(), *more)
+        run(contract, contract.argv(data, store, *flags), *launcher, tiny=True)
+        folders.append(only_run(store))
+    one, two = (weights_in(folder / contract.last) for folder in folders)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
+    results = [results_of(folder) for folder in folders]
+    assert [result["processes"] for result in results] == [1, 2]
+    losses = [[row["train_loss"] for row in rows_of(folder)] for folder in folders]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for shot, metrics in results[0]["metrics"]["test"].items():
+        for metric, value in metrics.items():
+            second = results[1]["metrics"]["test"][shot][metric]
+            assert second == value or second == pytest.approx(value, rel=1e-3), (shot, metric)
+
+
+@pytest.mark.slow
+def test_a_loss_that_explodes_keeps_the_checkpoint(contract, data, finished, tmp_path):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    before = (folder / contract.last).read_bytes()
+    more = (*contract.lines(5), *contract.lds_fds.split(), "--resume")
+    name = next(n for n in dir(contract.train.losses) if n.startswith("weighted_")
+                and n in used_losses(contract))  # fmt: skip
+    poisoned = getattr(contract.train.losses, name)
+
+    def loss(*args, **options):
+        return poisoned(*args, **options) * float("nan")
+
+    with (
+        mock.patch.object(contract.train.losses, name, loss),
+        pytest.raises(FloatingPointError, match=r"nan at epoch \d+, step \d+.*checkpoint stays"),
+    ):
+        here(contract, data, tmp_path, *more)
+    assert (folder / contract.last).read_bytes() == before
+
+
+def used_losses(contract):
+    """Names of the folder's default loss."""
+    return {f"weighted_{contract.defaults.get('loss', 'mse')}_loss"}
+
+
+@pytest.mark.slow
+def test_a_short_training_beats_a_constant(contract, data, tmp_path):
+    metrics = here(contract, data, tmp_path, *contract.learning.split())
+    predictions = pd.read_csv(only_run(tmp_path) / "predictions.csv")
+    labels = predictions.loc[predictions["split"] == "test", "label"]
+    constant = {
+        "mae": (labels - labels.median()).abs().mean(),
+        "mse": labels.var(ddof=0),
+        "rmse": labels.std(ddof=0),
+    }[contract.metric]
+    assert metrics["overall"][contract.metric] < contract.baseline * constant
+
+
+@pytest.mark.slow
+def test_the_folder_runs_alone(contract, data, tmp_path):
+    """Copied out of the repository, the folder needs nothing that it left behind."""
+    alone = tmp_path / "elsewhere"
+    left = shutil.ignore_patterns("data", "glue_data", "glove", "checkpoint", "__pycache__")
+    shutil.copytree(ROOT / contract.folder, alone, ignore=left)
+    argv = contract.argv(data, tmp_path / "store", *contract.lines(1), *contract.lds_fds.split())
+    run(contract, argv, folder=alone)
+    assert results_of(only_run(tmp_path / "store"))["commit"] is None
