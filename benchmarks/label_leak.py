@@ -19,10 +19,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+
 from common import load
 
 train = load("sts-b-dir", "train")
-text = load("sts-b-dir", "text")
 utils = load("sts-b-dir", "utils")
 
 
@@ -32,13 +32,13 @@ def examine(run):
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     args = SimpleNamespace(**results["config"])
     file = run / "model_state.th"
-    corpus = text.read_corpus(args, file)
-    model = train.build_model(args, corpus)
-    utils.load_state(model, utils.load_checkpoint(file), file)
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
-    loader = train.build_loaders(args, alone, corpus)["train"]
-    order = np.random.default_rng(0).permutation(len(loader.labels))
-    own, dealt = loader.labels, loader.labels[torch.from_numpy(order)]
+    data = train.build_data(SimpleNamespace(args=args, accelerator=alone), file)
+    model = train.build_model(args, data.corpus)
+    utils.load_state(model, utils.load_checkpoint(file), file)
+    loader = data.loaders["train"]
+    own = loader.labels
+    dealt = own[np.random.default_rng(0).permutation(len(own))]
     rows = []
     for dropout in (False, True):
         utils.seed_everything(0)
@@ -52,13 +52,12 @@ def examine(run):
             features["dealt label"] = model.FDS.smooth(raw, dealt, late)
         for name, x in features.items():
             preds = (5 * model.linear(x)).flatten().numpy().astype(float)
-            error = preds - own.flatten().numpy()
-            rows.append({
-                "dropout": "on" if dropout else "off", "calibrated by": name,
-                "MSE": np.mean(error**2), "offset": error.mean(),
-                "r(true)": np.corrcoef(preds, own.flatten())[0, 1],
-                "r(dealt)": np.corrcoef(preds, dealt.flatten())[0, 1],
-            })  # fmt: skip
+            error = preds - own
+            row = {"dropout": "on" if dropout else "off", "calibrated by": name}
+            row |= {"MSE": np.mean(error**2), "offset": error.mean()}
+            row["r(true)"] = np.corrcoef(preds, own)[0, 1]
+            row["r(dealt)"] = np.corrcoef(preds, dealt)[0, 1]
+            rows.append(row)
     return f"{results['method']}, seed {results['seed']}\n" + pd.DataFrame(rows).to_string(
         index=False, float_format="%.3f"
     )

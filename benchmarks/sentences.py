@@ -8,18 +8,21 @@ plain side is torch's LSTM on packed sequences, one call for each sentence of a 
 """
 
 import argparse
+import functools
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+
 from common import load, medians, show
 
 N, BATCH, VOCABULARY = 5249, 128, 17_011
 D_WORD, D_HID = 50, 128
 OFFICIAL_STEP, OFFICIAL_EPOCH, OFFICIAL_FDS = 0.46, 19.0, 8.0  # seconds, one thread, see README
 
+batches = load("sts-b-dir", "batches")
 bilstm = load("sts-b-dir", "bilstm")
 datasets = load("sts-b-dir", "datasets")
 fds = load("sts-b-dir", "fds")
@@ -33,7 +36,8 @@ def make_loader():
     ids = [[rng.integers(2, VOCABULARY, n).tolist() for n in part] for part in lengths]
     labels = rng.choice(np.arange(0, 5.01, 0.2), N)
     print(f"{N} pairs, {lengths.mean():.1f} words a sentence")
-    return datasets.Loader(ids, labels, np.ones(N), BATCH, "cpu")
+    sharing = batches.Sharing(BATCH, seed=0, device=torch.device("cpu"))
+    return datasets.Loader(ids, labels, np.ones(N), sharing)
 
 
 def make_model(with_fds):
@@ -41,10 +45,8 @@ def make_model(with_fds):
     torch.manual_seed(0)
     module = None
     if with_fds:
-        module = fds.FDS(
-            8 * D_HID, 50, label_to_bucket=datasets.label_to_bucket, fill_empty=True,
-            clip=(0.5, 2.0),
-        )  # fmt: skip
+        options = {"label_to_bucket": datasets.label_to_bucket, "clip": train.FDS_CLIP}
+        module = fds.FDS(8 * D_HID, 50, **options, fill_empty=True)
     model = bilstm.SimilarityRegressor(bilstm.LSTMEncoder(VOCABULARY, D_WORD, D_HID), module)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return model, torch.optim.Adam(parameters, lr=5e-4, weight_decay=1e-5)
@@ -91,17 +93,17 @@ def plain_smooth(module, features, labels):
 def compare_steps(loader):
     """Return rows of (what, plain seconds, our seconds, goal)."""
     model, optimizer = make_model(False)
-    batches = list(loader.train(0, 0, 8))
+    first = list(loader.train(0, slice(8)))
 
     def plain():
-        for batch in batches:
+        for batch in first:
             take_step(model, optimizer, batch, lambda b: plain_features(model, b.ids, b.lengths))
 
     def ours():
-        for batch in batches:
+        for batch in first:
             take_step(model, optimizer, batch, lambda b: model.pair_features(b.ids, b.lengths))
 
-    seconds = [s / len(batches) for s in medians([plain, ours], 5)]
+    seconds = [s / len(first) for s in medians([plain, ours], 5)]
     print(
         f"a step takes {seconds[1]:.3f} s here; the official code took {OFFICIAL_STEP} s on a "
         f"machine of the same kind ({OFFICIAL_STEP / seconds[1]:.1f} times as long; torch's LSTM "
@@ -110,9 +112,9 @@ def compare_steps(loader):
     model, _ = make_model(True)
     model.FDS.update_running_stats(torch.randn(N, 8 * D_HID), loader.labels, 0)
     model.FDS.update_last_epoch_stats(1)
-    features, labels = torch.randn(BATCH, 8 * D_HID), loader.labels[:BATCH]
-    smooth = medians([lambda: plain_smooth(model.FDS, features, labels),
-                      lambda: model.FDS.smooth(features, labels, 2)], 9)  # fmt: skip
+    features, labels = torch.randn(BATCH, 8 * D_HID), torch.from_numpy(loader.labels[:BATCH])
+    loop = functools.partial(plain_smooth, model.FDS, features, labels)
+    smooth = medians([loop, lambda: model.FDS.smooth(features, labels, 2)], 9)
     return [
         (f"a step on {BATCH} pairs", *seconds, ""),
         (f"FDS: calibrate {BATCH} x {8 * D_HID} features", *smooth, ""),
@@ -126,23 +128,21 @@ def share_of_fds(loader):
     """
     steps = len(loader)
     for stats in ("extra_pass", "online"):
-        args = SimpleNamespace(
-            loss="mse", seed=0, max_grad_norm=5.0, fds_stats=stats, fds=True, huber_beta=0.3
-        )
-        accelerator = Accelerator(cpu=True)
+        run = SimpleNamespace(args=train.parse_args(["--fds_stats", stats]))
+        run.accelerator = Accelerator(cpu=True)
         model, optimizer = make_model(True)
-        spent = dict.fromkeys(("smooth", "accumulate", "update_last_epoch_stats",
-                               "update_running_stats"), 0.0)  # fmt: skip
+        functions = "smooth accumulate update_last_epoch_stats update_running_stats"
+        spent = dict.fromkeys(functions.split(), 0.0)
         for name in spent:
             setattr(model.FDS, name, timed(getattr(model.FDS, name), spent, name))
-        train.train_one_epoch(args, accelerator, model, model, optimizer, loader, 0, steps)
-        train.update_fds_statistics(args, accelerator, model, loader, 0)
-        spent |= dict.fromkeys(spent, 0.0)
-        start = time.perf_counter()
-        train.train_one_epoch(args, accelerator, model, model, optimizer, loader, steps, 2 * steps)
-        middle = time.perf_counter()
-        train.update_fds_statistics(args, accelerator, model, loader, 1)
-        end = time.perf_counter()
+        for epoch in (0, 1):
+            spent |= dict.fromkeys(spent, 0.0)  # the second epoch counts
+            span = range(epoch * steps, (epoch + 1) * steps)
+            start = time.perf_counter()
+            train.train_one_epoch(run, model, model, optimizer, loader, span)
+            middle = time.perf_counter()
+            train.update_fds_statistics(run, model, loader, epoch)
+            end = time.perf_counter()
         arithmetic = sum(spent.values())
         bare = middle - start - spent["smooth"] - (stats == "online") * spent["accumulate"]
         shares = [100 * seconds / bare for seconds in (arithmetic, end - start - bare)]

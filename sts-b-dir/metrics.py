@@ -1,8 +1,8 @@
 """Metrics of STS-B-DIR, over all test pairs and by shot (section 4 of the paper).
 
-Shots are fixed lists of the 50 bins. All is on the scale 0 ... 5: MSE and MAE, GM (the geometric
-mean of the absolute error), bMAE (the mean over bins of each bin's MAE), Pearson's and Spearman's
-correlation.
+Shots are fixed lists of the 50 bins of 0.1. All is on the scale 0 ... 5: MSE and MAE, GM (the
+geometric mean of the absolute error), bMAE (the mean over those bins of each bin's MAE), Pearson's
+and Spearman's correlation.
 """
 
 import warnings
@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from datasets import BUCKETS, label_to_bucket
+from datasets import BUCKETS, EDGES, label_to_bucket
 
 # Numbers of the bins of 0.1, from the released code: those with more than 100 training pairs, and
 # with 35 to 98; the others, few, have at most 27.
@@ -24,11 +24,22 @@ HIGHER_IS_BETTER = ("pearson", "spearman")
 SMALLEST_ERROR = 1e-10
 
 
-def shot_of_buckets():
-    """Name the shot of each bin: object array [50] of 'many', 'medium' and 'few'."""
+def shot_of(labels):
+    """Name the shot of each similarity by its bin of 0.1: object array of 'many' and the like."""
     shots = np.full(BUCKETS, "few", dtype=object)
-    shots[list(MANY)], shots[list(MEDIUM)] = "many", "medium"
-    return shots
+    shots[list(MANY)] = "many"
+    shots[list(MEDIUM)] = "medium"
+    return shots[label_to_bucket(labels)]
+
+
+def shots_of_buckets(edges=EDGES):
+    """Name the shot of each bin: object array [B] of 'many', 'medium' and 'few'.
+
+    Args:
+        edges: of the bins [B + 1]. The shots belong to the 50 bins of 0.1, so one of other bins is
+            that of its lower edge.
+    """
+    return shot_of(edges[:-1])
 
 
 def shot_metrics(preds, labels, train_labels=None):
@@ -36,7 +47,7 @@ def shot_metrics(preds, labels, train_labels=None):
 
     Args:
         preds, labels: arrays or lists [N], on the scale 0 ... 5.
-        train_labels: not needed, since the shots are fixed; here for the other benchmarks' sake.
+        train_labels: not needed, since the shots are fixed; here because other benchmarks need it.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pair, and in a
@@ -49,8 +60,7 @@ def shot_metrics(preds, labels, train_labels=None):
     labels = np.asarray(labels, dtype=np.float64).reshape(-1)
     if len(preds) != len(labels):
         raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
-    buckets = label_to_bucket(labels)
-    shots = shot_of_buckets()[buckets]
+    buckets, shots = label_to_bucket(labels), shot_of(labels)
     parts = {"overall": np.ones(len(labels), dtype=bool)}
     parts |= {shot: shots == shot for shot in SHOTS[1:]}
     return {shot: _metrics(preds[p], labels[p], buckets[p]) for shot, p in parts.items()}

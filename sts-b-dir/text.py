@@ -1,11 +1,12 @@
 """From the files of sentence pairs to ids, words and word vectors, for `train.py`.
 
 A checkpoint of the LSTM holds rows of an embedding, not words, so one differing word would shift
-all ids behind it. Ours have `vocab.txt` beside them, which is used; for others the vocabulary is
-made anew from the data, and another number of rows is an error.
+all ids behind it. Ours have `vocab.txt` next to them, which is used; for others the vocabulary is
+built again from the data, and another number of rows is an error.
 """
 
 import logging
+from collections import Counter
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -14,12 +15,61 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from datasets import PADDING, UNKNOWN, build_vocabulary, read_pairs, tokenize, words_to_ids
+from datasets import FILES, read_pairs, tokenize
 from embeddings import read_word_vectors
 from utils import write_atomically
 
 VOCABULARY = "vocab.txt"  # in the run folder: line i is the word of id i
+PADDING, UNKNOWN = "@@PADDING@@", "@@UNKNOWN@@"  # ids 0 and 1 (released code)
 WORDS = "pair_encoder._text_field_embedder.token_embedder_words.weight"  # name in checkpoints
+
+
+# ---- words and ids -------------------------------------------------------------------------
+
+
+def build_vocabulary(pairs, tokens, max_words):
+    """Return the words by id: padding, unknown, then words by descending count.
+
+    Words of one count stand in the order in which they appear: the first sentences of all rows of
+    the training set, its second ones, then validation and test set alike.
+
+    Args:
+        pairs: what `datasets.read_pairs` returns.
+        tokens: words of the first and of the second sentences, two lists in the rows' order.
+        max_words: how many words get an id of their own.
+    """
+    counts = Counter()
+    for split in FILES:
+        rows = np.flatnonzero(pairs["split"] == split)
+        for sentences in tokens:
+            counts.update(chain.from_iterable(sentences[row] for row in rows))
+    return [PADDING, UNKNOWN, *(word for word, _ in counts.most_common(max_words))]
+
+
+def words_to_ids(tokens, words):
+    """Return each sentence's ids as a list; a word that `words` lacks is unknown."""
+    number = {word: i for i, word in enumerate(words)}
+    unknown = number[UNKNOWN]
+    return [[number.get(word, unknown) for word in sentence] for sentence in tokens]
+
+
+def read_vocabulary(path):
+    """Return the words by id that a run has left in `vocab.txt`.
+
+    Raises:
+        ValueError: if the file is none, or repeats a word.
+    """
+    words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if words[:2] != [PADDING, UNKNOWN] or len(set(words)) < len(words):
+        raise ValueError(f"{path} is damaged: it starts with {words[:2]} or repeats a word")
+    return words
+
+
+def write_vocabulary(run, words):
+    """Write `vocab.txt` into the run folder; nothing where there are none, with --encoder."""
+    if run.is_main and words:
+        lines = "".join(f"{word}\n" for word in words)
+        write_atomically(run.folder / VOCABULARY, lines.encode())
 
 
 class Corpus(NamedTuple):
@@ -36,11 +86,11 @@ def read_corpus(args, checkpoint=None):
 
     Args:
         args: of train.py.
-        checkpoint: path whose neighbour `vocab.txt`, if there, says the words; or None.
+        checkpoint: path whose neighbour `vocab.txt`, if it exists, says the words; or None.
 
     Raises:
-        FileNotFoundError, ValueError: as of `datasets.read_pairs`, and for an unusable vocabulary
-            or encoder.
+        FileNotFoundError, ValueError: as `datasets.read_pairs`, and for an unusable vocabulary or
+            encoder.
     """
     pairs = read_pairs(args.data_dir)
     columns = [pairs[name].tolist() for name in ("sentence1", "sentence2")]
@@ -53,19 +103,23 @@ def read_corpus(args, checkpoint=None):
     tokens = [[sentence[: args.max_seq_len] for sentence in part] for part in tokens]
     file = Path(checkpoint).with_name(VOCABULARY) if checkpoint else None
     if file is not None and file.is_file():
-        words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if words[:2] != [PADDING, UNKNOWN] or len(set(words)) < len(words):
-            raise ValueError(f"{file} is damaged: it starts with {words[:2]} or repeats a word")
+        words, source = read_vocabulary(file), file
     else:
         words = build_vocabulary(pairs, tokens, args.max_word_v_size)
+        source = "from the three files"
     ids = [words_to_ids(part, words) for part in tokens]
-    unknown = sum(sentence.count(1) for part in ids for sentence in part)
+    logging.info("Vocabulary of %d words (%s)", len(words) - 2, source)
     logging.info(
-        "Vocabulary of %d words (%s), tokenizer %s of NLTK %s, %d of %d tokens unknown",
-        len(words) - 2, file if file is not None and file.is_file() else "from the three files",
-        args.tokenizer, version("nltk"), unknown, sum(map(len, chain(*ids))),
-    )  # fmt: skip
+        "Tokenizer %s of NLTK %s: %d of %d tokens unknown",
+        args.tokenizer,
+        version("nltk"),
+        sum(sentence.count(1) for sentence in chain(*ids)),
+        sum(map(len, chain(*ids))),
+    )
     return Corpus(pairs, ids, words, padding=0)
+
+
+# ---- word vectors and checkpoints ----------------------------------------------------------
 
 
 def word_vectors(args, corpus):
@@ -77,18 +131,19 @@ def word_vectors(args, corpus):
     vectors = np.random.default_rng(args.seed).standard_normal((len(words), args.d_word))
     vectors = vectors.astype(np.float32)
     vectors[0] = 0
-    if args.glove:
-        cache = Path(args.data_dir) / "cache" if args.cache is None else Path(args.cache)
-        known, found = read_word_vectors(
-            args.word_embs_file, words[2:], args.d_word, None if args.cache == "none" else cache
-        )
-        vectors[2:][found] = known[found]
-        counts = np.bincount(list(chain.from_iterable(chain(*corpus.ids))), minlength=len(words))
-        logging.info(
-            "%s has %d of %d words (%.1f %%), which are %.1f %% of all tokens",
-            args.word_embs_file, found.sum(), len(found), 100 * found.mean(),
-            100 * counts[2:][found].sum() / counts.sum(),
-        )  # fmt: skip
+    if not args.glove:
+        return vectors
+    cache = None
+    if args.cache != "none":
+        cache = Path(args.cache or Path(args.data_dir) / "cache")
+    file = args.word_embs_file
+    known, found = read_word_vectors(file, words[2:], args.d_word, cache)
+    vectors[2:][found] = known[found]
+    counts = np.bincount(list(chain.from_iterable(chain(*corpus.ids))), minlength=len(words))
+    share = 100 * counts[2:][found].sum() / counts.sum()
+    logging.info(
+        "%s has %d of %d words, %.1f %% of all tokens", file, sum(found), len(found), share
+    )
     return vectors
 
 
@@ -98,7 +153,7 @@ def check_rows(state_dict, words, path):
     if weight is not None and words is not None and len(weight) != len(words):
         raise ValueError(
             f"{path} holds vectors of {len(weight)} words, the vocabulary here has {len(words)}. A "
-            "checkpoint stores rows, not words: put the vocab.txt of its run beside it, or give "
+            "checkpoint stores rows, not words: put the vocab.txt of its run next to it, or give "
             "--data_dir, --max_seq_len, --max_word_v_size and --tokenizer as in that run (official "
             f"checkpoints: --tokenizer punkt, NLTK 3.6 or older; this is NLTK {version('nltk')})"
         )

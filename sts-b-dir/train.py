@@ -14,228 +14,173 @@ Evaluation of a checkpoint, ours or an official one (a minute):
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
-import argparse
 import functools
 import logging
 import os
 import random
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
-from tqdm import tqdm
 
 import checkpoints
+import flags
 import loss as losses
 import released
 import report
+import results
 import run_folder
 import text
 import utils
+from batches import Sharing, Steps, gather
 from bilstm import LSTMEncoder, SimilarityRegressor, TextEncoder
 from datasets import (
     BUCKETS,
-    EDGES,
     FILES,
+    LDS_RULE,
     MAX_SCORE,
     Loader,
-    label_density,
+    bucket_edges,
+    label_counts,
     label_to_bucket,
-    sample_weights,
 )
 from fds import FDS
-from metrics import HIGHER_IS_BETTER, MAIN_METRICS, shot_metrics, shot_of_buckets
+from lds import bucket_weights, label_density
+from metrics import HIGHER_IS_BETTER, MAIN_METRICS, shot_metrics, shots_of_buckets
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "sts-b-dir"
 LDS_KS, LDS_SIGMA = 5, 2  # defaults of the released code
 FDS_KS, FDS_SIGMA = 5, 2
-BUCKET_NUM, BUCKET_START = BUCKETS, 0  # bins of 0.1 on [0, 5]
+BUCKET_NUM, BUCKET_START = BUCKETS, 0  # --bucket_num n cuts [0, 5] into n bins, by default of 0.1
 VARIANT = "official"  # what the published numbers come from
-
 TARGET = {"name": "similarity", "unit": ""}  # 0 ... 5; the network predicts a fifth of it
 FDS_CLIP = (0.5, 2.0)  # bounds of the variance ratio (released code, STS-B)
 FOCAL_BETA = 20.0  # on targets in [0, 1] (released code, STS-B)
 WEIGHT_DECAY = 1e-5  # released code, STS-B
-# Flags of ours that change a run: its folder's name holds those that are not at their default.
-RUN_FLAGS = (
-    "encoder pooling d_hid d_word n_layers_enc n_layers_highway dropout train_words glove "
-    "max_seq_len max_word_v_size tokenizer group_by_length bucket_num bucket_start fds_stats "
-    "precision"
-).split()
-# Flags taken from a checkpoint that is evaluated, where it says them.
-NETWORK_FLAGS = (
-    "encoder pooling d_hid d_word n_layers_enc n_layers_highway max_seq_len tokenizer"
-).split()
-LOSS_CHECK = 10  # steps between two looks at the loss, each of which waits for the device
-EXPLODED = 1e6  # a loss above this ends the run
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
 
-def parse_args(argv=None):
-    """Parse the command line; every flag of the official script keeps its meaning and default."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument_group("data").add_argument
-    add("--task", default="sts-b", choices=("sts-b",), help="the one task")
-    add("--data_dir", default="glue_data/STS-B", help="folder of train_new, dev_new, test_new .tsv")
-    add("--tokenizer", default="sentence", choices=("sentence", "punkt"),
-        help="a string is one sentence, or is split into sentences first (see README)")  # fmt: skip
-    add("--max_seq_len", type=int, default=40, help="words of a sentence that are kept")
+def make_parser():
+    """Return the parser; every flag of the official script keeps its meaning and default."""
+    parser = flags.Parser(__doc__)
+    add = parser.section("data", flags.TRAINING)
+    add("--task", default="sts-b", choices=("sts-b",), role=flags.PLACE, help="the one task")
+    add("--data_dir", default="glue_data/STS-B", appended=False, help="folder of the split's files")
+    tokenizer = {"default": "sentence", "choices": ("sentence", "punkt"), "role": flags.NETWORK}
+    tokenizer_help = "a string is one sentence, or is split into sentences first (see README)"
+    add("--tokenizer", **tokenizer, help=tokenizer_help)
+    add("--max_seq_len", type=int, default=40, role=flags.NETWORK, help="words kept of a sentence")
     add("--max_word_v_size", type=int, default=30_000, help="words with an id of their own")
     add("--glove", type=int, default=1, choices=(0, 1), help="start from --word_embs_file")
     add("--word_embs_file", default="glove/glove.840B.300d.txt", help="GloVe or word2vec, text")
-    add("--cache", help="folder of the reduced word vectors, or none [<data_dir>/cache]")
-    add("--group_by_length", action="store_true", help="batches of pairs of like length")
-    kernels, rates = utils.KERNELS, ("none", "sqrt_inv", "inverse")
-    add = parser.add_argument_group("LDS").add_argument
-    add("--lds", action="store_true", help="label distribution smoothing; needs --reweight")
-    add("--lds_kernel", default="gaussian", choices=kernels, help="window over bins")
-    add("--lds_ks", type=int, default=LDS_KS, help="length of the window, odd, bins of 0.1")
-    add("--lds_sigma", type=float, default=LDS_SIGMA, help="width of the window, bins of 0.1")
-    add = parser.add_argument_group("FDS").add_argument
-    add("--fds", action="store_true", help="feature distribution smoothing")
-    add("--fds_kernel", default="gaussian", choices=kernels, help="window over bins")
-    add("--fds_ks", type=int, default=FDS_KS, help="length of the window, odd, bins of 0.1")
-    add("--fds_sigma", type=float, default=FDS_SIGMA, help="width of the window, bins of 0.1")
-    add("--start_update", type=int, default=0, help="first epoch in the statistics")
-    add("--start_smooth", type=int, default=1, help="first epoch with calibrated features")
-    add("--bucket_num", type=int, default=BUCKET_NUM, help="end of the bins with statistics")
-    add("--bucket_start", type=int, default=BUCKET_START, help="first bin with statistics")
-    add("--fds_mmt", type=float, default=0.9, help="momentum of the statistics")
-    add("--fds_variant", default=VARIANT, choices=("paper", "official"), help="see README")
-    add("--fds_stats", default="extra_pass", choices=("extra_pass", "online"),
-        help="statistics from one more pass over the data, or from the training pass")  # fmt: skip
-    add = parser.add_argument_group("re-weighting").add_argument
-    add("--reweight", default="none", choices=rates, help="weight of a pair: 1 / count^0, ½, 1")
-    add = parser.add_argument_group("two-stage training (RRT)").add_argument
-    add("--retrain_fc", action="store_true", help="train the last layer of --pretrained again")
-    add("--pretrained", default="", help="checkpoint whose pair encoder is loaded")
-    add = parser.add_argument_group("model").add_argument
+    add("--train_words", type=int, default=0, choices=(0, 1), help="train the word vectors too")
+    cache_help = "folder of the reduced word vectors, or none [<data_dir>/cache]"
+    add("--cache", role=flags.PLACE, help=cache_help)
+    add("--group_by_length", action="store_true", help="batches of pairs of similar length")
+    flags.add_lds(parser, "bins", LDS_KS, LDS_SIGMA)
+    flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
+    flags.add_two_stage(parser)
+    add = parser.section("network", flags.NETWORK)
     add("--encoder", default="", help="Hugging Face encoder, name or path, in place of the LSTM")
     add("--pooling", choices=("mean", "max"), help="over tokens; with --encoder alone [mean]")
     add("--d_word", type=int, default=300, help="length of a word vector")
-    add("--train_words", type=int, default=0, choices=(0, 1), help="train the word vectors too")
     add("--d_hid", type=int, default=1500, help="hidden size of each direction")
     add("--n_layers_enc", type=int, default=2, help="layers of the LSTM")
     add("--n_layers_highway", type=int, default=0, help="layers between embedding and LSTM")
-    add("--dropout", type=float, default=0.2, help="of embeddings and encodings")
-    add("--dropout_embs", type=float, default=0.2, help="ignored, as in the released code")
-    add = parser.add_argument_group("optimisation").add_argument
+    # Those that are not appended stand in the released name already, or may grow on resume.
+    add = parser.section("optimisation", flags.TRAINING, appended=False)
+    add("--dropout", type=float, default=0.2, appended=True, help="of embeddings and encodings")
+    add("--dropout_embs", type=float, default=0.2, role=flags.PLACE, help="ignored, as released")
     add("--optimizer", default="adam", choices=("adam", "sgd"), help="weight decay 1e-5")
-    add("--loss", default="mse", choices=("mse", "l1", "focal_l1", "focal_mse", "huber"),
-        help="on similarities / 5")  # fmt: skip
+    add("--loss", default="mse", choices=flags.LOSSES, help="on similarities / 5")
     add("--huber_beta", type=float, default=0.3, help="of --loss huber")
     add("--lr", type=float, default=1e-4, help="learning rate")
     add("--batch_size", type=int, default=128, help="pairs, over all processes together")
-    add("--max_grad_norm", type=float, default=5.0, help="longer gradients are scaled down to it")
+    add("--max_grad_norm", type=float, default=5.0, appended=True, help="largest gradient norm")
     add("--val_interval", type=int, default=400, help="steps between two validations")
     add("--max_vals", type=int, default=100, help="most validations")
     add("--patience", type=int, default=10, help="validations without a gain before the end")
-    add = parser.add_argument_group("output").add_argument
-    add("--store_root", default="checkpoint", help="folder of the run folders")
-    add("--store_name", default="sts", help="start of the run folder's name")
+    flags.add_output(parser, "sts")
+    add = parser.section("names", flags.PLACE)
     add("--suffix", default="", help="end of the run folder's name")
     add("--log_file", default="training.log", help="name of the log in the run folder")
-    add("--resume", nargs="?", const="auto", default="",
-        help="go on with the run folder, or from the given checkpoint")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace the run in the run folder")
-    add("--evaluate", action="store_true", help="only evaluate --eval_model, --resume or the best")
-    add("--eval_model", default="", help="checkpoint to evaluate")
-    add("--track", default="tensorboard", choices=("tensorboard", "wandb", "none"), help="events")
-    add = parser.add_argument_group("run time").add_argument
-    add("--random_seed", "--seed", type=int, default=111, dest="seed", help="below 0: drawn")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="device")
-    add("--cuda", type=int, help="index of the one GPU to use, -1 for the CPU")
-    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="[tf32 on CUDA, else fp32]")
-    add("--compile", action="store_true", help="torch.compile the network")
+    flags.add_run_time(parser, seed=111, seed_appended=False)  # the released code's
+    return parser
+
+
+def parse_args(argv=None):
+    """Parse the command line; flags that contradict each other end with a message."""
+    parser = make_parser()
     args = parser.parse_args(argv)
-    check_args(args, parser)
-    args.name = run_name(args, parser)
-    return args
-
-
-def check_args(args, parser):
-    """End with an error that names the flags if they contradict each other."""
-    if args.lds and args.reweight == "none":
-        parser.error("--lds smooths the weights: add --reweight sqrt_inv or --reweight inverse")
-    if args.retrain_fc and not args.pretrained:
-        parser.error("--retrain_fc trains the last layer of a network: add --pretrained CKPT")
-    if args.eval_model and not args.evaluate:
-        parser.error("--eval_model is what --evaluate evaluates: add that, or use --pretrained")
-    if args.resume and args.overwrite:
-        parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     if args.seed < 0:
         if args.resume or args.evaluate:
             parser.error("--random_seed below 0 draws a new one: give the one of the run")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             parser.error("--random_seed below 0 would draw one in each process: give one")
         args.seed = random.SystemRandom().randrange(10_000)
-    if args.cuda is not None and args.device == ("cpu" if args.cuda >= 0 else "cuda"):
-        parser.error(f"--cuda {args.cuda} and --device {args.device} contradict each other")
-    if not (0 <= args.fds_mmt <= 1 and args.lr > 0 and 0 <= args.dropout < 1):
-        parser.error("--fds_mmt must be in [0, 1], --dropout in [0, 1) and --lr above 0")
-    if not (args.huber_beta > 0 and args.max_grad_norm > 0 and args.n_layers_highway >= 0):
-        parser.error("--huber_beta and --max_grad_norm must be above 0, --n_layers_highway 0 or up")
-    if not 0 <= args.bucket_start < args.bucket_num <= BUCKETS:
-        parser.error(f"--bucket_start and --bucket_num must rise, from 0 to at most {BUCKETS}")
-    if args.patience < 0 or args.n_layers_enc < 1:
-        parser.error("--patience must be 0 or more, --n_layers_enc 1 or more")
+    sizes = "max_seq_len max_word_v_size d_word d_hid n_layers_enc val_interval max_vals".split()
+    flags.check(parser, args, positive=sizes)
+    if not 0 <= args.dropout < 1:
+        parser.error(f"--dropout {args.dropout} must be in [0, 1)")
+    for flag in ("huber_beta", "max_grad_norm"):
+        if not getattr(args, flag) > 0:
+            parser.error(f"--{flag} must be above 0, got {getattr(args, flag)}")
+    for flag in ("n_layers_highway", "patience"):
+        if getattr(args, flag) < 0:
+            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}")
     if Path(args.log_file).name != args.log_file:
         parser.error(f"--log_file is a name in the run's folder, got {args.log_file}")
-    if args.fds and args.bucket_num - args.bucket_start < (args.fds_ks + 1) // 2:
-        parser.error("--bucket_num - --bucket_start must be at least (--fds_ks + 1) / 2")
     if args.pooling and not args.encoder:
         parser.error("--pooling goes with --encoder; the LSTM's encodings take the maximum")
-    for flag in "batch_size val_interval max_vals max_seq_len max_word_v_size d_word d_hid".split():
-        if getattr(args, flag) < 1:
-            parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
-    for method in ("lds", "fds"):
-        try:
-            utils.get_lds_kernel_window(
-                *(getattr(args, f"{method}_{part}") for part in ("kernel", "ks", "sigma"))
-            )
-        except ValueError as error:
-            parser.error(f"--{method}_kernel, --{method}_ks, --{method}_sigma: {error}")
+    return args
 
 
-def run_name(args, parser):
-    """Return the run folder's name, as the official script makes it, and our flags behind it."""
-    name = args.store_name + run_folder.name_of_methods(args)
+def run_name(args):
+    """Return the run folder's name: its released part, and the flags of ours behind it."""
+    name = args.store_name + flags.methods_in_name(args)
     name += f"_huber_beta_{args.huber_beta}" if args.loss == "huber" else f"_{args.loss}"
     name += f"_seed_{args.seed}_valint_{args.val_interval}_patience_{args.patience}"
     name += f"_{args.optimizer}_{args.lr}_{args.batch_size}"
     name += f"_{args.suffix}" if args.suffix else ""
-    return name + run_folder.name_of_flags(args, parser, RUN_FLAGS, VARIANT)
+    return [name, *make_parser().changed(args)]
 
 
 # ---- 5 builders ----------------------------------------------------------------------------
 
 
-def build_loaders(args, accelerator, corpus):
-    """Return a loader for each split."""
+class Data(NamedTuple):
+    """A run's data."""
+
+    corpus: text.Corpus  # all pairs as ids, and the words
+    loaders: dict  # `Loader` of each split
+    counts: np.ndarray  # training pairs of each bin, long [B]
+    density: tuple  # label density before and after LDS, [B] each
+    weights: np.ndarray  # weight of a pair by its bin, float32 [B]
+
+
+def build_data(run, checkpoint=None):
+    """Return the run's `Data`; the words are those of the `vocab.txt` next to a checkpoint."""
+    args = run.args
+    corpus = text.read_corpus(args, checkpoint)
+    edges = bucket_edges(args.bucket_num)
+    splits, labels = corpus.pairs["split"], corpus.pairs["label"].to_numpy()
+    counts = label_counts(labels[splits == "train"], edges)
+    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
+    weights = bucket_weights(density, counts, args.reweight)
+    options = Sharing.of(args, run.accelerator), args.group_by_length, corpus.padding
     loaders = {}
     for split in FILES:
-        rows = np.flatnonzero(corpus.pairs["split"] == split)
-        labels = corpus.pairs["label"].to_numpy()[rows]
-        weights = np.ones(len(rows), dtype=np.float32)
-        if split == "train":
-            weights = sample_weights(labels, args.reweight, **lds_options(args))
-        loaders[split] = Loader(
-            [[sentences[row] for row in rows] for sentences in corpus.ids], labels, weights,
-            args.batch_size, accelerator.device, accelerator.process_index,
-            accelerator.num_processes, args.seed, args.group_by_length, corpus.padding,
-        )  # fmt: skip
-    return loaders
-
-
-def lds_options(args):
-    """Return the arguments of LDS for `datasets.sample_weights`."""
-    return {name: getattr(args, name) for name in ("lds", "lds_kernel", "lds_ks", "lds_sigma")}
+        rows = np.flatnonzero(splits == split)
+        ids = [[sentences[row] for row in rows] for sentences in corpus.ids]
+        own = weights if split == "train" else np.ones(args.bucket_num)
+        own = own[label_to_bucket(labels[rows], edges)]
+        loaders[split] = Loader(ids, labels[rows], own, *options)
+    return Data(corpus, loaders, counts, density, weights)
 
 
 def build_model(args, corpus, fresh=False):
@@ -244,21 +189,17 @@ def build_model(args, corpus, fresh=False):
         network = text.load_encoder(args.encoder, fresh)
         encoder = TextEncoder(network, args.dropout, args.pooling or "mean")
     else:
-        encoder = LSTMEncoder(
-            len(corpus.words), args.d_word, args.d_hid, args.n_layers_enc, args.n_layers_highway,
-            args.dropout, bool(args.train_words),
-        )  # fmt: skip
+        sizes = len(corpus.words), args.d_word, args.d_hid, args.n_layers_enc
+        options = args.n_layers_highway, args.dropout, bool(args.train_words)
+        encoder = LSTMEncoder(*sizes, *options)
         if fresh:
             vectors = text.word_vectors(args, corpus)
             encoder.words.weight.data.copy_(torch.from_numpy(vectors))
     module = None
     if args.fds:
-        module = FDS(
-            4 * encoder.sentence_dim, args.bucket_num, args.bucket_start, args.start_update,
-            args.start_smooth, args.fds_kernel, args.fds_ks, args.fds_sigma, args.fds_mmt,
-            label_to_bucket=label_to_bucket, clip=FDS_CLIP, fill_empty=True,
-            variant=args.fds_variant,
-        )  # fmt: skip
+        bucket = functools.partial(label_to_bucket, edges=bucket_edges(args.bucket_num))
+        options = {**flags.fds_options(args), "label_to_bucket": bucket, "clip": FDS_CLIP}
+        module = FDS(4 * encoder.sentence_dim, **options, fill_empty=True)
     return SimilarityRegressor(encoder, module)
 
 
@@ -283,26 +224,29 @@ def build_loss(args):
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
 
 
-def train_one_epoch(args, accelerator, net, model, optimizer, loader, first, last):
-    """Train on an epoch's batches, or on those up to the next validation.
+def train_one_epoch(run, net, model, optimizer, loader, span):
+    """Train on an epoch's batches, or on those of them up to the next validation.
 
     Args:
-        first, last: numbers of the first step and of the one after the last, counted over the run.
+        run: `run_folder.Run`.
+        net: what is called in training: `model`, wrapped where several processes share the work.
+        model, optimizer, loader: the network itself, and what goes with it.
+        span: range of the steps to take, all of one epoch; they are counted over the run.
 
     Returns:
-        Sum of the steps' losses, of similarities / 5.
+        The row: epoch (epochs so far, with fraction), step, lr, train_loss (mean over steps, of
+        similarities / 5), and the seconds of the pass and, within them, of waiting for batches.
 
     Raises:
-        FloatingPointError: naming step and value, if the loss is not finite or explodes.
+        FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
-    criterion, epoch = build_loss(args), first // len(loader)
+    args, accelerator = run.args, run.accelerator
+    criterion = build_loss(args)
+    epoch, first = divmod(span.start, len(loader))
     net.train()
-    total, unchecked = 0.0, []
-    progress = tqdm(
-        loader.train(epoch, first % len(loader), last - epoch * len(loader)),
-        f"Epoch {epoch}", last - first, leave=False, disable=not accelerator.is_local_main_process,
-    )  # fmt: skip
-    for step, batch in enumerate(progress, start=first):
+    batches = loader.train(epoch, slice(first, first + len(span)))
+    steps = Steps(accelerator, batches, f"Epoch {epoch}", len(span), args.print_freq, span.start)
+    for step, batch in enumerate(steps, start=span.start):
         # What a step draws depends on its number alone, so a resumed run draws the same.
         utils.seed_everything(args.seed, step, accelerator.process_index)
         with accelerator.autocast():
@@ -315,69 +259,59 @@ def train_one_epoch(args, accelerator, net, model, optimizer, loader, first, las
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             model.FDS.accumulate(features, batch.labels, epoch)
-        unchecked.append(loss.detach() * batch.share)
-        if len(unchecked) == LOSS_CHECK or step == last - 1:
-            values = torch.stack(unchecked).tolist()
-            for number, value in enumerate(values, start=step - len(values) + 1):
-                if not abs(value) <= EXPLODED:
-                    raise FloatingPointError(
-                        f"the loss is {value} at step {number} of epoch {epoch}: the last "
-                        "good checkpoint stays; try a smaller --lr, or --precision fp32"
-                    )
-            total += sum(values)
-            unchecked.clear()
-            progress.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)
-    return accelerator.reduce(
-        torch.tensor(total, dtype=torch.float64, device=accelerator.device), "mean"
-    ).item()
+        steps.add(loss, batch.share)
+    row = {"epoch": span.stop / len(loader), "step": span.stop, "lr": args.lr}
+    return row | {"train_loss": steps.mean_loss(), "seconds": steps.seconds}
 
 
 # ---- 7 update_fds_statistics ---------------------------------------------------------------
 
 
 @torch.no_grad()
-def update_fds_statistics(args, accelerator, model, loader, epoch):
+def update_fds_statistics(run, model, loader, epoch):
     """Gather the features' statistics by bin and hand them to FDS (section 3.2 of the paper).
 
     As in the released code the pass runs in train mode, with dropout. `epoch` is the number of
     epochs that were finished when this one began: 0 after the first.
+
+    Returns:
+        Dictionary of the seconds it took.
     """
-    if args.fds_stats == "extra_pass":
+    start = time.perf_counter()
+    if run.args.fds_stats == "extra_pass":
         model.train()
-        progress = tqdm(
-            loader.train(epoch), f"Epoch {epoch}, FDS statistics", len(loader), leave=False,
-            disable=not accelerator.is_local_main_process,
-        )  # fmt: skip
-        for batch in progress:
-            with accelerator.autocast():
+        batches, title = loader.train(epoch), f"Epoch {epoch}, FDS statistics"
+        for batch in Steps(run.accelerator, batches, title, len(loader)):
+            with run.accelerator.autocast():
                 _, features = model(batch.ids, batch.lengths, batch.labels, epoch)
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
     model.FDS.update_running_stats(epoch=epoch)
+    return {"statistics": time.perf_counter() - start}
 
 
 # ---- 8 evaluate ----------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader):
+def evaluate(run, model, data, split):
     """Predict a split and compute its metrics by shot.
 
     Returns:
-        Metrics as of `metrics.shot_metrics`, and the predictions [N], 0 ... 5, in the split's
-        order; the same in every process.
+        Metrics of `metrics.shot_metrics`, and the predictions [N], 0 ... 5, in the split's order;
+        the same in every process.
     """
     model.eval()
-    preds = []
+    preds, loader = [], data.loaders[split]
     for batch in loader.evaluate():
-        with accelerator.autocast():
-            preds.append(model(batch.ids, batch.lengths)[0].float().flatten().cpu())
-    preds = torch.cat(preds).tolist() if preds else []
-    if accelerator.num_processes > 1:
-        preds = gather_object(preds)  # parts of consecutive rows, in the order of the ranks
-    preds = np.asarray(preds, dtype=np.float64) * MAX_SCORE
-    return shot_metrics(preds, loader.labels.flatten().numpy()), preds
+        with run.accelerator.autocast():
+            preds.extend(model(batch.ids, batch.lengths)[0].float().flatten().tolist())
+    preds = np.asarray(gather(run.accelerator, preds), dtype=np.float64) * MAX_SCORE
+    return shot_metrics(preds, loader.labels), preds
+
+
+# ---- 9 train -------------------------------------------------------------------------------
 
 
 def out_of_patience(history, patience):
@@ -389,164 +323,127 @@ def out_of_patience(history, patience):
     return len(history) >= patience + 2 and history[-1] >= max(history[-(patience + 1) :])
 
 
-# ---- 9 main --------------------------------------------------------------------------------
+def spans_to_validation(first, per_epoch, interval):
+    """Return the steps from `first` to the next validation as ranges, each within one epoch."""
+    last = (first // interval + 1) * interval
+    starts = [first, *range((first // per_epoch + 1) * per_epoch, last, per_epoch)]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], last])]
+
+
+def train(run, net, model, optimizer, data, progress):
+    """Train and validate in turn until --max_vals or --patience ends it; updates `progress`."""
+    args, loader = run.args, data.loaders["train"]
+    history = progress["history"]
+    started = time.perf_counter() - progress["wall_seconds"]
+    while len(history) < args.max_vals and not out_of_patience(history, args.patience):
+        loss, seconds = 0.0, Counter()
+        for span in spans_to_validation(progress["step"], len(loader), args.val_interval):
+            row = train_one_epoch(run, net, model, optimizer, loader, span)
+            loss += row["train_loss"] * len(span)
+            seconds.update(row["seconds"])
+            epoch = span.start // len(loader)
+            if args.fds and span.stop % len(loader) == 0 and epoch >= args.start_update:
+                seconds.update(update_fds_statistics(run, model, loader, epoch))
+        row |= {"train_loss": loss / (row["step"] - progress["step"]), "seconds": seconds}
+        clock = time.perf_counter()
+        row["val"], _ = evaluate(run, model, data, "val")
+        seconds["evaluate"] = time.perf_counter() - clock
+        history.append(row["val"]["overall"]["mse"])
+        is_best = history[-1] < progress["best_loss"]
+        if is_best:
+            progress |= {"best_loss": history[-1], "best_step": row["step"]}
+        progress |= {"step": row["step"], "wall_seconds": time.perf_counter() - started}
+        run_folder.write_epoch(run, row, MAIN_METRICS)
+        checkpoints.save(run, model, optimizer, progress, is_best)
+
+
+# ---- 10 finish -----------------------------------------------------------------------------
+
+
+def finish(run, model, data, progress):
+    """Evaluate the best weights and write results, predictions and figures."""
+    run.accelerator.wait_for_everyone()
+    args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
+    utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
+    metrics, predictions = {}, {}
+    for split in ("val", "test"):
+        metrics[split], predictions[split] = evaluate(run, model, data, split)
+    if run.is_main:
+        text.write_predictions(folder, data.corpus.pairs, predictions)
+        edges = bucket_edges(args.bucket_num)
+        per_bin = shots_of_buckets(edges), data.counts, data.density, data.weights
+        results.write_label_density(folder, edges[:-1], *per_bin)
+        if args.fds:
+            results.write_fds_statistics(folder, model.FDS, edges[args.bucket_start : -1])
+        results.write_results(
+            run,
+            metrics,
+            benchmark=BENCHMARK,
+            target=TARGET,
+            main_metrics=MAIN_METRICS,
+            higher_is_better=HIGHER_IS_BETTER,
+            best_step=progress["best_step"],
+            best_epoch=progress["best_step"] / len(data.loaders["train"]),
+            wall_seconds=progress["wall_seconds"],
+        )
+        report.draw_run(folder)
+        table = results.metrics_table(metrics["test"])
+        logging.info("Test set, best after step %s:\n%s", progress["best_step"], table)
+    run.accelerator.end_training()
+    return metrics["test"]
+
+
+def run_evaluation(run):
+    """Evaluate a checkpoint on validation and test set and print both by shot."""
+    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    state = utils.weights_of(checkpoint, path)
+    data, metrics = build_data(run, path), {}
+    text.check_rows(state, data.corpus.words, path)
+    model = build_model(run.args, data.corpus)
+    utils.load_state(model, state, path)
+    model.to(run.accelerator.device)
+    for split in ("val", "test"):
+        metrics[split], _ = evaluate(run, model, data, split)
+        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
+    released.log_expected(path, metrics["test"])
+    return metrics["test"]
+
+
+# ---- 11 main -------------------------------------------------------------------------------
 
 
 def main(argv=None):
     """Run what the command line asks for; returns the metrics of the test set."""
     args = parse_args(argv)
-    folder = run_folder.find_run_folder(args.store_root, args.name)
-    accelerator = utils.make_accelerator(
-        args.device, args.precision, args.cuda, "none" if args.evaluate else args.track, folder
-    )
-    is_main, facts = accelerator.is_main_process, utils.run_facts()
-    utils.seed_everything(args.seed)
+    run = run_folder.start(args, make_parser(), run_name(args))
     if args.evaluate:
-        utils.setup_logging(main_process=is_main)
-        return run_evaluation(args, accelerator, folder)
-    checkpoint = run_folder.find_checkpoint(
-        folder, args.resume, args.overwrite, checkpoints.TRAINING
-    )
-    utils.setup_logging(main_process=is_main)
-    start = released.find(args.pretrained) if args.pretrained else None
-    corpus = text.read_corpus(args, checkpoint or start)
-    loaders = build_loaders(args, accelerator, corpus)
-    model = build_model(args, corpus, fresh=checkpoint is None and not args.pretrained)
-    if args.pretrained:
-        state = utils.weights_of(released.load(start), start)
-        text.check_rows(state, corpus.words, start)
-        utils.load_state(model, state, start, skip=("sts-b_pred_layer.", "FDS."))
+        return run_evaluation(run)
+    checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
+    pretrained = released.find(args.pretrained) if args.pretrained else None
+    data = build_data(run, checkpoint or pretrained)
+    per_epoch = len(data.loaders["train"])
+    if checkpoint:
+        checkpoints.check_epochs(checkpoint, per_epoch)
+    model = build_model(args, data.corpus, fresh=checkpoint is None and pretrained is None)
+    if pretrained:
+        state = utils.weights_of(released.load(pretrained), pretrained)
+        text.check_rows(state, data.corpus.words, pretrained)
+        utils.load_state(model, state, pretrained, skip=("sts-b_pred_layer.", "FDS."))
     # All that was given has been read: only now is an earlier run replaced.
-    run_folder.open_run_folder(accelerator, folder, args.overwrite)
-    utils.setup_logging(folder, args.log_file, main_process=is_main)
-    logging.info("Run folder %s, device %s", folder, accelerator.device)
+    run_folder.open_run_folder(run, args.log_file)
     optimizer = build_optimizer(args, model)
     if args.compile:
         model.compile()
-    net, optimizer = accelerator.prepare(model, optimizer)
-    progress = {"step": 0, "history": [], "best_loss": float("inf"), "best_step": None}
-    progress["wall_seconds"] = 0.0
+    net, optimizer = run.accelerator.prepare(model, optimizer)
+    progress = {"step": 0, "per_epoch": per_epoch, "history": [], "wall_seconds": 0.0}
+    progress |= {"best_loss": float("inf"), "best_step": None}
     if checkpoint:
-        progress |= checkpoints.restore(
-            checkpoint, accelerator, model, optimizer, args, folder / checkpoints.BEST,
-            len(loaders["train"]),
-        )  # fmt: skip
-    if is_main and corpus.words:
-        words = "".join(f"{word}\n" for word in corpus.words)
-        utils.write_atomically(folder / text.VOCABULARY, words.encode())
-    run_folder.start_tracking(accelerator, args, progress["step"])
-    if is_main:
-        # A row's "epoch" is the number of epochs so far, with their fraction.
-        run_folder.keep_epochs(folder, (progress["step"] + 0.5) / len(loaders["train"]))
-    train(args, accelerator, folder, net, model, optimizer, loaders, progress)
-    return finish(args, accelerator, folder, corpus.pairs, loaders, model, progress, facts)
-
-
-def train(args, accelerator, folder, net, model, optimizer, loaders, progress):
-    """Train and validate in turn until --max_vals or --patience ends it; `progress` is updated."""
-    started, loader = time.perf_counter() - progress["wall_seconds"], loaders["train"]
-    per_epoch, interval, history = len(loader), args.val_interval, progress["history"]
-    total, seconds = 0.0, dict.fromkeys(("train", "statistics", "evaluate"), 0.0)
-    while len(history) < args.max_vals and not out_of_patience(history, args.patience):
-        first = progress["step"]
-        epoch = first // per_epoch
-        last = min((epoch + 1) * per_epoch, (first // interval + 1) * interval)
-        clock = time.perf_counter()
-        total += train_one_epoch(args, accelerator, net, model, optimizer, loader, first, last)
-        seconds["train"] += time.perf_counter() - clock
-        progress["step"] = last
-        if args.fds and last % per_epoch == 0 and epoch >= args.start_update:
-            clock = time.perf_counter()
-            update_fds_statistics(args, accelerator, model, loader, epoch)
-            seconds["statistics"] += time.perf_counter() - clock
-        if last % interval:
-            continue
-        clock = time.perf_counter()
-        metrics, _ = evaluate(accelerator, model, loaders["val"])
-        seconds["evaluate"] = time.perf_counter() - clock
-        row = {"epoch": last / per_epoch, "step": last, "lr": args.lr, "seconds": seconds}
-        row |= {"train_loss": total / interval, "val": metrics}
-        history.append(metrics["overall"]["mse"])
-        is_best = history[-1] < progress["best_loss"]
-        if is_best:
-            progress |= {"best_loss": history[-1], "best_step": last}
-        progress["wall_seconds"] = time.perf_counter() - started
-        run_folder.write_epoch(accelerator, folder, row)
-        state = {**progress, "optimizer": optimizer.state_dict(), "config": vars(args)}
-        state["per_epoch"] = per_epoch
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler.state_dict()
-        if args.fds and model.FDS.moments is not None:
-            state["moments"] = gather_object([tuple(m.cpu() for m in model.FDS.moments.parts)])
-        if accelerator.is_main_process:
-            checkpoints.save(folder, model.state_dict(), state, is_best)
-        logging.info(
-            "Step %d, epoch %.1f: train loss %.4f, validation %s", last, row["epoch"],
-            row["train_loss"],
-            ", ".join(f"{name} {metrics['overall'][name]:.3f}" for name in MAIN_METRICS),
-        )  # fmt: skip
-        total, seconds = 0.0, dict.fromkeys(seconds, 0.0)
-
-
-def finish(args, accelerator, folder, pairs, loaders, model, progress, facts):
-    """Evaluate the best weights and write results, predictions and figures."""
-    accelerator.wait_for_everyone()
-    best = folder / checkpoints.BEST
-    utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
-    metrics, predictions = {}, {}
-    for split in ("val", "test"):
-        metrics[split], predictions[split] = evaluate(accelerator, model, loaders[split])
-    if accelerator.is_main_process:
-        text.write_predictions(folder, pairs, predictions)
-        train_labels = loaders["train"].labels.flatten().numpy()
-        write_densities(args, folder, train_labels, loaders["train"].weights.flatten().numpy())
-        if args.fds:
-            labels = EDGES[args.bucket_start : args.bucket_num]
-            run_folder.write_fds_statistics(folder, model.FDS, labels)
-        run_folder.write_results(
-            accelerator, folder, args, metrics, benchmark=BENCHMARK, target=TARGET,
-            method=run_folder.method_name(args, VARIANT), main_metrics=MAIN_METRICS,
-            higher_is_better=HIGHER_IS_BETTER, best_step=progress["best_step"],
-            best_epoch=progress["best_step"] / len(loaders["train"]),
-            wall_seconds=progress["wall_seconds"], **facts,
-        )  # fmt: skip
-        report.draw_run(folder)
-        table = run_folder.metrics_table(metrics["test"])
-        logging.info("Test set, best after step %s:\n%s", progress["best_step"], table)
-    accelerator.end_training()
-    return metrics["test"]
-
-
-def write_densities(args, folder, train_labels, weights):
-    """Write the label density, before and after LDS, and the weight of each bin."""
-    emp_label_dist, eff_label_dist = label_density(train_labels, args.reweight, **lds_options(args))
-    buckets = label_to_bucket(train_labels)
-    weight_of_bucket = np.full(BUCKETS, np.nan)
-    weight_of_bucket[buckets] = weights
-    run_folder.write_label_density(
-        folder, EDGES[:-1], shot_of_buckets(), np.bincount(buckets, minlength=BUCKETS),
-        emp_label_dist, eff_label_dist, weight_of_bucket,
-    )  # fmt: skip
-
-
-def run_evaluation(args, accelerator, folder):
-    """Evaluate a checkpoint on validation and test set and print both by shot."""
-    path = args.eval_model or (args.resume if args.resume != "auto" else "")
-    path = released.find(path or folder / checkpoints.BEST)
-    checkpoint = released.load(path)
-    released.take_flags(args, checkpoint, path, NETWORK_FLAGS)
-    state = utils.weights_of(checkpoint, path)
-    corpus = text.read_corpus(args, path)
-    text.check_rows(state, corpus.words, path)
-    model = build_model(args, corpus)
-    utils.load_state(model, state, path)
-    model.to(accelerator.device)
-    loaders, metrics = build_loaders(args, accelerator, corpus), {}
-    for split in ("val", "test"):
-        metrics[split], _ = evaluate(accelerator, model, loaders[split])
-        logging.info("%s, %s set:\n%s", path, split, run_folder.metrics_table(metrics[split]))
-    released.log_expected(path, metrics["test"])
-    return metrics["test"]
+        progress |= checkpoints.restore(run, checkpoint, model, optimizer)
+    text.write_vocabulary(run, data.corpus.words)
+    # A line's epoch is the number of epochs so far, with their fraction.
+    run_folder.start_epochs(run, progress["step"], (progress["step"] + 0.5) / per_epoch)
+    train(run, net, model, optimizer, data, progress)
+    return finish(run, model, data, progress)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from scipy import stats
 
 from conftest import ROOT, load
 
+batches = load("sts-b-dir", "batches")
 bilstm = load("sts-b-dir", "bilstm")
 datasets = load("sts-b-dir", "datasets")
 fds = load("sts-b-dir", "fds")
+lds = load("sts-b-dir", "lds")
 metrics = load("sts-b-dir", "metrics")
 text = load("sts-b-dir", "text")
 
@@ -69,17 +71,16 @@ def test_weights_from_the_extract(extract):
 def test_metrics(extract):
     expected = extract("metric")
     got = metrics.shot_metrics(5 * expected["preds_unit"].astype(float), expected["labels"])
-    names = {"mse": "mse", "mae": "l1", "gm": "gmean", "pearson": "pearsonr",
-             "spearman": "spearmanr", "num_samples": "num_samples"}  # fmt: skip
+    names = ("mse mse", "mae l1", "gm gmean", "pearson pearsonr", "spearman spearmanr")
     for shot in metrics.SHOTS:
-        for ours, theirs in names.items():
+        for ours, theirs in map(str.split, (*names, "num_samples num_samples")):
             value = float(expected[f"{shot}_{theirs}"])
             assert got[shot][ours] == pytest.approx(value, rel=RTOL), (shot, ours)
 
 
 def test_shots_are_the_official_lists(golden):
     bins = json.loads((golden / "shot_bins.json").read_text())["sts_b_shot_bins"]
-    shots = metrics.shot_of_buckets()
+    shots = metrics.shots_of_buckets()
     for shot, numbers in bins.items():
         assert np.flatnonzero(shots == shot).tolist() == sorted(numbers)
 
@@ -122,14 +123,36 @@ def test_bins_are_compared_in_float32():
 
 
 def test_truncated_lds_by_hand():
-    labels = np.repeat([0.05, 0.15, 0.25], [3, 1, 2])
-    emp, eff = datasets.label_density(labels, "inverse", True, "triang", 3, 1)
+    counts = datasets.label_counts(np.repeat([0.05, 0.15, 0.25], [3, 1, 2]))
+    assert counts.tolist() == [3, 1, 2, *[0] * 47]
+    window = {"lds": True, "lds_kernel": "triang", "lds_ks": 3, "lds_sigma": 1, "truncate": True}
+    emp, eff = lds.label_density(counts, "inverse", **window)
     assert emp[:4].tolist() == [3, 1, 2, 0]  # the window is ½, 1, ½
     assert eff[:4].tolist() == [3, 3, 2, 1]  # of 3.5, 3.5, 2.5, 1
-    _, eff = datasets.label_density(labels, "sqrt_inv", True, "triang", 3, 1)
+    _, eff = lds.label_density(counts, "sqrt_inv", **window)
     assert eff[1] == pytest.approx(1 + (np.sqrt(3) + np.sqrt(2)) / 2)
     with pytest.raises(ValueError, match="reweight"):
-        datasets.label_density(labels, "none", lds=True)
+        datasets.sample_weights([1.0], "none", lds=True)
+
+
+@pytest.mark.parametrize("n", [25, 50, 73])
+def test_any_number_of_equal_bins(n):
+    """Bins, counts and shots against a search through float32 edges, label by label."""
+    labels = np.concatenate([np.arange(0, 5.0001, 0.1), np.random.default_rng(n).uniform(0, 5, 99)])
+    labels = labels.astype(np.float32)
+    edges = [np.float32(edge) for edge in np.linspace(0, 5, n + 1)]
+    expected = [max(i for i in range(n) if edges[i] <= label) for label in labels]
+    own = datasets.bucket_edges(n)
+    assert own.tolist() == edges
+    assert datasets.label_to_bucket(labels, own).tolist() == expected
+    assert datasets.label_to_bucket(torch.from_numpy(labels), own).tolist() == expected
+    counts = [expected.count(i) for i in range(n)]
+    assert datasets.label_counts(labels, own).tolist() == counts
+    # The official lists are of 50 bins; another bin's shot is that of the one with its lower edge.
+    official = metrics.shots_of_buckets()
+    of_50 = [np.float32(edge) for edge in np.linspace(0, 5, 51)]
+    shots = [official[max(i for i in range(50) if of_50[i] <= edge)] for edge in edges[:-1]]
+    assert metrics.shots_of_buckets(own).tolist() == shots
 
 
 def test_metrics_by_hand_and_at_the_edges():
@@ -375,42 +398,42 @@ def test_text_encoder_ignores_padding(pooling):
 # ---- batches -------------------------------------------------------------------------------
 
 
-def make_loader(n=37, **options):
+def make_loader(n=37, rank=0, processes=1, seed=0, grouped=False):
     rng = np.random.default_rng(3)
     ids = [[[int(i) + 2] * int(rng.integers(1, 9)) for i in range(n)] for _ in range(2)]
-    return datasets.Loader(ids, np.linspace(0, 5, n), np.arange(n), 8, "cpu", **options)
+    sharing = batches.Sharing(8, seed, torch.device("cpu"), rank, processes)
+    return datasets.Loader(ids, np.linspace(0, 5, n), np.arange(n), sharing, grouped)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_an_epoch_holds_every_pair_once(grouped):
-    loader = make_loader(seed=5, group_by_length=grouped)
-    batches = list(loader.train(0))
-    assert len(batches) == len(loader) == 5
-    assert sorted(len(b.labels) for b in batches) == [5, 8, 8, 8, 8]  # no short batch is dropped
-    rows = [int(w) for b in batches for w in b.weights]
+    loader = make_loader(seed=5, grouped=grouped)
+    epoch = list(loader.train(0))
+    assert len(epoch) == len(loader) == 5
+    assert sorted(len(b.labels) for b in epoch) == [5, 8, 8, 8, 8]  # no short batch is dropped
+    rows = [int(w) for b in epoch for w in b.weights]
     assert sorted(rows) == list(range(37))
-    for batch in batches:
+    for batch in epoch:
         n = len(batch.labels)
         assert batch.ids.shape == (2 * n, max(batch.lengths))
         for i in range(2 * n):
-            row = int(batch.weights[i % n])
-            assert batch.ids[i].tolist() == [row + 2] * batch.lengths[i] + [0] * (
-                max(batch.lengths) - batch.lengths[i]
-            )
+            row, length = int(batch.weights[i % n]), batch.lengths[i]
+            padding = [0] * (max(batch.lengths) - length)
+            assert batch.ids[i].tolist() == [row + 2] * length + padding
     again = [int(w) for b in loader.train(0) for w in b.weights]
     other = [int(w) for b in loader.train(1) for w in b.weights]
     assert again == rows
     assert other != rows
-    part = [int(w) for b in loader.train(0, 2, 4) for w in b.weights]
-    sizes = np.cumsum([0, *(len(b.labels) for b in batches)])
+    part = [int(w) for b in loader.train(0, slice(2, 4)) for w in b.weights]
+    sizes = np.cumsum([0, *(len(b.labels) for b in epoch)])
     assert part == rows[sizes[2] : sizes[4]]
 
 
 def test_grouping_by_length_saves_padding():
     padded = {}
     for grouped in (False, True):
-        batches = make_loader(n=400, group_by_length=grouped).train(0)
-        padded[grouped] = sum(b.ids.numel() - sum(b.lengths) for b in batches)
+        epoch = make_loader(n=400, grouped=grouped).train(0)
+        padded[grouped] = sum(b.ids.numel() - sum(b.lengths) for b in epoch)
     assert padded[True] < 0.6 * padded[False]
 
 
@@ -426,10 +449,8 @@ def test_two_processes_share_each_batch():
         )
     assert [len(w.labels) for w in whole][-1] == 1
     assert parts[1][-1].share == 0
-    evaluated = [
-        float(label)
-        for rank in (0, 1)
-        for b in make_loader(n=33, rank=rank, processes=2).evaluate()
-        for label in b.labels
-    ]
-    np.testing.assert_allclose(evaluated, np.linspace(0, 5, 33), rtol=1e-6)
+    evaluated = [list(make_loader(n=33, rank=rank, processes=2).evaluate()) for rank in (0, 1)]
+    labels = [float(label) for part in evaluated for b in part for label in b.labels]
+    np.testing.assert_allclose(labels, np.linspace(0, 5, 33), rtol=1e-6)
+    # Both together hold a batch of 8 at a time.
+    assert {len(b.labels) for part in evaluated for b in part} == {4, 1}

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ DIM = 8
 
 train = load("sts-b-dir", "train")
 checkpoints = load("sts-b-dir", "checkpoints")
+run_folder = load("sts-b-dir", "run_folder")
 
 
 def write_pairs(folder, n_train, n_eval):
@@ -171,7 +173,7 @@ def test_killed_run_resumes_bit_identical(finished, data, tmp_path):
     assert any(killed)
     run(*arguments)
     resumed = only_run(tmp_path)
-    assert "Going on from" in (resumed / "training.log").read_text()
+    assert "Resuming from" in (resumed / "training.log").read_text()
     for name in ("model_state.th", "model_state_best.th"):
         assert_same_state(load_state(resumed / name), load_state(folder / name))
     ours, theirs = (load_state(f / "training_state.th") for f in (resumed, folder))
@@ -183,7 +185,7 @@ def test_killed_run_resumes_bit_identical(finished, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_more_validations_go_on_with_a_finished_run(finished, data, tmp_path):
+def test_more_validations_resume_a_finished_run(finished, data, tmp_path):
     folder, more = finished
     shutil.copytree(folder, tmp_path / folder.name)
     run_here(*flags(data, tmp_path, *more, "--resume", "--max_vals", 10))
@@ -205,14 +207,15 @@ def test_what_a_resumed_run_may_change(finished, data, tmp_path):
     new = ("--store_name", "third", "--resume", before)
     with pytest.raises(ValueError, match=r"5 batches an epoch, here there are 3.*--batch_size"):
         run_here(*flags(data, tmp_path, *more, *new, "--batch_size", 16))
+    assert not list(tmp_path.glob("third*"))  # nothing is left that the next start trips over
     before.unlink()
-    with pytest.raises(ValueError, match=r"finished run without its training_state\.th"):
+    with pytest.raises(ValueError, match=r"finished but its training_state\.th is missing"):
         run_here(*flags(data, tmp_path, *more, "--resume"))
     assert (tmp_path / folder.name / "model_state_best.th").is_file()
 
 
 @pytest.mark.slow
-def test_fds_starts_where_a_run_without_it_is_gone_on_from(data, tmp_path):
+def test_fds_starts_where_a_run_without_it_is_resumed(data, tmp_path):
     run_here(*flags(data, tmp_path / "without", "--max_vals", 3))
     checkpoint = only_run(tmp_path / "without") / "model_state.th"
     run_here(*flags(data, tmp_path / "with", "--max_vals", 8, "--fds", "--resume", checkpoint))
@@ -367,13 +370,87 @@ def test_cuda_run(data, tmp_path, precision):
     assert np.isfinite(results["metrics"]["test"]["overall"]["mse"])
 
 
+# ---- bins ----------------------------------------------------------------------------------
+
+
+def weights_by_hand(labels, n):
+    """Bin, count, smoothed count and weight with INV + LDS, in plain loops over float32 edges."""
+    edges = [np.float32(edge) for edge in np.linspace(0, 5, n + 1)]
+    bins = np.array([max(i for i in range(n) if edges[i] <= label) for label in labels])
+    counts = [int((bins == i).sum()) for i in range(n)]
+    window = {0: 1.0, 1: 0.5}  # triangular, of three bins
+    smoothed = [int(sum(window.get(abs(i - j), 0) * counts[j] for j in range(n))) for i in range(n)]
+    weights = np.array([1 / smoothed[i] for i in bins])
+    return bins, counts, smoothed, weights * len(weights) / weights.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [25, 50])
+def test_bucket_num_cuts_the_similarities_for_lds_and_fds(data, tmp_path, n):
+    lds = "--reweight inverse --lds --lds_kernel triang --lds_ks 3".split()
+    arguments = flags(data, tmp_path, "--fds", "--bucket_num", n, "--max_vals", 2, *lds)
+    args = train.parse_args(arguments)
+    alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
+    made = train.build_data(SimpleNamespace(args=args, accelerator=alone))
+    labels = pd.read_csv(data / "train_new.tsv", sep="\t")["score"].to_numpy(np.float32)
+    bins, counts, smoothed, weights = weights_by_hand(labels, n)
+    np.testing.assert_allclose(made.loaders["train"].weights, weights, rtol=1e-6)
+    assert made.loaders["train"].weights.std() > 0.1
+    module = train.build_model(args, made.corpus).FDS
+    assert module.label_to_bucket(labels).tolist() == bins.tolist()
+    assert len(module.running_mean) == n
+
+    run_here(*arguments)
+    table = pd.read_csv(only_run(tmp_path) / "label_density.csv")
+    lower = np.linspace(0, 5, n + 1)[:-1]
+    np.testing.assert_allclose(table["label"], lower, atol=1e-6)
+    assert table["count"].tolist() == counts
+    assert table["emp_label_dist"].tolist() == counts
+    assert table["eff_label_dist"].tolist() == smoothed
+    weight_of_bin = {i: weight for i, weight in zip(bins, weights)}
+    expected = [weight_of_bin.get(i, np.nan) for i in range(n)]
+    np.testing.assert_allclose(table["weight"], expected, rtol=1e-6)
+    official = train.shots_of_buckets()  # of 50 bins: 25 start at every second one of them
+    assert table["shot"].tolist() == official[:: 50 // n].tolist()
+    with np.load(only_run(tmp_path) / "fds_statistics.npz") as arrays:
+        np.testing.assert_allclose(arrays["label"], lower, atol=1e-6)
+        assert arrays["num_samples_tracked"].tolist() == counts  # one epoch of 6 steps was whole
+
+
+@pytest.mark.slow
+def test_statistics_start_with_start_update(data, tmp_path, monkeypatch):
+    """No statistics pass is run before that epoch, and the log's loss is the mean over steps."""
+    seen, update = [], train.update_fds_statistics
+
+    def noted(run, model, loader, epoch):
+        seen.append(epoch)
+        return update(run, model, loader, epoch)
+
+    monkeypatch.setattr(train, "update_fds_statistics", noted)
+    losses, add = [], train.Steps.add
+
+    def noted_loss(self, loss, share, size=1):
+        losses.append(loss.item())
+        add(self, loss, share, size)
+
+    monkeypatch.setattr(train.Steps, "add", noted_loss)
+    run_here(*flags(data, tmp_path, "--fds", "--start_update", 2))
+    assert seen == [2, 3]  # 24 steps are four whole epochs of 5
+    rows = [json.loads(line) for line in (only_run(tmp_path) / "epochs.jsonl").open()]
+    means = np.array(losses).reshape(8, 3).mean(axis=1)
+    np.testing.assert_allclose([row["train_loss"] for row in rows], means, rtol=1e-6)
+    timed = [set(row["seconds"]) - {"train", "data", "evaluate"} for row in rows]
+    # Steps 15 and 20 end the epochs 2 and 3; a line is of three steps.
+    assert [number for number, names in enumerate(timed) if names == {"statistics"}] == [4, 6]
+
+
 # ---- checkpoints ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crash", range(5))
 def test_a_crash_while_saving_leaves_a_pair_that_matches(tmp_path, monkeypatch, crash):
     """The saving stops before its `crash`-th write or renaming; what is left must be one step's."""
-    checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
+    checkpoints.write_pair(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, is_best=True)
     done = 0
 
     class CrashError(Exception):
@@ -393,21 +470,21 @@ def test_a_crash_while_saving_leaves_a_pair_that_matches(tmp_path, monkeypatch, 
     monkeypatch.setattr(checkpoints, "save_checkpoint", counted(checkpoints.save_checkpoint))
     monkeypatch.setattr(checkpoints, "replace", counted(checkpoints.replace))
     with pytest.raises(CrashError):
-        checkpoints.save(tmp_path, {"w": torch.tensor([2.0])}, {"step": 2}, best=True)
-    weights, training = checkpoints.load(tmp_path / "training_state.th")
+        checkpoints.write_pair(tmp_path, {"w": torch.tensor([2.0])}, {"step": 2}, is_best=True)
+    weights, training = checkpoints.read_pair(tmp_path / "training_state.th")
     assert weights["w"].item() == training["step"]
     assert training["step"] == (2 if crash == 4 else 1)
     monkeypatch.undo()
-    checkpoints.save(tmp_path, {"w": torch.tensor([3.0])}, {"step": 3}, best=False)
-    weights, training = checkpoints.load(tmp_path / "model_state.th")
+    checkpoints.write_pair(tmp_path, {"w": torch.tensor([3.0])}, {"step": 3}, is_best=False)
+    weights, training = checkpoints.read_pair(tmp_path / "model_state.th")
     assert (weights["w"].item(), training["step"]) == (3, 3)
 
 
 @pytest.mark.parametrize("second", range(5))
 @pytest.mark.parametrize("first", range(5))
 def test_two_crashes_while_saving_leave_a_pair_that_matches(tmp_path, monkeypatch, first, second):
-    """As a run that is killed, gone on with and killed again."""
-    checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
+    """As a run that is killed, resumed and killed again."""
+    checkpoints.write_pair(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, is_best=True)
     for step, crash in ((2, first), (3, second)):
         calls = iter([True] * crash + [False])
 
@@ -422,22 +499,23 @@ def test_two_crashes_while_saving_leave_a_pair_that_matches(tmp_path, monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints, "save_checkpoint", counted(checkpoints.save_checkpoint))
             patch.setattr(checkpoints, "replace", counted(checkpoints.replace))
+            state = {"w": torch.tensor([float(step)])}
             with pytest.raises(KeyboardInterrupt):
-                checkpoints.save(tmp_path, {"w": torch.tensor([float(step)])}, {"step": step}, True)
-        weights, training = checkpoints.load(tmp_path / "training_state.th")
+                checkpoints.write_pair(tmp_path, state, {"step": step}, is_best=True)
+        weights, training = checkpoints.read_pair(tmp_path / "training_state.th")
         assert weights["w"].item() == training["step"] <= step
 
 
 def test_files_that_do_not_belong_together(tmp_path):
-    checkpoints.save(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, best=True)
+    checkpoints.write_pair(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, is_best=True)
     torch.save({"w": torch.tensor([5.0])}, tmp_path / "model_state.th")
-    with pytest.raises(ValueError, match="not the one of"):
-        checkpoints.load(tmp_path / "model_state.th")
+    with pytest.raises(ValueError, match="does not belong to"):
+        checkpoints.read_pair(tmp_path / "model_state.th")
     (tmp_path / "training_state.th").unlink()
     with pytest.raises(FileNotFoundError, match="--pretrained"):
-        checkpoints.load(tmp_path / "model_state.th")
+        checkpoints.read_pair(tmp_path / "model_state.th")
     with pytest.raises(ValueError, match="--pretrained"):
-        checkpoints.load(tmp_path / "model_state_best.th")
+        checkpoints.read_pair(tmp_path / "model_state_best.th")
 
 
 # ---- flags and errors ----------------------------------------------------------------------
@@ -447,7 +525,7 @@ DEFAULTS = dict(
     fds_ks=5, fds_sigma=2, start_update=0, start_smooth=1, bucket_num=50, bucket_start=0,
     fds_mmt=0.9, reweight="none", retrain_fc=False, pretrained="", store_root="checkpoint",
     store_name="sts", lr=1e-4, batch_size=128, resume="", evaluate=False, eval_model="",
-    cuda=None, seed=111, log_file="training.log", suffix="",
+    gpu=None, print_freq=10, seed=111, log_file="training.log", suffix="",
     word_embs_file="glove/glove.840B.300d.txt", task="sts-b", max_seq_len=40,
     max_word_v_size=30000, dropout_embs=0.2, d_word=300, glove=1, train_words=0, d_hid=1500,
     n_layers_enc=2, n_layers_highway=0, dropout=0.2, optimizer="adam", loss="mse", huber_beta=0.3,
@@ -459,11 +537,20 @@ DEFAULTS = dict(
 
 
 def test_flags_and_defaults():
-    args = vars(train.parse_args([]))
-    assert {name: args[name] for name in DEFAULTS} == DEFAULTS
-    assert set(args) - set(DEFAULTS) == {"name"}
+    assert vars(train.parse_args([])) == DEFAULTS
     assert train.parse_args(["--seed", "5"]).seed == 5
     assert train.parse_args(["--random_seed", "-1"]).seed >= 0
+    assert train.parse_args(["--cuda", "0"]).gpu == train.parse_args(["--gpu", "0"]).gpu == 0
+
+
+def test_every_flag_has_a_help_text_and_a_role():
+    parser = train.make_parser()
+    assert [action.dest for action in parser._actions if not action.help] == []
+    network = "encoder pooling d_hid d_word n_layers_enc n_layers_highway max_seq_len tokenizer"
+    assert set(parser.flags_of("network")) == set(network.split())
+    others = {"cache", "suffix", "log_file", "task", "dropout_embs", "store_root", "gpu"}
+    assert others <= set(parser.flags_of("place"))
+    assert set(parser.roles) == set(DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -473,10 +560,21 @@ def test_flags_and_defaults():
      ("--loss huber --fds --suffix a",
       "sts_fds_gau_5_2_0_1_0.9_huber_beta_0.3_seed_111_valint_400_patience_10_adam_0.0001_128_a"),
      ("--reweight inverse --lds --lds_sigma 2 --d_hid 128 --random_seed 3",
-      "sts_lds_gau_5_2.0_mse_seed_3_valint_400_patience_10_adam_0.0001_128_inverse_d_hid_128")],
+      "sts_lds_gau_5_2.0_mse_seed_3_valint_400_patience_10_adam_0.0001_128_inverse_d_hid_128"),
+     ("--max_grad_norm 1 --word_embs_file glove/glove50.txt --suffix a --max_vals 3",
+      "sts_mse_seed_111_valint_400_patience_10_adam_0.0001_128_a_word_embs_file_glove50.txt"
+      "_max_grad_norm_1.0")],
 )  # fmt: skip
 def test_names_of_run_folders(flags, name):
-    assert train.parse_args(flags.split()).name == name
+    assert "".join(train.run_name(train.parse_args(flags.split()))) == name
+
+
+def test_a_folder_named_before_the_order_changed_is_found(tmp_path):
+    args = train.parse_args(["--d_hid", "64", "--d_word", "32", "--fds_stats", "online"])
+    before = "sts_mse_seed_111_valint_400_patience_10_adam_0.0001_128_d_hid_64_d_word_32"
+    (tmp_path / f"{before}_fds_stats_online").mkdir()
+    found = run_folder.find_run_folder(tmp_path, train.run_name(args))
+    assert found.name == f"{before}_fds_stats_online"
 
 
 @pytest.mark.parametrize(
@@ -487,7 +585,8 @@ def test_names_of_run_folders(flags, name):
      ("--val_interval 0", "1 or more"), ("--random_seed -1 --resume", "draws a new one"),
      ("--cuda 0 --device cpu", "contradict"), ("--pooling max", "--encoder"),
      ("--dropout 1", "--dropout"), ("--fds --bucket_num 2", "--bucket_num"),
-     ("--fds --bucket_num 100", "at most 50"), ("--bucket_start -5", "from 0"),
+     ("--bucket_num 5 --bucket_start 5", "must rise"), ("--bucket_start -5", "from 0"),
+     ("--max_grad_norm 0", "--max_grad_norm"), ("--n_layers_highway -1", "--n_layers_highway"),
      ("--patience -1", "--patience"), ("--n_layers_enc 0", "--n_layers_enc"),
      ("--log_file logs/a.log", "a name"), ("--eval_model a.th", "--evaluate")],
 )  # fmt: skip
@@ -504,6 +603,15 @@ def test_each_process_would_draw_its_own_seed(monkeypatch, capsys):
     assert "give one" in capsys.readouterr().err
 
 
+def test_spans_of_steps_end_with_epochs_and_validations():
+    spans = train.spans_to_validation
+    assert spans(0, 5, 3) == [range(0, 3)]
+    assert spans(3, 5, 3) == [range(3, 5), range(5, 6)]
+    assert spans(4, 5, 5) == [range(4, 5)]  # of a run that was validated at other steps before
+    assert spans(6, 2, 7) == [range(6, 7)]
+    assert spans(7, 2, 7) == [range(7, 8), range(8, 10), range(10, 12), range(12, 14)]
+
+
 def test_patience():
     """patience + 2 validations are done, and the latest is no lower than the last ones."""
     stop = train.out_of_patience
@@ -518,17 +626,17 @@ def test_patience():
 
 def test_existing_run_is_not_replaced(data, tmp_path):
     arguments = flags(data, tmp_path)
-    folder = tmp_path / train.parse_args(arguments).name
+    folder = tmp_path / "".join(train.run_name(train.parse_args(arguments)))
     folder.mkdir()
     (folder / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="--resume goes on with it, --overwrite replaces it"):
+    with pytest.raises(ValueError, match="--resume continues it, --overwrite replaces it"):
         train.main(arguments)
     assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
 def test_a_loss_that_is_not_finite_says_where(data, tmp_path):
     # The first step's loss is fine, its update is not: the second is the first to be named.
-    with pytest.raises(FloatingPointError, match=r"at step 1 of epoch 0.*--lr"):
+    with pytest.raises(FloatingPointError, match=r"at epoch 0, step 1:.*--lr"):
         train.main(flags(data, tmp_path, "--optimizer", "sgd", "--lr", "1e30"))
 
 
