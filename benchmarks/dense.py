@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import load, medians, show
 from PIL import Image
 from scipy import ndimage
+
+from common import load, medians, show
 
 D, H, W = 128, 114, 152  # the head's features
 BATCH, CLIP = 32, (0.2, 5.0)
 
+Sharing = load("nyud2-dir", "batches").Sharing
 datasets = load("nyud2-dir", "datasets")
 depth_cache = load("nyud2-dir", "depth_cache")
 fds = load("nyud2-dir", "fds")
@@ -113,7 +115,7 @@ def compare_metrics(pixels=870_000):
     """Time the metrics of so many pixels."""
     labels = make_depths(60).flatten()[:pixels]
     preds = labels * torch.exp(0.2 * torch.randn(len(labels)))
-    shots = metrics.shot_of()
+    shots = metrics.shots_of_buckets()
 
     def plain():
         sums = {shot: np.zeros(4) for shot in metrics.SHOTS}
@@ -172,7 +174,7 @@ def compare_batches(folder, n=64):
         names.append((f"{i}.jpg", f"{i}.png"))
     table = pd.DataFrame(names, columns=["image", "depth"])
     pairs = depth_cache.Pairs(folder, table, 8, folder / "cache", "pairs", quiet=True)
-    loader = datasets.Loader(pairs, range(n), BATCH, "cpu", 0, 1, seed=0)
+    loader = datasets.Loader(pairs, range(n), Sharing(BATCH, seed=0, device="cpu"))
 
     def plain():
         pictures = [plain_pair([folder / name for name in row], rng) for row in names]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from common import load
 
+Sharing = load("nyud2-dir", "batches").Sharing
 datasets = load("nyud2-dir", "datasets")
 depth_cache = load("nyud2-dir", "depth_cache")
 metrics = load("nyud2-dir", "metrics")
@@ -23,9 +25,8 @@ def batches(folder, name, bits, downscale, mask=None):
     """Yield the batches of a list's pairs."""
     table = pair_lists.read_pairs(folder, name)
     pairs = depth_cache.Pairs(folder, table, bits, None, name, downscale, quiet=True)
-    yield from datasets.Loader(
-        pairs, np.arange(len(table)), 32, "cpu", 0, 1, 0, mask=mask
-    ).evaluate()
+    sharing = Sharing(batch_size=32, seed=0, device="cpu")
+    yield from datasets.Loader(pairs, np.arange(len(table)), sharing, mask=mask).evaluate()
 
 
 def main():

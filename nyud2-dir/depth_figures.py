@@ -6,11 +6,11 @@ from matplotlib.figure import Figure
 
 from datasets import BUCKETS, label_to_bucket
 from figures import BLUE, PALE, SHOT_STYLES, SHOTS
-from metrics import SUMS, shot_of
+from metrics import SUMS, shots_of_buckets
 from transforms import MEAN, STD
 from utils import write_atomically
 
-PER_IMAGE, PER_BUCKET = 200, 200  # pixels of a sample at most
+PER_IMAGE = PER_BUCKET = 200  # pixels of a sample at most
 EXAMPLES = 6  # test images in figures/examples.png
 
 
@@ -26,7 +26,8 @@ class PixelSample:
     """
 
     def __init__(self, seed, split):
-        self.seed, self.split, self.rows = seed, split, []
+        self.seed, self.split = seed, split
+        self.rows = []
 
     def add(self, preds, batch):
         """Draw from a batch: predictions and `datasets.Batch`."""
@@ -41,15 +42,15 @@ class PixelSample:
             table = [np.full(len(places), row), y, x, depth[y, x].numpy(), pred[y, x].numpy()]
             self.rows.append(np.stack([column.astype(np.float64) for column in table], axis=1))
 
-    def table(self, parts, paths):
+    def table(self, rows, paths):
         """Return the sample as a DataFrame.
 
         Args:
-            parts: lists `rows` of all processes, in the order of their ranks.
+            rows: list of the `rows` of all processes, in the order of their ranks.
             paths: path of each image of the split [N].
         """
         names = ["row", "y", "x", "label", "prediction"]
-        table = pd.DataFrame(np.concatenate([np.empty((0, 5)), *parts]), columns=names)
+        table = pd.DataFrame(np.concatenate([np.empty((0, 5)), *rows]), columns=names)
         shuffled = table.sample(frac=1, random_state=self.seed)
         bucket = label_to_bucket(shuffled["label"].to_numpy())
         table = shuffled.groupby(bucket).head(PER_BUCKET).sort_values(["row", "y", "x"])
@@ -63,7 +64,7 @@ def error_by_depth(sums, split):
     table = pd.DataFrame(sums.by_bucket().numpy(), columns=["pixels", *SUMS[1:]])
     table.insert(0, "split", split)
     table.insert(1, "label", np.arange(BUCKETS) / 10)
-    table.insert(2, "shot", shot_of())
+    table.insert(2, "shot", shots_of_buckets())
     table["rmse"] = table["mse"] ** 0.5
     return table[table["pixels"] > 0].astype({"pixels": int})
 
@@ -79,7 +80,8 @@ def draw_error_by_depth(table, counts, title):
     fig = Figure((7.5, 4.8), dpi=150, layout="constrained")
     fig.suptitle(title, fontsize="medium")
     ax = fig.subplots()
-    twin, centres = ax.twinx(), np.arange(BUCKETS) / 10 + 0.05
+    twin = ax.twinx()
+    centres = np.arange(BUCKETS) / 10 + 0.05
     twin.bar(centres, counts, 0.1, color=PALE, label="training pixels")
     twin.set(ylabel="training pixels", yscale="log")
     ax.set_zorder(twin.get_zorder() + 1)

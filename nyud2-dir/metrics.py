@@ -5,6 +5,7 @@ the 50,688 training images many-shot buckets hold more than 2.6e7 pixels, few-sh
 1.0e7. Nothing is kept of a pixel but sums per bucket.
 """
 
+import numpy as np
 import torch
 
 from datasets import BUCKET_START, BUCKETS, label_to_bucket
@@ -20,10 +21,12 @@ SUMS = ("count", "mse", "mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
 SMALLEST_DEPTH = 1e-3  # metres
 
 
-def shot_of():
-    """Return the shot of each bucket: list [100] of 'many', 'medium' and 'few'."""
-    names = dict.fromkeys(MANY, "many") | dict.fromkeys(MEDIUM, "medium")
-    return [names.get(bucket, "few") for bucket in range(BUCKETS)]
+def shots_of_buckets():
+    """Name the shot of each bucket: object array [100] of 'many', 'medium' and 'few'."""
+    shots = np.full(BUCKETS, "few", dtype=object)
+    shots[MANY] = "many"
+    shots[MEDIUM] = "medium"
+    return shots
 
 
 class BucketSums:
@@ -53,14 +56,20 @@ class BucketSums:
             raise ValueError(f"predictions, depths and mask must have one shape, got {shapes}")
         mask = labels > 0 if mask is None else mask & (labels > 0)
         preds, labels = preds[mask].float(), labels[mask].float()
-        bucket, error = label_to_bucket(labels), (preds - labels).abs()
+        bucket = label_to_bucket(labels)
+        error = (preds - labels).abs()
         positive = preds.clamp(min=SMALLEST_DEPTH)
         ratio = torch.maximum(positive / labels, labels / positive)
         columns = [
-            torch.ones_like(error), error.double().square(), error, error / labels,
-            (positive.log10() - labels.log10()).abs(), ratio < 1.25, ratio < 1.25**2,
+            torch.ones_like(error),
+            error.double().square(),
+            error,
+            error / labels,
+            (positive.log10() - labels.log10()).abs(),
+            ratio < 1.25,
+            ratio < 1.25**2,
             ratio < 1.25**3,
-        ]  # fmt: skip
+        ]
         for total, column in zip(self.sums.T, columns):
             total += torch.bincount(bucket, weights=column.double(), minlength=BUCKETS)
 
@@ -74,13 +83,13 @@ class BucketSums:
         Returns:
             `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pixel.
         """
-        sums, shots = self.sums.cpu().clone(), shot_of()
+        sums, shots = self.sums.cpu().clone(), shots_of_buckets()
         if balanced:
             sums[BUCKET_START] += sums[:BUCKET_START].sum(0)
             sums[:BUCKET_START] = 0
         result = {}
         for shot in SHOTS:
-            part = sums[[shot in ("overall", name) for name in shots]]
+            part = sums if shot == "overall" else sums[torch.from_numpy(shots == shot)]
             result[shot] = _metrics(part[part[:, 0] > 0], balanced)
         return result
 

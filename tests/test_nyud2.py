@@ -11,11 +11,13 @@ from PIL import Image
 from conftest import load
 
 array_cache = load("nyud2-dir", "array_cache")
+batches = load("nyud2-dir", "batches")
 datasets = load("nyud2-dir", "datasets")
 depth_cache = load("nyud2-dir", "depth_cache")
 depth_figures = load("nyud2-dir", "depth_figures")
 depth_net = load("nyud2-dir", "depth_net")
 fds = load("nyud2-dir", "fds")
+lds = load("nyud2-dir", "lds")
 metrics = load("nyud2-dir", "metrics")
 pair_lists = load("nyud2-dir", "pair_lists")
 transforms = load("nyud2-dir", "transforms")
@@ -35,22 +37,41 @@ def test_buckets_are_cut_in_float32():
 
 
 @pytest.mark.parametrize("reweight", ["sqrt_inv", "inverse"])
-@pytest.mark.parametrize("lds", [False, True])
-def test_weights_are_finite_where_buckets_are_empty(reweight, lds):
+@pytest.mark.parametrize(
+    "window", [None, ("gaussian", 5, 2), ("laplace", 401, 1), ("gaussian", 9, 0.3)]
+)
+def test_weights_where_buckets_are_empty(reweight, window):
+    """Filled buckets by the formula; an empty one as its nearest filled one, the lower of two.
+
+    The smoothed density of an empty bucket is no measure: it falls to e⁻⁸⁰ of a count far from
+    all samples, and close to 0 next to them with a narrow window.
+    """
     counts = np.zeros(100, dtype=int)
-    counts[[20, 21, 40]] = 1000, 500, 10
-    weights = datasets.bucket_weights(counts, reweight, lds)
-    assert np.isfinite(weights).all()
-    assert (weights > 0).all()
+    counts[[7, 20, 21, 40, 97]] = 300, 1000, 500, 10, 1
+    weights = datasets.bucket_weights(counts, reweight, *((True, *window) if window else ()))
+    values = np.sqrt(counts) if reweight == "sqrt_inv" else counts
+    smoothed = values.astype(float)
+    if window:
+        kernel = lds.get_lds_kernel_window(*window)
+        half = len(kernel) // 2
+        # "symmetric" repeats the edge, as SciPy's "reflect" does.
+        padded = np.pad(smoothed[7:], half, mode="symmetric")
+        smoothed[7:] = np.convolve(padded, kernel, mode="valid")
+    filled = np.flatnonzero(counts)
+    expected = {b: 1 / smoothed[b] for b in filled}
+    scale = counts.sum() / sum(counts[b] * expected[b] for b in filled)
+    for bucket, weight in enumerate(weights):
+        nearest = min(filled, key=lambda b: (abs(b - bucket), b))
+        assert weight == pytest.approx(scale * expected[nearest], rel=1e-5), bucket
     assert (counts * weights).sum() / counts.sum() == pytest.approx(1, rel=1e-5)
-    assert weights[99] == weights[40 if not lds else 42]  # the nearest bucket with a value
-    assert weights[40] > weights[21] > weights[20]
+    assert weights.max() / weights.min() < 1500  # that of the counts, smoothed ones too
+    assert weights[97] > weights[40] > weights[21] > weights[20]
 
 
 def test_weights_refuse_what_has_no_meaning():
     with pytest.raises(ValueError, match="--reweight"):
         datasets.bucket_weights(datasets.TRAIN_COUNTS, "none", lds=True)
-    with pytest.raises(ValueError, match="counts"):
+    with pytest.raises(ValueError, match="no bucket from 7 on"):
         datasets.bucket_weights(np.zeros(100), "inverse")
     assert (datasets.bucket_weights(datasets.TRAIN_COUNTS, "none") == 1).all()
 
@@ -352,17 +373,18 @@ def test_mask_must_fit(tmp_path):
 def make_loader(folder, n=7, processes=1, rank=0, **options):
     rows = [write_pair(folder, str(i)) for i in range(n)]
     pairs = open_pairs(folder, rows, downscale=4)
-    return datasets.Loader(pairs, range(n), 3, "cpu", rank, processes, seed=5, **options)
+    sharing = batches.Sharing(3, 5, "cpu", rank, processes)
+    return datasets.Loader(pairs, range(n), sharing, **options)
 
 
 def test_batches_do_not_depend_on_the_processes(tmp_path):
     weights = np.arange(100, dtype=np.float32)
 
-    def batches(processes, rank):
+    def batches_of(processes, rank):
         loader = make_loader(tmp_path, processes=processes, rank=rank, weights=weights)
         return [(b.images.clone(), b.depths, b.weights, b.share) for b in loader.train(2)]
 
-    whole, parts = batches(1, 0), [batches(2, rank) for rank in (0, 1)]
+    whole, parts = batches_of(1, 0), [batches_of(2, rank) for rank in (0, 1)]
     assert len(whole) == len(parts[0]) == len(parts[1]) == 3
     for one, first, second in zip(whole, *parts):
         seen = [part for part in (first, second) if part[3]]
@@ -423,7 +445,7 @@ def test_streamed_metrics_equal_those_of_all_pixels():
     sums = metrics.BucketSums()
     for pred, label, chosen in zip(*(torch.from_numpy(x).split(3) for x in (preds, labels, mask))):
         sums.add(pred, label, chosen)
-    result, shots = sums.metrics(), np.array(metrics.shot_of())
+    result, shots = sums.metrics(), metrics.shots_of_buckets()
     preds, labels = preds[mask], labels[mask]
     names = shots[datasets.label_to_bucket(labels)]
     for shot in metrics.SHOTS:

@@ -1,5 +1,7 @@
 """What nyud2-dir's train.py says when it cannot go on, and the flags it takes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from conftest import load
 
+batches = load("nyud2-dir", "batches")
 train = load("nyud2-dir", "train")
 utils = load("nyud2-dir", "utils")
 
@@ -21,7 +24,7 @@ DEFAULTS = dict(
 )  # fmt: skip
 OURS = dict(
     downscale=1, select="heldout", counts="auto", cache=None, model="resnet50",
-    pretrained_encoder=True, lr_step=5, loss="mse", name="nyud2_lr_0.0001_bs_32",
+    pretrained_encoder=True, lr_step=5, loss="mse",
 )  # fmt: skip
 
 
@@ -29,21 +32,35 @@ def test_flags_and_defaults():
     assert vars(train.parse_args([])) == DEFAULTS | OURS
     args = train.parse_args("--learning-rate 1e-3 --wd 0 --random_seed 5 --resume".split())
     assert (args.lr, args.weight_decay, args.seed, args.resume) == (1e-3, 0, 5, "auto")
+    args = train.parse_args("--epoch 3 --cuda 1".split())
+    assert (args.epochs, args.gpu) == (3, 1)
     assert not train.parse_args(["--model", "mini"]).pretrained_encoder
 
 
 def test_names_of_run_folders():
     """The official name where no flag of ours is used, and one of its own where one is."""
-    name = train.parse_args(["--reweight", "inverse"]).name
-    assert name == "nyud2_inverse_lr_0.0001_bs_32"
-    flags = "--reweight inverse --lds --fds".split()
-    name = train.parse_args(flags).name
-    assert name == "nyud2_lds_gau_5_2_fds_gau_5_2_0_1_0.9_lr_0.0001_bs_32_inverse"
-    names = {train.parse_args([*flags, *more.split()]).name for more in (
-        "", "--seed 1", "--select test", "--downscale 2", "--counts data", "--model resnet18",
-        "--no-pretrained_encoder", "--fds_variant official", "--lr_step 3",
-        "--fds_stats online", "--precision bf16", "--bucket_start 5")}  # fmt: skip
-    assert len(names) == 12
+
+    def name(argv):
+        return "".join(train.run_name(train.parse_args(argv.split())))
+
+    assert name("") == "nyud2_lr_0.0001_bs_32"
+    assert name("--reweight inverse") == "nyud2_inverse_lr_0.0001_bs_32"
+    flags = "--reweight inverse --lds --fds"
+    assert name(flags) == "nyud2_lds_gau_5_2_fds_gau_5_2_0_1_0.9_lr_0.0001_bs_32_inverse"
+    # `mini` has no weights to start from, so this is no choice.
+    for argv in ("--model mini", "--model mini --no-pretrained_encoder"):
+        assert name(argv) == "nyud2_lr_0.0001_bs_32_model_mini"
+    assert name("--no-pretrained_encoder").endswith("_pretrained_encoder_False")
+    assert name("--wd 0").endswith("_weight_decay_0.0")
+    more = (
+        "--seed 1", "--select test", "--downscale 2", "--counts data", "--model resnet18",
+        "--no-pretrained_encoder", "--fds_variant official", "--lr_step 3", "--fds_stats online",
+        "--precision bf16", "--bucket_start 5", "--bucket_num 90", "--weight_decay 0",
+    )  # fmt: skip
+    assert len({name(f"{flags} {flag}") for flag in ("", *more)}) == len(more) + 1
+    # What may differ between the parts of one run changes nothing.
+    for same in ("--epochs 20", "--start_epoch 1", "--workers 2", "--cache none", "--overwrite"):
+        assert name(same) == name("")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +68,7 @@ def test_names_of_run_folders():
     [("--lds", "--reweight sqrt_inv"), ("--lds --reweight sqrt_inv --lds_ks 4", "odd"),
      ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc", "--pretrained"),
      ("--resume --overwrite", "choose one"), ("--no_such_flag", "unrecognized"),
-     ("--epochs 0", "--start_epoch"), ("--seed -1", "0 or more"), ("--model vgg", "resnet50"),
+     ("--epochs 0", "1 or more"), ("--seed -1", "0 or more"), ("--model vgg", "resnet50"),
      ("--bucket_num 101", "at most 100"), ("--downscale 3", "choose from"),
      ("--start_epoch 10", "--epochs - 1"), ("--lr_step 0", "1 or more"),
      ("--fds --bucket_num 9", "fds_ks")],
@@ -178,10 +195,23 @@ def test_a_checkpoint_of_another_model_is_named(rooms):
 def test_a_loss_that_explodes_keeps_the_last_checkpoint(rooms, monkeypatch):
     run(rooms)
     (folder,) = (rooms / "runs").iterdir()
-    monkeypatch.setattr(train, "EXPLODED", 1e-9)
+    monkeypatch.setattr(batches, "EXPLODED", 1e-9)
     with pytest.raises(FloatingPointError, match=r"epoch 1, step 0.*checkpoint stays"):
         run(rooms, "--epochs", 2, "--resume")
     assert utils.load_checkpoint(folder / "checkpoint.pth.tar")["epoch"] == 0
+
+
+def test_the_logged_loss_is_a_mean_over_samples(rooms, monkeypatch):
+    """A short last batch counts for its images, not as a whole one."""
+
+    def number_of_images(preds, depths, weights):
+        return preds.sum() * 0 + len(preds)
+
+    monkeypatch.setattr(train.losses, "weighted_mse_loss", number_of_images)
+    run(rooms, "--select", "test", "--batch_size", 3)
+    (folder,) = (rooms / "runs").iterdir()
+    row = json.loads((folder / "epochs.jsonl").read_text())
+    assert row["train_loss"] == pytest.approx((3 * 3 + 1 * 1) / 4)  # over the steps it is 2
 
 
 def test_offline_without_imagenet_weights(rooms, monkeypatch):

@@ -54,7 +54,7 @@ def test_metrics_by_shot(golden):
 
 def test_shot_lists(golden):
     bins = json.loads((golden / "shot_bins.json").read_text())["nyud2_shot_bins"]
-    shots = np.array(metrics.shot_of())
+    shots = metrics.shots_of_buckets()
     for shot, buckets in bins.items():
         assert np.flatnonzero(shots == shot).tolist() == buckets
 

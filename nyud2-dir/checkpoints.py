@@ -1,0 +1,90 @@
+"""Checkpoints of a run: `{state_dict, epoch, error, metric}`, epoch the last finished one.
+
+That is NYUD2's released format, whose files hold no optimizer, and numpy scalars in `error` and
+`metric`. Ours hold more next to it (optimizer, best epoch, flags, scaler).
+"""
+
+import logging
+
+import run_folder
+from utils import load_checkpoint, load_state, save_checkpoint, weights_of
+
+LAST, BEST, FINAL = "checkpoint.pth.tar", "checkpoint_best.pth.tar", "checkpoint_final.pth.tar"
+FORMAT = "nyud2-dir"  # tells our files from the official ones
+PROGRESS = ("error", "best_epoch", "wall_seconds")
+FDS = "R.FDS."  # where the statistics lie in the network
+
+
+def load_weights(model, state_dict, path, skip=()):
+    """Load weights into a model, with or without `module.` and with or without FDS's buffers.
+
+    Args, Returns and Raises are those of `utils.load_state`. Statistics that the file lacks, or
+    that the model has no FDS for, are left.
+    """
+    given = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    if model.FDS is None:
+        given = {name: value for name, value in given.items() if not name.startswith(FDS)}
+    lacking = () if any(name.startswith(FDS) for name in given) else (FDS,)
+    return load_state(model, given, path, skip=(*lacking, *skip))
+
+
+def save(run, model, optimizer, progress, is_best):
+    """Write the checkpoint of a finished epoch.
+
+    Args:
+        run, model, optimizer: of the run.
+        progress: dictionary of `epoch` (the next one), `PROGRESS` (error is the least so far), and
+            `metric`, the epoch's metrics over all pixels.
+        is_best: whether this epoch is the best so far.
+    """
+    if not run.is_main:
+        return
+    state = {
+        **progress,
+        "epoch": progress["epoch"] - 1,
+        "state_dict": model.state_dict(),
+        "format": FORMAT,
+        **run_folder.training_state(run, optimizer),
+    }
+    # The last one comes last: a run stopped in between resumes from the epoch before.
+    names = [BEST, LAST] if is_best else [LAST]
+    if progress["epoch"] == run.args.epochs:
+        names.insert(0, FINAL)
+    for name in names:
+        save_checkpoint(run.folder / name, state)
+
+
+def restore(run, path, model, optimizer):
+    """Load a checkpoint, an official one too, to resume from it.
+
+    Args:
+        run, model, optimizer: of the run.
+        path: the checkpoint. If it lies elsewhere, the best one next to it is copied into the run
+            folder, or the checkpoint itself.
+
+    Returns:
+        The next epoch, and what the file says of `PROGRESS`.
+
+    Raises:
+        ValueError: if it is another model's or another optimizer's.
+    """
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+        raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
+    epoch = int(checkpoint["epoch"]) + 1
+    untouched = load_weights(model, weights_of(checkpoint, path), path)
+    if FDS + "epoch" in untouched:
+        run_folder.start_statistics(model.FDS, epoch, path)
+    run_folder.restore_training(run, path, checkpoint, optimizer)
+    if "optimizer" not in checkpoint:
+        logging.warning("%s holds no optimizer: a fresh one starts from its weights", path)
+    # The official error is the test set's, and of an epoch whose weights are not in the file; with
+    # another --select or --seed it is of other pictures than the ones that choose now.
+    config = checkpoint.get("config", {})
+    same = all(config.get(flag) == getattr(run.args, flag) for flag in ("select", "seed"))
+    known = checkpoint.get("format") == FORMAT and same
+    progress = {key: checkpoint[key] for key in PROGRESS} if known else {}
+    if not run_folder.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
+        progress |= {"error": float("inf"), "best_epoch": None}
+    logging.info("Resuming from %s at epoch %d", path, epoch)
+    return progress | {"epoch": epoch}
