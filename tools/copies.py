@@ -18,12 +18,12 @@ import re
 import sys
 from pathlib import Path
 
-FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir")
+FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
-    (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir")),
+    (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("fetch.py",), FOLDERS),
@@ -31,7 +31,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
 )
 # Names that folders outside their group, if any, hold each with content of its own. The model
-# files depth_net.py, bilstm.py and sleep_net.py are not here: each belongs to one folder.
+# files depth_net.py, bilstm.py, sleep_net.py and mlp.py are not here: each belongs to one folder.
 MAY_DIFFER = {
     "README.md": "data, commands and results of one benchmark",
     "requirements.txt": "what one folder alone needs",

@@ -1,0 +1,184 @@
+"""An epoch's batches: cut into the processes' parts, read ahead, and stepped through.
+
+A folder's `Loader` derives from `Batches`. Its training and its FDS statistics go through `Steps`,
+which shows a progress bar and looks after the loss.
+"""
+
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, recursively_apply, send_to_device
+from tqdm import tqdm
+
+EXPLODED = 1e6  # a loss above this ends the run (released code of the ages)
+AHEAD = 2  # batches that are read while another is trained on
+
+
+class Sharing(NamedTuple):
+    """How a split's samples are dealt out."""
+
+    batch_size: int  # over all processes together
+    seed: int  # with the epoch, the source of the order and of the augmentation
+    device: torch.device  # where batches go
+    rank: int = 0  # number of this process
+    processes: int = 1
+
+    @classmethod
+    def of(cls, args, accelerator):
+        """Take it from a run's flags and processes."""
+        place = accelerator.device, accelerator.process_index, accelerator.num_processes
+        return cls(args.batch_size, args.seed, *place)
+
+
+class Part(NamedTuple):
+    """This process's samples of one batch."""
+
+    rows: np.ndarray  # long [n], numbers within the split
+    share: float  # n · processes / size: the mean over processes of loss · share is the batch's
+    size: int  # samples of the whole batch
+
+
+class Batches:
+    """Base of the loaders of one split.
+
+    Args:
+        N: number of samples.
+        sharing: `Sharing`. What is drawn is drawn for the whole split at once, so it does not
+            depend on the number of processes.
+    """
+
+    def __init__(self, N, sharing):
+        self.N, self.sharing = N, sharing
+        self.device = torch.device(sharing.device)
+
+    def __len__(self):
+        return -(-self.N // self.sharing.batch_size)
+
+    def cut(self, order):
+        """Cut an order of the samples [N] into batches, the last one maybe shorter."""
+        size = self.sharing.batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def parts(self, batches):
+        """Return this process's `Part` of each batch."""
+        parts = []
+        for rows in batches:
+            own = np.array_split(rows, self.sharing.processes)[self.sharing.rank]
+            share = len(own) * self.sharing.processes / len(rows)
+            # A process left without a sample takes one along that counts for nothing.
+            parts.append(Part(own if len(own) else rows[:1], share, len(rows)))
+        return parts
+
+    def parts_in_order(self):
+        """Return the split in order, cut for evaluation: consecutive rows for each process."""
+        own = np.array_split(np.arange(self.N), self.sharing.processes)[self.sharing.rank]
+        step = -(-self.sharing.batch_size // self.sharing.processes)  # together a batch
+        rows = [own[start : start + step] for start in range(0, len(own), step)]
+        return [Part(part, 1.0, len(part)) for part in rows]
+
+    def read_ahead(self, parts, read):
+        """Yield each part and what `read(rows)` returns, on the device.
+
+        A thread reads two batches ahead.
+        """
+
+        def pinned(rows):
+            data = read(rows)
+            return recursively_apply(pin, data) if self.device.type == "cuda" else data
+
+        def arrived(part, reading):
+            return part, send_to_device(reading.result(), self.device, non_blocking=True)
+
+        waiting = deque()
+        with ThreadPoolExecutor(1) as pool:
+            for part in parts:
+                waiting.append((part, pool.submit(pinned, part.rows)))
+                if len(waiting) > AHEAD:
+                    yield arrived(*waiting.popleft())
+            for pair in waiting:
+                yield arrived(*pair)
+
+
+def pin(tensor):
+    """Copy a tensor to memory from which a GPU reads while it computes."""
+    return tensor.pin_memory()
+
+
+def gather(accelerator, values):
+    """Return the lists of all processes as one, in the order of their ranks."""
+    return gather_object(values) if accelerator.num_processes > 1 else values
+
+
+class Steps:
+    """The steps of one pass: a progress bar, the time spent waiting for batches, and the loss.
+
+    Args:
+        accelerator: of the run.
+        batches: iterable of batches, each with `share` and `size` as in `Part`.
+        title, number: what the bar says, and how many batches there are.
+        look_every: steps between two looks at the loss, each of which waits for the device.
+        first: number of the first step.
+    """
+
+    def __init__(self, accelerator, batches, title, number, look_every=10, first=0):
+        self.accelerator, self.title, self.look_every = accelerator, title, look_every
+        quiet = not accelerator.is_local_main_process
+        self.bar = tqdm(batches, title, number, leave=False, disable=quiet)
+        self.first, self.pending = first, []
+        self.total = self.samples = 0.0
+        self.started, self.waited = time.perf_counter(), 0.0
+
+    def __iter__(self):
+        clock = time.perf_counter()
+        for batch in self.bar:
+            self.waited += time.perf_counter() - clock
+            yield batch
+            clock = time.perf_counter()
+
+    @property
+    def seconds(self):
+        """Seconds since the first step, and those of them that were spent waiting for batches."""
+        return {"train": time.perf_counter() - self.started, "data": self.waited}
+
+    def add(self, loss, share, size=1):
+        """Note a step's loss.
+
+        Args:
+            loss: scalar tensor, this process's mean.
+            share: of its samples in the batch, as in `Part`.
+            size: weight of the step in `mean_loss`: its samples, or 1.
+
+        Raises:
+            FloatingPointError: naming the step, if a loss is not finite or explodes.
+        """
+        self.pending.append((loss.detach() * share, size))
+        if len(self.pending) == self.look_every:
+            self._look()
+
+    def mean_loss(self):
+        """Return the mean over all samples (or steps) of all processes."""
+        self._look()
+        total = torch.tensor(self.total, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(total, "mean").item() / max(self.samples, 1)
+
+    def _look(self):
+        """Check the losses noted since the last look."""
+        if not self.pending:
+            return
+        losses, sizes = zip(*self.pending)
+        values = torch.stack(losses).tolist()
+        for step, value in enumerate(values, start=self.first):
+            if not abs(value) <= EXPLODED:
+                raise FloatingPointError(
+                    f"the loss is {value} at {self.title.lower()}, step {step}: the last good "
+                    "checkpoint stays; try a smaller --lr, or --precision fp32"
+                )
+        self.total += sum(value * size for value, size in zip(values, sizes))
+        self.samples += sum(sizes)
+        self.first += len(values)
+        self.pending.clear()
+        self.bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)

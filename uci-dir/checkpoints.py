@@ -1,0 +1,62 @@
+"""Checkpoints of a run: `{epoch, model, best_loss, state_dict, optimizer}`, epoch the next one.
+
+That is the released age folders' format; ours hold more next to it (best epoch, flags, scaler).
+"""
+
+import logging
+
+import run_folder
+from utils import load_checkpoint, load_state, save_checkpoint, weights_of
+
+LAST, BEST = "ckpt.pth.tar", "ckpt.best.pth.tar"
+PROGRESS = ("epoch", "best_loss", "best_epoch", "wall_seconds")
+
+
+def save(run, model, optimizer, progress, is_best):
+    """Write the checkpoint of a finished epoch.
+
+    Args:
+        run, model, optimizer: of the run.
+        progress: dictionary of `PROGRESS`.
+        is_best: whether this epoch is the best so far.
+    """
+    if not run.is_main:
+        return
+    state = {
+        **progress,
+        "model": getattr(run.args, "model", type(model).__name__),
+        "state_dict": model.state_dict(),
+        **run_folder.training_state(run, optimizer),
+    }
+    # The last one comes last: a run stopped in between resumes from the epoch before.
+    for name in [BEST, LAST] if is_best else [LAST]:
+        save_checkpoint(run.folder / name, state)
+
+
+def restore(run, path, model, optimizer):
+    """Load a checkpoint, an official one too, to resume from it.
+
+    Args:
+        run, model, optimizer: of the run.
+        path: the checkpoint. If it lies elsewhere, the best one next to it is copied into the run
+            folder, or the checkpoint itself.
+
+    Returns:
+        What it says of `PROGRESS`.
+
+    Raises:
+        ValueError: if it is another model's or another optimizer's.
+    """
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+        raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
+    untouched = load_state(model, weights_of(checkpoint, path), path)
+    if "FDS.epoch" in untouched:
+        run_folder.start_statistics(model.FDS, int(checkpoint["epoch"]), path)
+    run_folder.restore_training(run, path, checkpoint, optimizer)
+    progress = {key: checkpoint[key] for key in PROGRESS if key in checkpoint}
+    progress["best_loss"] = float(progress.get("best_loss", float("inf")))
+    if not run_folder.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
+        progress |= {"best_loss": float("inf"), "best_epoch": None}
+    logging.info("Resuming from %s at epoch %d", path, progress["epoch"])
+    return progress

@@ -1,0 +1,144 @@
+"""What a table's columns become: standardised numbers, flags of missing cells, one-hot categories.
+
+`fit_columns` takes medians, means, deviations and categories from the training rows alone and
+returns them as plain values, for a JSON file and a checkpoint; `encode` applies them to any rows.
+"""
+
+import numpy as np
+import pandas as pd
+
+from table_file import as_numbers
+
+NUMBER, CATEGORY = "number", "category"
+MOSTLY = 0.95  # share of numbers among a column's filled cells from which it counts as numbers
+RARE = 5  # categories with fewer training rows share one column, `other`
+NO_VALUE = ""  # the category of a missing cell
+
+
+def is_number(values):
+    """Whether a column is one of numbers; a few other cells then count as missing."""
+    if pd.api.types.is_bool_dtype(values):
+        return False
+    if pd.api.types.is_numeric_dtype(values):
+        return True
+    filled = values.notna().sum()
+    return bool(filled) and np.isfinite(as_numbers(values)).sum() >= MOSTLY * filled
+
+
+def as_text(values):
+    """Return a column as text, object array [N]."""
+    if pd.api.types.is_float_dtype(values):  # whole numbers that missing cells made fractions
+        text = values.map("{:.15g}".format)
+    else:
+        text = values.astype(object).map(lambda value: str(value).strip())
+    return text.where(values.notna(), NO_VALUE).to_numpy(dtype=object)
+
+
+def fit_columns(frame, train):
+    """Find what to do with each column, from the training rows alone.
+
+    Args:
+        frame: DataFrame of the inputs.
+        train: bool [N], the training rows.
+
+    Returns:
+        List of dictionaries: of numbers `name, kind, median, mean, std, flag` (whether missing
+        cells are marked in a column of their own), of categories `name, kind, values, other`; and
+        the names of the columns that are constant in the training rows.
+    """
+    columns, constant = [], []
+    for name in frame.columns:
+        values = frame[name][train]
+        fit = fit_numbers if is_number(frame[name]) else fit_categories
+        column = fit(values)
+        if column is None:
+            constant.append(name)
+        else:
+            columns.append({"name": name, **column})
+    return columns, constant
+
+
+def fit_numbers(values):
+    """Return the statistics of a column of numbers, None if it is constant."""
+    numbers = as_numbers(values)
+    missing = np.isnan(numbers)
+    if missing.all() or (np.nanmin(numbers) == np.nanmax(numbers) and not missing.any()):
+        return None
+    median = float(np.nanmedian(numbers))
+    numbers = np.where(missing, median, numbers)
+    statistics = {"median": median, "mean": float(numbers.mean()), "std": float(numbers.std())}
+    statistics["std"] = statistics["std"] or 1.0  # constant but for its missing cells
+    return {"kind": NUMBER, **statistics, "flag": bool(missing.any())}
+
+
+def fit_categories(values):
+    """Return the categories of a column of text, None if it is constant."""
+    names, counts = np.unique(as_text(values).astype(str), return_counts=True)
+    kept = [str(name) for name in names[counts >= RARE]]
+    if len(kept) + (len(kept) < len(names)) < 2:
+        return None
+    return {"kind": CATEGORY, "values": kept, "other": len(kept) < len(names)}
+
+
+def width_of(columns):
+    """Return how many inputs the columns become."""
+    return sum(
+        1 + column["flag"] if column["kind"] == NUMBER else len(column["values"]) + column["other"]
+        for column in columns
+    )
+
+
+def encode(frame, columns, place="the table"):
+    """Turn rows into inputs.
+
+    Args:
+        frame: DataFrame with those columns, by name; others are passed over.
+        columns: as `fit_columns` returns them.
+        place: where the rows come from, for the message.
+
+    Returns:
+        float32 [N, D]; and for each column the number of cells that were missing or, of
+        categories, not known from training: {name: number}, without the zeros.
+
+    Raises:
+        ValueError: naming the columns that are missing.
+    """
+    lacking = [column["name"] for column in columns if column["name"] not in frame.columns]
+    if lacking:
+        raise ValueError(
+            f"{place} lacks the columns {', '.join(map(repr, lacking))}: it has "
+            f"{', '.join(map(repr, frame.columns))}"
+        )
+    inputs, unknown, start = np.zeros((len(frame), width_of(columns)), np.float32), {}, 0
+    for column in columns:
+        values = frame[column["name"]]
+        code = encode_numbers if column["kind"] == NUMBER else encode_categories
+        part, strange = code(values, column)
+        inputs[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+        if strange:
+            unknown[column["name"]] = int(strange)
+    return inputs, unknown
+
+
+def encode_numbers(values, column):
+    """Return numbers as [N, 1] or, with the flag of missing cells, [N, 2]; and how many missed."""
+    numbers = as_numbers(values)
+    missing = np.isnan(numbers)
+    numbers = (np.where(missing, column["median"], numbers) - column["mean"]) / column["std"]
+    parts = [numbers, missing] if column["flag"] else [numbers]
+    return np.stack(parts, axis=1), missing.sum()
+
+
+def encode_categories(values, column):
+    """Return categories one-hot [N, number of them]; and how many cells were in no training row.
+
+    What training has not seen goes to `other`; without that it is a row of zeros.
+    """
+    place = {name: number for number, name in enumerate(column["values"])}
+    other = len(place) if column["other"] else -1
+    codes = np.array([place.get(text, other) for text in as_text(values)], dtype=np.int64)
+    hot = np.zeros((len(codes), len(place) + column["other"]), np.float32)
+    seen = codes >= 0
+    hot[np.flatnonzero(seen), codes[seen]] = 1
+    return hot, (codes == other).sum()

@@ -1,0 +1,205 @@
+"""A prepared table: its rows, label buckets, LDS weights, target scale and batches.
+
+`prepare.py` writes `<data_dir>/<name>.csv` (inputs, target, `split`) and `<name>.json`, which says
+what becomes of the columns, the buckets and the shots. Everything stays in memory.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from batches import Batches, Part
+from fds import UniformBuckets
+from lds import bucket_weights, label_density
+from table_file import MISSING
+
+SPLITS = ("train", "val", "test")
+TARGET_SCALES = ("none", "standard", "log")
+LDS_RULE = {}  # as in the general recipe: counts as they are, smoothed ones not truncated
+PIECE = 8192  # rows at a time where nothing is trained
+LARGEST_LOG = 80.0  # exp of more leaves float32
+
+# ---- labels and weights --------------------------------------------------------------------
+
+
+class Bins(NamedTuple):
+    """Equal buckets of the label between two ends, in its unit."""
+
+    low: float
+    high: float
+    number: int
+
+    @property
+    def edges(self):
+        """Lower edges of the buckets [B]."""
+        return self.low + (self.high - self.low) / self.number * np.arange(self.number)
+
+
+def label_to_bucket(labels, bins):
+    """Return the bucket of each label, as long, same shape and kind as given.
+
+    Args:
+        labels: tensor or array, in the unit of the target; taken in float32, as training has them.
+        bins: `Bins` or (low, high, number); labels outside go to the end buckets.
+
+    `functools.partial(label_to_bucket, bins=bins)` can be pickled.
+    """
+    given = torch.as_tensor(labels)
+    buckets = UniformBuckets(*bins)(given.float())
+    return buckets if isinstance(labels, torch.Tensor) else buckets.numpy()
+
+
+def label_counts(labels, bins):
+    """Return the number of labels [N] in each bucket, long [B]; a ValueError if not finite."""
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite: remove the others first")
+    return np.bincount(label_to_bucket(labels, bins), minlength=bins[2])
+
+
+def sample_weights(labels, bins, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
+    """Return the weight of each training sample's loss, float32 [N] with mean 1.
+
+    Args:
+        labels: of the training set [N].
+        bins: as for `label_to_bucket`.
+        reweight, lds, lds_kernel, lds_ks, lds_sigma: as for `lds.label_density`.
+
+    Raises:
+        ValueError: as `label_counts` and `lds.label_density`.
+    """
+    counts = label_counts(labels, bins)
+    density = label_density(counts, reweight, lds, lds_kernel, lds_ks, lds_sigma, **LDS_RULE)
+    return bucket_weights(density, counts, reweight)[label_to_bucket(np.ravel(labels), bins)]
+
+
+class TargetScale:
+    """What the network predicts of a label, and back.
+
+    Args:
+        kind: 'none', 'standard' (mean 0 and deviation 1 over the training labels) or 'log' (the
+            same of the logarithms).
+        target: dictionary of mean, std, log_mean and log_std of the training labels.
+
+    Raises:
+        ValueError: for the logarithm of labels that are not above 0.
+    """
+
+    def __init__(self, kind, target):
+        self.log = kind == "log"
+        if self.log and target["log_mean"] is None:
+            raise ValueError(
+                "--target_scale log needs labels above 0: use standard, or add a constant to them"
+            )
+        mean, std = {"none": (0.0, 1.0), "standard": (target["mean"], target["std"])}.get(
+            kind, (target["log_mean"], target["log_std"])
+        )
+        self.mean, self.std = mean, std
+
+    def scale(self, labels):
+        """Scale labels, array of any shape."""
+        values = np.log(labels) if self.log else np.asarray(labels, dtype=np.float64)
+        return (values - self.mean) / self.std
+
+    def invert(self, values):
+        """Return scaled values, array of any shape, to labels."""
+        values = np.asarray(values, dtype=np.float64) * self.std + self.mean
+        return np.exp(np.minimum(values, LARGEST_LOG)) if self.log else values
+
+
+# ---- prepared table ------------------------------------------------------------------------
+
+
+def read_prepared(data_dir, dataset):
+    """Read and check `<data_dir>/<dataset>.csv` and `.json`, as `prepare.py` writes them.
+
+    Returns:
+        DataFrame with the inputs, the target (float64) and `split`; and the preparation, a
+        dictionary.
+
+    Raises:
+        FileNotFoundError: if one of them is missing.
+        ValueError: if they cannot be used.
+    """
+    file, note = (Path(data_dir) / f"{dataset}.{suffix}" for suffix in ("csv", "json"))
+    again = "`python prepare.py --csv FILE --target COLUMN` writes both"
+    for path in (file, note):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: {again}, `python demo_data.py` generates a table; --dataset "
+                "NAME and --data_dir choose another"
+            )
+    try:
+        preparation = json.loads(note.read_text(encoding="utf-8"))
+        bins, target = Bins(*preparation["bins"]), preparation["target"]["name"]
+        marks = [*MISSING, *preparation["missing"]]
+        frame = pd.read_csv(file, keep_default_na=False, na_values=marks, low_memory=False)
+        labels = pd.to_numeric(frame[target]).to_numpy(dtype=np.float64)
+        wrong = ~(np.isfinite(labels) & frame["split"].isin(SPLITS).to_numpy())
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} or {note} is damaged ({error!r}): {again}") from error
+    if wrong.any() or not bins.high > bins.low:
+        lines = (np.flatnonzero(wrong)[:10] + 2).tolist()
+        raise ValueError(f"{file} has rows without a label or a split (lines {lines}): {again}")
+    empty = [split for split in SPLITS if not (frame["split"] == split).any()]
+    if empty:
+        raise ValueError(f"{file} has no row of split {', '.join(empty)}: {again}")
+    return frame.assign(**{target: labels}), preparation
+
+
+# ---- batches -------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """What one step needs."""
+
+    inputs: torch.Tensor  # float32 [n, D]
+    labels: torch.Tensor  # float32 [n, 1], in the unit of the target
+    targets: torch.Tensor  # float32 [n, 1], scaled: what the network predicts
+    weights: torch.Tensor  # float32 [n, 1]
+    share: float  # as in `batches.Part`
+    size: int
+
+
+class Loader(Batches):
+    """Batches of one split, which lies on the device as a whole.
+
+    Args:
+        inputs: float32 [N, D].
+        labels, targets, weights: arrays [N]: in the target's unit, scaled, and of the loss.
+        sharing: `batches.Sharing`.
+    """
+
+    def __init__(self, inputs, labels, targets, weights, sharing):
+        super().__init__(len(labels), sharing)
+        self.labels = np.asarray(labels, dtype=np.float32)
+        columns = [np.asarray(values, np.float32)[:, None] for values in (labels, targets, weights)]
+        arrays = [np.asarray(inputs, dtype=np.float32), *columns]
+        self.tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
+
+    @property
+    def targets(self):
+        """Scaled labels of the split, tensor [N, 1]."""
+        return self.tensors[2]
+
+    def train(self, epoch):
+        """Yield shuffled batches."""
+        order = np.random.default_rng([self.sharing.seed, epoch]).permutation(self.N)
+        for part in self.parts(self.cut(order)):
+            yield self._batch(part)
+
+    def evaluate(self):
+        """Yield this process's rows in order, in large pieces."""
+        own = np.array_split(np.arange(self.N), self.sharing.processes)[self.sharing.rank]
+        for start in range(0, len(own), PIECE):
+            rows = own[start : start + PIECE]
+            yield self._batch(Part(rows, 1.0, len(rows)))
+
+    def _batch(self, part):
+        """Look the rows of a part up."""
+        rows = torch.from_numpy(part.rows).to(self.device)
+        return Batch(*(x.index_select(0, rows) for x in self.tensors), part.share, part.size)

@@ -1,0 +1,405 @@
+"""Feature distribution smoothing (FDS), section 3.2 of "Delving into Deep Imbalanced Regression".
+
+The mean and variance of the last layer's features are tracked for each bucket of the label,
+smoothed over neighbouring buckets, and each training feature is moved from its bucket's own
+statistics to the smoothed ones. Nothing is done at inference. One epoch e of training runs
+
+    smoothed = fds.smooth(features, labels, e)       # in the forward pass of training
+    fds.accumulate(features, labels, e)              # raw features, per batch of the training set
+    fds.update_last_epoch_stats(e)                   # after the epoch
+    fds.update_running_stats(epoch=e)                # or (features, labels, e) for whole arrays
+"""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lds import get_lds_kernel_window
+
+# Rows of one pass over whole arrays are taken in pieces of this many numbers (2 MiB of float32),
+# so that the temporaries stay in the cache and do not grow with the number of samples.
+CHUNK_NUMEL = 2**19
+CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow bucket its digits
+MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
+
+
+def whole_number(labels):
+    """Return the whole part of each label as long: the bucket where none is said."""
+    return torch.floor(labels.double()).clamp(-(2**31), 2**31).long()
+
+
+class UniformBuckets:
+    """A `label_to_bucket` that cuts [low, high] into equal buckets.
+
+    Args:
+        low, high: ends of the label's range, in its unit; labels outside go to the end buckets.
+        bins: number of buckets, >= 1.
+
+    Called with labels of any shape, it returns their bucket numbers 0 ... bins - 1 as long.
+
+    Raises:
+        ValueError: for an empty range or no bucket.
+    """
+
+    def __init__(self, low, high, bins):
+        if not high > low or bins < 1:
+            raise ValueError(f"need low < high and bins >= 1, got {low=}, {high=}, {bins=}")
+        self.low, self.high, self.bins = low, high, bins
+
+    def __call__(self, labels):
+        position = (torch.as_tensor(labels).double() - self.low) / (self.high - self.low)
+        return (position * self.bins).floor().clamp(0, self.bins - 1).long()
+
+
+uniform_buckets = UniformBuckets  # its name as a function
+
+
+class BucketMoments:
+    """Count, mean and sum of squared deviations of features by bucket, in float64.
+
+    Batches and processes are merged by Chan's formula, which cancels no digits: O(B·D) memory
+    however many samples come.
+    """
+
+    def __init__(self, count, mean, squares):
+        self.count, self.mean, self.squares = count.double(), mean.double(), squares.double()
+
+    @classmethod
+    def empty(cls, like):
+        """Moments of nothing, on the device of `like` [B, D]."""
+        zeros = torch.zeros_like(like, dtype=torch.float64)
+        return cls(zeros[:, 0].clone(), zeros, zeros.clone())
+
+    @property
+    def parts(self):
+        """Count [B], mean [B, D] and sum of squared deviations [B, D]."""
+        return self.count, self.mean, self.squares
+
+    def add(self, rows, bucket):
+        """Add features [M, D] of the buckets [M]."""
+        rows = rows.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
+        count = torch.bincount(bucket, minlength=len(self.count)).double()
+        target = bucket.unsqueeze(1).expand_as(rows)
+        mean = rows.new_zeros(self.mean.shape).scatter_add_(0, target, rows)
+        mean /= count.clamp(min=1).to(rows.dtype).unsqueeze(1)
+        deviations = mean.index_select(0, bucket).sub_(rows).square_()
+        self.merge(count, mean, torch.zeros_like(mean).scatter_add_(0, target, deviations))
+
+    def merge(self, count, mean, squares):
+        """Add the moments of other samples."""
+        total = self.count + count
+        share = (count / total.clamp(min=1)).unsqueeze(1)
+        delta = mean - self.mean
+        self.mean.addcmul_(delta, share)
+        self.squares.add_(squares).addcmul_(delta.square_(), share * self.count.unsqueeze(1))
+        self.count = total
+
+    def reduce(self):
+        """Return the moments of all processes together, merged in the order of their ranks."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self
+        gathered = []
+        for part in self.parts:
+            gathered.append([torch.empty_like(part) for _ in range(dist.get_world_size())])
+            dist.all_gather(gathered[-1], part.contiguous())
+        first, *others = zip(*gathered)
+        total = BucketMoments(*first)
+        for other in others:
+            total.merge(*other)
+        return total
+
+
+class FDS(nn.Module):
+    """Feature distribution smoothing over the buckets of a continuous label.
+
+    Args:
+        feature_dim: D, number of features per sample (or channels, for dense features).
+        bucket_num, bucket_start: buckets are numbered bucket_start ... bucket_num - 1, so there
+            are B = bucket_num - bucket_start of them; labels outside go to the end buckets.
+        start_update: first epoch whose features enter the statistics.
+        start_smooth: first epoch in which features are calibrated.
+        kernel, ks, sigma: window over buckets, as in `lds.get_lds_kernel_window`.
+        momentum: of the running statistics; None weighs every sample of all epochs alike.
+        label_to_bucket: function labels -> long bucket numbers of the same shape; the default is
+            the floor of the label.
+        clip: (low, high) bounds of the variance ratio.
+        fill_empty: give a bucket without samples the average of its neighbours.
+        variant: 'official' sets the next two as the released code behaves, 'paper' neither.
+        live_statistics: calibrate from the statistics of the epoch just finished to the smoothed
+            ones of the epoch before; without it both are of one epoch.
+        calibrated_statistics: take the statistics from calibrated features. FDS is always given
+            raw ones: it calibrates them itself, as in training at that epoch.
+
+    Raises:
+        ValueError: for a window, bucket range or variant that cannot be used.
+    """
+
+    def __init__(
+        self,
+        feature_dim,
+        bucket_num=100,
+        bucket_start=0,
+        start_update=0,
+        start_smooth=1,
+        kernel="gaussian",
+        ks=5,
+        sigma=2,
+        momentum=0.9,
+        *,
+        label_to_bucket=None,
+        clip=(0.1, 10.0),
+        fill_empty=False,
+        variant="official",
+        live_statistics=None,
+        calibrated_statistics=None,
+    ):
+        super().__init__()
+        if variant not in ("official", "paper"):
+            raise ValueError(f"variant must be 'official' or 'paper', got {variant!r}")
+        window = get_lds_kernel_window(kernel, ks, sigma)
+        B = bucket_num - bucket_start
+        if B < (ks + 1) // 2:
+            raise ValueError(
+                f"{B} buckets (bucket_num {bucket_num} - bucket_start {bucket_start}) are too few "
+                f"to be padded for a window of {ks}: use at least {(ks + 1) // 2}, or a smaller ks"
+            )
+        official = variant == "official"
+        self.live_statistics = official if live_statistics is None else live_statistics
+        self.calibrated_statistics = (
+            official if calibrated_statistics is None else calibrated_statistics
+        )
+        self.feature_dim = feature_dim
+        self.bucket_num, self.bucket_start = bucket_num, bucket_start
+        self.start_update, self.start_smooth = start_update, start_smooth
+        self.momentum, self.clip, self.fill_empty = momentum, clip, fill_empty
+        self._label_to_bucket = label_to_bucket or whole_number
+
+        # Released checkpoints hold these eight buffers under these names.
+        self.register_buffer("epoch", torch.zeros(1))
+        self.register_buffer("running_mean", torch.zeros(B, feature_dim))
+        self.register_buffer("running_var", torch.ones(B, feature_dim))
+        self.register_buffer("running_mean_last_epoch", torch.zeros(B, feature_dim))
+        self.register_buffer("running_var_last_epoch", torch.ones(B, feature_dim))
+        self.register_buffer("smoothed_mean_last_epoch", torch.zeros(B, feature_dim))
+        self.register_buffer("smoothed_var_last_epoch", torch.ones(B, feature_dim))
+        self.register_buffer("num_samples_tracked", torch.zeros(B))
+        window = torch.from_numpy(window / window.sum())
+        self.register_buffer("kernel_window", window, persistent=False)
+        # Per bucket the scale and, behind it, the shift of every feature: made by each update.
+        self.register_buffer("_calibration", torch.zeros(B, 2 * feature_dim), persistent=False)
+        self.reset()
+
+    def reset(self):
+        """Forget all statistics, as before the first epoch."""
+        for name, buffer in self.named_buffers():
+            if name != "kernel_window":
+                buffer.fill_(1.0 if "var" in name else 0.0)
+        self.epoch.fill_(self.start_update)
+        self.moments = None  # of the running epoch; who stops within an epoch saves them
+        self._trained_with = None, None  # epoch and its table, once a newer table exists
+        self._following = False  # whether the last epoch's statistics follow the running ones
+        self._refresh_calibration()
+
+    def label_to_bucket(self, labels):
+        """Return the row of the statistics for each label: long, same shape, 0 ... B - 1."""
+        bucket = self._label_to_bucket(torch.as_tensor(labels))
+        return bucket.clamp(self.bucket_start, self.bucket_num - 1) - self.bucket_start
+
+    def smooth_over_buckets(self, statistics):
+        """Convolve statistics [B, D] over the buckets with the normalised window."""
+        # In float64 it is neither cast by autocast nor rounded to TF32.
+        half = len(self.kernel_window) // 2
+        padded = nn.functional.pad(statistics.double().T[:, None], (half, half), mode="reflect")
+        smoothed = nn.functional.conv1d(padded, self.kernel_window.double()[None, None])
+        return smoothed[:, 0].T.to(statistics.dtype)
+
+    def smooth(self, features, labels, epoch):
+        """Calibrate training features from their bucket's statistics to the smoothed ones.
+
+        Args:
+            features: [N, D] or [N, D, H, W], any floating type; never written to.
+            labels: [N] or [N, 1]; for dense features [N, 1, H, W] or [N, H, W].
+            epoch: number of the running epoch, from 0.
+
+        Returns:
+            Tensor like `features`, differentiable in it; `features` itself before `start_smooth`.
+
+        Source: equation 3 of the paper, with a diagonal covariance.
+        """
+        if epoch < self.start_smooth:
+            return features
+        features = torch.as_tensor(features)
+        return self._calibrate(features, self._buckets_of(features, labels), self._calibration)
+
+    @torch.no_grad()
+    def accumulate(self, features, labels, epoch=None):
+        """Add a batch of raw features to the epoch's statistics.
+
+        Args:
+            features, labels: as for `smooth`; each process passes its own samples.
+            epoch: number of the running epoch, needed with `calibrated_statistics`.
+
+        Raises:
+            ValueError: without the epoch where it is needed.
+        """
+        features = torch.as_tensor(features).detach()
+        bucket = self._buckets_of(features, labels)
+        if self.calibrated_statistics:
+            if epoch is None:
+                raise ValueError("statistics of calibrated features need the epoch: pass epoch=...")
+            if epoch >= self.start_smooth:
+                trained, table = self._trained_with
+                table = table if trained == epoch else self._calibration
+                features = self._calibrate(features, bucket, table)
+        if self.moments is None:
+            self.moments = BucketMoments.empty(self.running_mean)
+        piece = max(1, min(CHUNK_ROWS, CHUNK_NUMEL // self.feature_dim))
+        # A dense map [D, H, W] is turned to rows piece by piece: three times as fast as at once.
+        dense = features.ndim == 4
+        pairs = zip(features.flatten(2).mT, bucket.flatten(1)) if dense else [(features, bucket)]
+        for rows, rows_bucket in pairs:
+            for part, part_bucket in zip(rows.split(piece), rows_bucket.split(piece)):
+                self.moments.add(part, part_bucket)
+
+    @torch.no_grad()
+    def update_last_epoch_stats(self, epoch):
+        """Take the running statistics over as the last epoch's, and smooth them over buckets.
+
+        Args:
+            epoch: number of the epoch just trained; anything but the next one in turn is ignored.
+        """
+        if epoch != int(self.epoch) + 1:
+            return
+        self.epoch.fill_(epoch)
+        self.running_mean_last_epoch.copy_(self.running_mean)
+        self.running_var_last_epoch.copy_(self.running_var)
+        self.smoothed_mean_last_epoch.copy_(self.smooth_over_buckets(self.running_mean))
+        self.smoothed_var_last_epoch.copy_(self.smooth_over_buckets(self.running_var))
+        # From here on the released code's "last epoch" statistics are references to the running
+        # ones. Loading copies, so a new process starts without.
+        self._following = self.live_statistics
+        self._trained_with = epoch, self._calibration.clone()
+        self._refresh_calibration()
+
+    @torch.no_grad()
+    def update_running_stats(self, features=None, labels=None, epoch=None):
+        """Move the running statistics towards those of the epoch, reduced over all processes.
+
+        Args:
+            features, labels: whole arrays of raw features, as for `smooth`; leave both out after
+                `accumulate`.
+            epoch: number of the epoch just trained; ignored if before `start_update`.
+
+        Raises:
+            ValueError: without samples, or with features that are not finite.
+        """
+        if epoch is None:
+            raise ValueError("update_running_stats needs the epoch: pass epoch=...")
+        if features is not None and epoch >= int(self.epoch):
+            self.moments = None
+            self.accumulate(features, labels, epoch)
+        local, self.moments = self.moments, None
+        if epoch < int(self.epoch):
+            return
+        moments = (local or BucketMoments.empty(self.running_mean)).reduce()
+        count, mean, squares = moments.parts
+        seen = count > 0
+        if not seen.any():
+            raise ValueError("no features to update from: call accumulate(features, labels) first")
+        if not (torch.isfinite(mean).all() and torch.isfinite(squares).all()):
+            raise ValueError(f"features of epoch {epoch} are not finite: statistics left unchanged")
+        variance = squares / (count - 1).clamp(min=1).unsqueeze(1)  # of one sample: 0
+        if not self.num_samples_tracked.any():
+            self._warn_if_few(seen)
+        self.num_samples_tracked += count.to(self.num_samples_tracked.dtype)
+        if epoch == self.start_update:
+            keep = torch.zeros_like(count)
+        elif self.momentum is None:
+            keep = 1 - count / self.num_samples_tracked.double().clamp(min=1)
+        else:
+            keep = torch.full_like(count, self.momentum)
+        keep = torch.where(seen, keep, 1.0).unsqueeze(1)
+        for running, current in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_((1 - keep) * current + keep * running.double())
+            if self.fill_empty:
+                self._fill(running, seen.tolist())
+        if self._following:
+            self.running_mean_last_epoch.copy_(self.running_mean)
+            self.running_var_last_epoch.copy_(self.running_var)
+        self._refresh_calibration()
+
+    def _buckets_of(self, features, labels):
+        """Bucket rows for features: [N], or [N, H, W] for dense ones."""
+        shape = features.shape[:1] + features.shape[2:]
+        if features.ndim not in (2, 4) or features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"features must be [N, {self.feature_dim}] or [N, {self.feature_dim}, H, W], "
+                f"got {tuple(features.shape)}"
+            )
+        labels = torch.as_tensor(labels)
+        if labels.shape not in (shape, (*shape[:1], 1, *shape[1:])):
+            raise ValueError(
+                f"one label for each feature vector: labels {tuple(labels.shape)} do not go with "
+                f"features {tuple(features.shape)}"
+            )
+        # On a GPU looking would wait for it; there the files' labels are checked when read.
+        on_cpu = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and not torch.isfinite(labels).all():
+            raise ValueError("labels hold NaN or infinity: remove those samples first")
+        return self.label_to_bucket(labels).reshape(shape).to(features.device)
+
+    @staticmethod
+    def _calibrate(features, bucket, table):
+        """Apply equation 3, as one scale and one shift: x·√(v2/v1) + (m2 − m1·√(v2/v1))."""
+        table = table.to(torch.promote_types(features.dtype, torch.float32))
+        scale, shift = nn.functional.embedding(bucket, table).chunk(2, dim=-1)
+        if features.ndim == 4:
+            scale, shift = scale.permute(0, 3, 1, 2), shift.permute(0, 3, 1, 2)
+        return torch.addcmul(shift, features.to(table.dtype), scale).to(features.dtype)
+
+    def _refresh_calibration(self):
+        """Turn the statistics into one scale and one shift per bucket and feature."""
+        m1, v1 = self.running_mean_last_epoch.double(), self.running_var_last_epoch.double()
+        m2, v2 = self.smoothed_mean_last_epoch.double(), self.smoothed_var_last_epoch.double()
+        usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= MIN_SUM)
+        ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
+        scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)
+        shift = torch.where(usable, m2 - m1 * scale, 0.0)
+        self._calibration.copy_(torch.cat([scale, shift], dim=1))
+
+    @staticmethod
+    def _fill(running, seen):
+        """Give empty buckets their neighbours' average, from low to high, filled ones included."""
+        last = len(seen) - 1
+        for b in range(last + 1):
+            if not seen[b]:
+                lower, upper = (1, 1) if b == 0 else (b - 1, b + 1 if b < last else b - 1)
+                running[b] = (running[lower] + running[upper]) / 2
+
+    def _warn_if_few(self, seen):
+        """Say that the buckets hardly fit the labels, after the first epoch's statistics."""
+        if int(seen.sum()) < len(seen) / 4:
+            warnings.warn(
+                f"FDS: the labels fill {int(seen.sum())} of {len(seen)} buckets: pass "
+                "label_to_bucket=UniformBuckets(low, high, bins), or another --bucket_num",
+                stacklevel=4,
+            )
+
+    def _apply(self, fn, recurse=True):
+        """Move the statistics with the network, but never to fewer digits (`model.half()`)."""
+
+        def keep_digits(tensor):
+            changed = fn(tensor)
+            if changed.dtype.itemsize < tensor.dtype.itemsize:
+                return tensor.to(changed.device)
+            return changed
+
+        return super()._apply(keep_digits, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        """Load the buffers, then compute again what is computed from them."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self._following, self._trained_with = False, (None, None)
+        self._refresh_calibration()

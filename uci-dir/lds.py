@@ -1,0 +1,144 @@
+"""Label distribution smoothing (LDS), section 3.1 of "Delving into Deep Imbalanced Regression".
+
+The counts of the training labels, bucket by bucket, are convolved with a symmetric window. The
+smoothed density gives the weight of each sample's loss:
+
+    counts = np.bincount(bucket, minlength=B)             # bucket of each training label [N]
+    density = label_density(counts, "sqrt_inv", lds=True)  # before and after smoothing
+    weights = bucket_weights(density, counts)[bucket]      # [N], mean 1
+
+NumPy and SciPy are all it needs.
+"""
+
+import numpy as np
+from scipy.ndimage import convolve1d, gaussian_filter1d
+from scipy.signal.windows import triang
+
+KERNELS = ("gaussian", "triang", "laplace")
+REWEIGHTS = ("none", "sqrt_inv", "inverse")
+ROUNDING = 1e-9  # a sum of counts such as 14.999999999 is meant as 15, not as 14
+
+
+def get_lds_kernel_window(kernel, ks, sigma):
+    """Return the symmetric window with which LDS convolves the label density.
+
+    Args:
+        kernel: 'gaussian', 'triang' or 'laplace'.
+        ks: length of the window in buckets, odd and >= 1.
+        sigma: width of the kernel in buckets, > 0; 'triang' has none.
+
+    Returns:
+        Float array [ks] with 1, its peak, at the centre.
+
+    Raises:
+        ValueError: for an unknown kernel, an even or non-positive ks, or sigma <= 0.
+
+    Source: section 3.1 of the paper. The Gaussian is a unit impulse filtered within the window
+    with a reflecting edge, as in the released code, so its ends lie above exp(−x²/2σ²).
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
+    if int(ks) != ks or ks < 1 or ks % 2 == 0:
+        raise ValueError(f"ks must be odd and >= 1 (say {max(int(ks) // 2 * 2 + 1, 1)}), got {ks}")
+    if not 1e-6 < sigma < float("inf"):
+        raise ValueError(f"sigma must be > 0 (1e-6 at least) and finite, got {sigma}")
+    ks, half = int(ks), int(ks) // 2
+    if kernel == "triang":
+        return triang(ks)
+    if kernel == "gaussian":
+        window = gaussian_filter1d(np.eye(ks)[half], sigma=sigma)
+    else:
+        window = np.exp(-np.abs(np.arange(-half, half + 1)) / sigma)
+    # A sigma near ks lifts the reflected ends above the centre, by less than 3e-4: they are cut.
+    return np.minimum(window / window[half], 1.0)
+
+
+def label_density(
+    counts,
+    reweight,
+    lds=False,
+    lds_kernel="gaussian",
+    lds_ks=5,
+    lds_sigma=2,
+    *,
+    clip=None,
+    mode="constant",
+    start=0,
+    truncate=False,
+):
+    """Return the value per bucket that re-weighting divides by, before and after LDS.
+
+    Args:
+        counts: training samples per bucket [B].
+        reweight: 'none' and 'inverse' (INV) take the count, 'sqrt_inv' (SQINV) its square root.
+        lds, lds_kernel, lds_ks, lds_sigma: smoothing of the value over buckets.
+        clip: (low, high) bounds of the counts with 'inverse', or None.
+        mode: how `scipy.ndimage.convolve1d` continues the values past the first and last bucket.
+        start: first bucket that counts; those before it take its value.
+        truncate: cut smoothed counts to whole numbers, as the released code does in the ages and
+            STS-B: its published numbers hold that. Only with 'inverse'.
+
+    Returns:
+        emp_label_dist [B] and eff_label_dist [B], float64; the latter is None without LDS.
+
+    Raises:
+        ValueError: for counts that are negative, not finite or all 0, an unknown `reweight`, or
+            LDS without re-weighting.
+
+    Source: section 3.1 of the paper. 'sqrt_inv' smooths √count, as the released code does.
+    """
+    values = np.array(counts, dtype=np.float64)
+    if reweight not in REWEIGHTS:
+        raise ValueError(f"reweight must be one of {', '.join(REWEIGHTS)}; got {reweight!r}")
+    if lds and reweight == "none":
+        raise ValueError("LDS smooths the weights: give --reweight sqrt_inv or inverse with --lds")
+    if values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(f"counts [B] must be finite and 0 or more, got {counts}")
+    if not values[start:].any():
+        raise ValueError(f"no bucket from {start} on has a sample: nothing can be weighted")
+    if reweight == "sqrt_inv":
+        values = np.sqrt(values)
+    elif reweight == "inverse" and clip is not None:
+        values = np.clip(values, *clip)
+    values[:start] = values[start]
+    if not lds:
+        return values, None
+    window = get_lds_kernel_window(lds_kernel, lds_ks, lds_sigma)
+    smoothed = values.copy()
+    smoothed[start:] = convolve1d(values[start:], weights=window, mode=mode)
+    if truncate and reweight == "inverse":
+        smoothed = np.floor(smoothed + ROUNDING)
+    smoothed[:start] = smoothed[start]
+    return values, smoothed
+
+
+def bucket_weights(density, counts, reweight=None):
+    """Return the weight of a sample's loss by its bucket; the mean over the samples is 1.
+
+    Args:
+        density: the pair that `label_density` returns.
+        counts: training samples per bucket [B].
+        reweight: with 'none' all weights are 1.
+
+    Returns:
+        float32 array [B]. A bucket without samples takes the weight of the nearest one that has
+        some (of two, the lower): interpolated labels may fall in it.
+
+    Raises:
+        ValueError: if a weight would not be finite and above 0.
+
+    Source: section 3.1 of the paper; the scaling is the released code's.
+    """
+    if reweight == "none":
+        return np.ones(len(counts), dtype=np.float32)
+    emp_label_dist, eff_label_dist = density
+    counts = np.asarray(counts, dtype=np.float64)
+    value = emp_label_dist if eff_label_dist is None else eff_label_dist
+    filled = np.flatnonzero(counts > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = 1.0 / value[filled]
+        weights *= counts.sum() / (counts[filled] * weights).sum()
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise ValueError(f"a weight is not finite: the densities of filled buckets are {value}")
+    nearest = np.abs(np.arange(len(counts))[:, None] - filled).argmin(axis=1)
+    return weights[nearest].astype(np.float32)

@@ -1,0 +1,155 @@
+"""Metrics of tables, over all test rows and by shot.
+
+MAE, MSE, GM (geometric mean of the absolute error), R², Pearson's correlation, bMAE (the mean over
+buckets of each bucket's MAE) and SERA, the squared error–relevance area of Ribeiro and Moniz
+(Machine Learning 109, 2020). A shot's buckets follow from the training counts and the thresholds
+that `prepare.py` chose.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.interpolate import CubicHermiteSpline
+
+from datasets import Bins, label_counts, label_to_bucket
+
+SHOTS = ("overall", "many", "medium", "few")
+METRICS = ("mae", "mse", "gm", "r2", "pearson", "bmae", "sera")
+MAIN_METRICS = ("mae", "gm")
+HIGHER_IS_BETTER = ("r2", "pearson")
+# An error of zero would make the geometric mean zero: it counts as this (released code).
+SMALLEST_ERROR = 1e-10
+WHISKER = 1.5  # length of a box plot's whiskers, in quartile distances (Tukey)
+
+
+class ShotRule(NamedTuple):
+    """Which buckets are many-shot and few-shot."""
+
+    bins: Bins
+    many: int  # more training rows than this in a bucket
+    few: int  # fewer than this
+
+
+# ---- relevance -----------------------------------------------------------------------------
+
+
+def relevance_points(labels):
+    """Return the control points of the relevance of labels: (label, relevance), rising.
+
+    The median has relevance 0. On each side the end of the whisker has 1 if labels lie beyond it;
+    else the last label has 0.
+
+    Args:
+        labels: of the training set [N].
+
+    Source: Ribeiro and Moniz, 2020, section 3.1, with the quartiles of R's `boxplot.stats`.
+    """
+    labels = np.sort(np.asarray(labels, dtype=np.float64))
+    N = len(labels)
+    depth = (N + 3) // 2 / 2  # of Tukey's hinges, counted from 1
+    low, high = (
+        (labels[int(np.floor(place)) - 1] + labels[int(np.ceil(place)) - 1]) / 2
+        for place in (depth, N + 1 - depth)
+    )
+    reach = WHISKER * (high - low)
+    inside = labels[(labels >= low - reach) & (labels <= high + reach)]
+    ends = ((inside[0], inside[0] > labels[0]), (inside[-1], inside[-1] < labels[-1]))
+    points = {end: float(beyond) for end, beyond in ends}
+    points[float(np.median(labels))] = 0.0
+    return sorted(points.items())
+
+
+def relevance(labels, points):
+    """Return the relevance of labels [N], in [0, 1].
+
+    A piecewise cubic Hermite polynomial (PCHIP) with slope 0 at the control points, constant
+    beyond the outer ones.
+    """
+    if len(points) < 2:
+        return np.zeros(len(labels))
+    x, y = np.array(points).T
+    return CubicHermiteSpline(x, y, np.zeros_like(y))(np.clip(labels, x[0], x[-1]))
+
+
+def sera(preds, labels, points):
+    """Return the area under the squared error of the labels at least t relevant, t from 0 to 1.
+
+    A label of relevance φ counts for every t up to φ, so the area is Σ φ·(pred − label)². NaN
+    where the training labels have no extreme values: nothing is relevant then.
+    """
+    if not any(height for _, height in points):
+        return float("nan")
+    return float(np.sum(relevance(labels, points) * (preds - labels) ** 2))
+
+
+# ---- by shot -------------------------------------------------------------------------------
+
+
+def shots_of_buckets(train_labels, rule):
+    """Name the shot of each bucket: object array [B] of 'many', 'medium' and 'few'.
+
+    Args:
+        train_labels: labels of the training set [N].
+        rule: `ShotRule`.
+    """
+    counts = label_counts(train_labels, rule.bins)
+    return np.select([counts > rule.many, counts < rule.few], ["many", "few"], "medium")
+
+
+def shot_metrics(preds, labels, train_labels=None, rule=None):
+    """Compute every metric over all rows and by shot.
+
+    Args:
+        preds, labels: arrays or lists [N], in the unit of the target.
+        train_labels: of the training set; without them there is only 'overall', and no SERA.
+        rule: `ShotRule`, needed with them; without it bMAE is the mean over distinct labels.
+
+    Returns:
+        `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has too few rows.
+
+    Raises:
+        ValueError: if preds and labels differ in length, or a label is not finite.
+    """
+    preds = np.asarray(preds, dtype=np.float64).reshape(-1)
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
+    if len(preds) != len(labels):
+        raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite: remove those that are NaN or infinite first")
+    parts, points = {"overall": np.ones(len(labels), dtype=bool)}, []
+    buckets = np.unique(labels, return_inverse=True)[1]
+    if rule is not None:
+        buckets = label_to_bucket(labels, rule.bins)
+    if train_labels is not None:
+        points = relevance_points(train_labels)
+        shots = shots_of_buckets(train_labels, rule)[buckets]
+        parts |= {shot: shots == shot for shot in SHOTS[1:]}
+    return {
+        shot: _metrics(preds[part], labels[part], buckets[part], points)
+        for shot, part in parts.items()
+    }
+
+
+def _metrics(preds, labels, buckets, points):
+    """Metrics of one group of rows."""
+    N = len(labels)
+    if N == 0:
+        return {metric: float("nan") for metric in METRICS} | {"num_samples": 0}
+    error = np.abs(preds - labels)
+    counts = np.bincount(buckets)
+    by_bucket = np.bincount(buckets, weights=error)[counts > 0] / counts[counts > 0]
+    spread, spread_of_preds = labels - labels.mean(), preds - preds.mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = 1 - np.sum(error**2) / np.sum(spread**2)
+        product = np.sum(spread * spread_of_preds)
+        pearson = product / np.sqrt(np.sum(spread**2) * np.sum(spread_of_preds**2))
+    values = {
+        "mae": error.mean(),
+        "mse": np.mean(error**2),
+        "gm": np.exp(np.mean(np.log(np.maximum(error, SMALLEST_ERROR)))),
+        "r2": r2 if np.isfinite(r2) else np.nan,
+        "pearson": pearson,
+        "bmae": by_bucket.mean(),
+        "sera": sera(preds, labels, points),
+    }
+    return {metric: float(value) for metric, value in values.items()} | {"num_samples": N}

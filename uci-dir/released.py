@@ -1,0 +1,193 @@
+"""Checkpoints of others: the official release's from Google Drive, ours from the Hugging Face Hub.
+
+What is published of ours is a folder of `model.safetensors`, `config.json` (the run's flags) and
+`results.json`; beside an official file `download.py` leaves its published figures. `train.py
+--evaluate` prints them under its own.
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from fetch import compare_with_record, fetch_from_drive, write_record
+from flags import NETWORK
+from utils import load_checkpoint, weights_of, write_atomically
+
+WEIGHTS, CONFIG, RESULTS = "model.safetensors", "config.json", "results.json"
+FILES = (WEIGHTS, CONFIG, RESULTS, "vocab.txt", "README.md")  # of a published folder
+EXPECTED = ".expected.json"  # appended to an official file's name
+SHOTS = ("overall", "many", "medium", "few")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+LOCAL_SUFFIXES = (".safetensors", ".tar", ".th", ".pth", ".pt")
+
+
+# ---- the official release ------------------------------------------------------------------
+
+
+def fetch_official(drive_id, metric, figures, path):
+    """Fetch a released checkpoint, verify that it is one, and note its published figures.
+
+    Args:
+        drive_id: of Google Drive.
+        metric: name of the metric whose figures are known, as in `metrics.py`.
+        figures: on the test set, of all labels and the many-, medium- and few-shot ones.
+        path: `pathlib.Path` of the file.
+
+    Raises:
+        ValueError: Drive gives none, or no checkpoint, or another than the first time.
+    """
+    fetch_from_drive(drive_id, path)
+    try:
+        weights_of(load_checkpoint(path), path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint: delete it and fetch it again") from error
+    write_record(path, compare_with_record(path))
+    test = {shot: {metric: figure} for shot, figure in zip(SHOTS, figures)}
+    note = {"source": "README of the official release", "metrics": {"test": test}}
+    write_atomically(path.with_name(path.name + EXPECTED), json.dumps(note).encode())
+    print(f"next: python train.py --evaluate --eval_model {path}")
+
+
+# ---- any checkpoint by its name ------------------------------------------------------------
+
+
+def find(name):
+    """Return the path of a checkpoint.
+
+    Args:
+        name: a file; a published folder; or OWNER/NAME[@REVISION] of such a folder on the Hub,
+            which is fetched once and then taken from the cache of huggingface_hub.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or the Hub gives none.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise ValueError(
+                f"{path} is a folder without {WEIGHTS}: give the file of a checkpoint in it"
+            )
+        return path / WEIGHTS
+    local = path.exists() or path.parent.is_dir() or path.suffix in LOCAL_SUFFIXES
+    if local or not HUB_NAME.fullmatch(str(name)):
+        return path
+    from huggingface_hub import snapshot_download  # only here: a file on the disk needs none of it
+
+    repository, _, revision = str(name).partition("@")
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=FILES)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no file {name}, and the Hugging Face Hub gives no {repository} ({error}): check the "
+            "name, or fetch its folder by hand and give that"
+        ) from error
+    return find(Path(folder).resolve())
+
+
+def load(path):
+    """Read a checkpoint as data only.
+
+    Args:
+        path: as `find` returns it.
+
+    Returns:
+        Its content; of a published one the dictionary of `state_dict` and `config`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `utils.load_checkpoint`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return load_checkpoint(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    beside, config = path.with_name(CONFIG), {}
+    try:
+        state = load_file(path)
+        if beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG} holds no flags")
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path.parent} is damaged ({error}): fetch it again") from error
+    return {"state_dict": state, "config": config}
+
+
+def find_weights(name):
+    """Return the names -> tensors of a checkpoint, and its path; as `find` and `load`."""
+    path = find(name)
+    return weights_of(load(path), path), path
+
+
+def load_for_evaluation(run, best):
+    """Return the path and the content of the checkpoint that is to be evaluated.
+
+    The flags that make the network are taken from it.
+
+    Args:
+        run: `run_folder.Run`: --eval_model says which checkpoint, else --resume, else it is the
+            best in the run folder; its flags are changed.
+        best: file name of the latter.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find`, `load` and `take_flags`.
+    """
+    given = run.args.eval_model or run.args.resume.removeprefix("auto")
+    path = find(given or run.folder / best)
+    checkpoint = load(path)
+    take_flags(run.args, checkpoint, path, run.parser.flags_of(NETWORK))
+    return path, checkpoint
+
+
+def take_flags(args, checkpoint, path, flags):
+    """Set the flags that make the network to what they were when a checkpoint was trained.
+
+    Args:
+        args: of the evaluation; changed.
+        checkpoint, path: the content of the file, which has the flags under 'config', if any.
+        flags: names of those flags.
+
+    Raises:
+        ValueError: if the file's flag is of another type, or a number below 0.
+    """
+    config = checkpoint.get("config") or {}
+    for flag in flags:
+        value, now = config.get(flag, getattr(args, flag)), getattr(args, flag)
+        if value != now:
+            numbers = isinstance(value, (int, float)) and value < 0
+            if numbers or (None not in (value, now) and type(value) is not type(now)):
+                raise ValueError(f"{path} is damaged: its config has --{flag} {value!r}")
+            logging.info("--%s %s, with which %s was trained", flag, config[flag], path)
+            setattr(args, flag, config[flag])
+
+
+def log_expected(path, metrics):
+    """Log the published figures of a checkpoint beside those that were found, if there are any.
+
+    Args:
+        path: of the checkpoint.
+        metrics: of the test set by shot, `{shot: {metric: value}}`.
+    """
+    path = Path(path)
+    note = path.with_name(path.name + EXPECTED)
+    if path.suffix == ".safetensors":
+        note = path.with_name(RESULTS)
+    if not note.is_file():
+        return
+    rows = {}
+    try:
+        expected = json.loads(note.read_text(encoding="utf-8"))["metrics"]["test"]
+        for metric in expected["overall"]:
+            if metric != "num_samples" and metric in metrics["overall"]:
+                for side, of in (("here", metrics), ("published", expected)):
+                    rows[f"{metric}, {side}"] = [of[shot][metric] for shot in SHOTS]
+        # JSON has no NaN: a shot without samples is null there.
+        table = pd.DataFrame.from_dict(rows, "index", columns=SHOTS).astype(float)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return logging.warning("No published figures can be read from %s (%r)", note, error)
+    text = table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="–")
+    logging.info("Test set, here and as published with %s:\n%s", path, text)

@@ -1,0 +1,261 @@
+"""A run and its folder: finding, opening and resuming it, and its epochs."""
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import utils
+from flags import PLACE, Parser
+from utils import to_json, write_atomically
+
+# What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
+OUTPUTS = (
+    "results.json epochs.jsonl predictions.csv label_density.csv fds_statistics.npz figures "
+    "events *.log *.pth.tar *.th .*.tmp"
+).split()
+# What shows that a run got as far as the end of an epoch: it is not replaced unasked.
+RESULTS = ("results.json", "epochs.jsonl", "*.pth.tar", "*.th")
+
+
+@dataclass
+class Run:
+    """What stays the same for a whole run, and what most sections of train.py need."""
+
+    args: object  # the parsed flags
+    parser: Parser  # knows the flags' roles and defaults
+    accelerator: object  # accelerate's: device, precision, processes
+    folder: Path
+    facts: dict  # commit, command and versions at its start
+
+    @property
+    def is_main(self):
+        """Whether this is the process that writes files."""
+        return self.accelerator.is_main_process
+
+
+def start(args, parser, name):
+    """Set up devices, seed and log; nothing is written yet.
+
+    Args:
+        args, parser: the flags.
+        name: of the run folder, as for `find_run_folder`.
+
+    Returns:
+        `Run`.
+    """
+    folder = find_run_folder(args.store_root, name)
+    track = "none" if args.evaluate else args.track
+    accelerator = utils.make_accelerator(args.device, args.precision, args.gpu, track, folder)
+    utils.seed_everything(args.seed)
+    utils.setup_logging(main_process=accelerator.is_main_process)
+    return Run(args, parser, accelerator, folder, utils.run_facts())
+
+
+def find_run_folder(root, name):
+    """Return the path of a run's folder.
+
+    A folder is also found where whole numbers are spelled 2 for 2.0, or where the flags that are
+    not at their default stand in another order.
+
+    Args:
+        root: folder of the run folders.
+        name: list of the released part of the name and of the flags behind it: `['agedb_...',
+            '_seed_1']`.
+    """
+
+    def canonical(text):
+        return re.sub(r"(?<=_)(\d+)\.0(?=_|$)", r"\1", text)
+
+    root, whole = Path(root), "".join(name)
+    if not (root / whole).exists() and root.is_dir():
+        head, *parts = map(canonical, name)
+        for folder in sorted(root.iterdir()):
+            rest = canonical(folder.name)
+            for part in sorted(parts, key=len, reverse=True):
+                rest = rest.replace(part, "", 1)
+            if rest == head and len(canonical(folder.name)) == len(canonical(whole)):
+                return folder
+    return root / whole
+
+
+# ---- opening and resuming ------------------------------------------------------------------
+
+
+def find_checkpoint(run, last):
+    """Say from which checkpoint a run resumes; nothing is changed yet.
+
+    Args:
+        run: `Run`, with the flags --resume ('', 'auto' or a path) and --overwrite.
+        last: file name of the last epoch's checkpoint.
+
+    Returns:
+        Path of the checkpoint, or None to start from the beginning.
+
+    Raises:
+        ValueError: if the folder holds a run and neither flag is given.
+    """
+    folder, resume = run.folder, run.args.resume
+    held = [path for pattern in RESULTS for path in folder.glob(pattern)]
+    if held and not (resume or run.args.overwrite):
+        raise ValueError(
+            f"{folder} holds a run ({', '.join(sorted(path.name for path in held)[:5])}): "
+            "--resume continues it, --overwrite replaces it, --store_name NAME keeps both"
+        )
+    if resume not in ("", "auto"):
+        if held and Path(resume).resolve().parent != folder.resolve():
+            raise ValueError(
+                f"{folder} holds a run, and {resume} is another's: --resume without a path "
+                "continues the former, --store_name NAME continues the latter in its own folder"
+            )
+        return Path(resume)
+    if resume and not (folder / last).is_file():
+        if (folder / "results.json").is_file():
+            raise ValueError(
+                f"The run in {folder} is finished but its {last} is missing, so it cannot be "
+                "resumed: --overwrite replaces it, --pretrained starts another from its weights"
+            )
+        near = sorted(path.parent.name for path in folder.parent.glob(f"*/{last}"))
+        others = f"; other runs there: {', '.join(near[:10])}" if near else ""
+        logging.warning("Nothing to resume in %s: starting with epoch 0%s", folder, others)
+        return None
+    return folder / last if resume else None
+
+
+def open_run_folder(run, log="training.log"):
+    """Make the run folder, remove an earlier run's output with --overwrite, and start the log."""
+    folder = run.folder
+    run.accelerator.wait_for_everyone()  # every process has looked before one changes anything
+    if run.is_main:
+        patterns = OUTPUTS if run.args.overwrite else [".*.tmp"]
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    run.accelerator.wait_for_everyone()
+    utils.setup_logging(folder, log, main_process=run.is_main)
+    logging.info("Run folder %s, device %s", folder, run.accelerator.device)
+
+
+def start_statistics(module, epoch, path):
+    """Let FDS begin in a run that has been without it so far.
+
+    Args:
+        module: the run's `fds.FDS`; it counts epochs from the first that it sees.
+        epoch: the next one to be trained.
+        path: the checkpoint without statistics, for the message.
+    """
+    module.start_update = max(module.start_update, epoch)
+    module.epoch.fill_(module.start_update)
+    logging.warning("%s has no statistics of FDS: they start in this run", path)
+
+
+def training_state(run, optimizer):
+    """Return what a checkpoint holds besides weights and progress."""
+    state = {"optimizer": optimizer.state_dict(), "config": vars(run.args)}
+    if run.accelerator.scaler is not None:
+        state["scaler"] = run.accelerator.scaler.state_dict()
+    return state
+
+
+def restore_training(run, path, checkpoint, optimizer):
+    """Load a checkpoint's `training_state`, as far as it has one, and name flags that changed.
+
+    Args:
+        run: `Run`.
+        path, checkpoint: the file and its content.
+        optimizer: of the run.
+
+    Raises:
+        ValueError: if it is another optimizer's, or one of other parameters.
+    """
+    place = run.parser.flags_of(PLACE)
+    for flag, before in checkpoint.get("config", {}).items():
+        now = getattr(run.args, flag, before)
+        if flag not in place and now != before:
+            logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
+    if "optimizer" in checkpoint:
+        own = optimizer.state_dict()["param_groups"]
+        theirs = checkpoint["optimizer"]["param_groups"]
+        same = [len(group["params"]) for group in own] == [len(group["params"]) for group in theirs]
+        if not same or ("betas" in own[0]) != ("betas" in theirs[0]):
+            raise ValueError(
+                f"{path} was trained with another --optimizer or --retrain_fc: give the same, or "
+                "start from its weights with --pretrained"
+            )
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint.get("scaler") and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+
+
+def keep_best(run, path, name):
+    """Take the best epoch's checkpoint over into the run folder, if the run comes from elsewhere.
+
+    Args:
+        run: `Run`.
+        path: checkpoint from which the run resumes.
+        name: file name of the best epoch's checkpoint; without one next to `path`, `path` itself
+            is taken.
+
+    Returns:
+        Whether it is the best epoch's.
+    """
+    best, near = run.folder / name, Path(path).with_name(name)
+    if best.is_file():
+        return True
+    if run.is_main:
+        write_atomically(best, (near if near.is_file() else Path(path)).read_bytes())
+    return near.is_file()
+
+
+# ---- epochs --------------------------------------------------------------------------------
+
+
+def start_epochs(run, first, held):
+    """Open the event files, and cut `epochs.jsonl` back to what the checkpoint holds.
+
+    Args:
+        run: `Run`.
+        first: next step among the events; those from there on are written again.
+        held: lines of epochs below this number stay.
+    """
+    args, file = run.args, run.folder / "epochs.jsonl"
+    if args.track != "none":
+        config = {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str, bool))}
+        options = {"tensorboard": {"purge_step": first}} if args.track == "tensorboard" else {}
+        run.accelerator.init_trackers("events", config=config, init_kwargs=options)
+    if run.is_main and file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if epoch_of(line) < held]
+        write_atomically(file, "".join(kept).encode())
+
+
+def epoch_of(line):
+    """Return the epoch of a line of `epochs.jsonl`, infinity if it was cut off or is damaged."""
+    try:
+        return json.loads(line)["epoch"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def write_epoch(run, row, main_metrics):
+    """Add a line to `epochs.jsonl`, to the events and to the log.
+
+    Args:
+        run: `Run`.
+        row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds; `step`
+            places it among the events where the epoch is no whole number.
+        main_metrics: names of the metrics that the log shows.
+    """
+    if run.is_main:
+        with open(run.folder / "epochs.jsonl", "a", encoding="utf-8") as file:
+            file.write(to_json(row) + "\n")
+    events = {"train/loss": row["train_loss"], "train/lr": row["lr"]}
+    for shot, metrics in row["val"].items():
+        events |= {f"val/{shot}/{m}": v for m, v in metrics.items() if np.isfinite(v)}
+    run.accelerator.log(events, step=row.get("step", row["epoch"]))
+    shown = ", ".join(f"{name} {row['val']['overall'][name]:.3f}" for name in main_metrics)
+    logging.info("Epoch %g: train loss %.4f, validation %s", row["epoch"], row["train_loss"], shown)

@@ -1,0 +1,530 @@
+"""UCI-DIR and any table: train, resume, evaluate, predict and compare with LDS and FDS.
+
+Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 3; UCI-DIR is of SRL (CVPR
+2025), whose split was not published: this folder's is its own (README).
+
+A run of seconds on a generated table, on a CPU (expect a test MAE near 17, few-shot near 24):
+    python demo_data.py && python train.py --dataset demo --epoch 30
+The headline run (Abalone; half a minute on one core):
+    python train.py --dataset abalone --reweight sqrt_inv --lds --fds
+From your own table to the answer whether a method helps, then predictions for new rows:
+    python train.py --csv mine.csv --target price --compare
+    python train.py --predict new.csv --eval_model checkpoint/RUN/ckpt.best.pth.tar
+"""
+
+# ---- 2 imports -----------------------------------------------------------------------------
+import functools
+import logging
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+import checkpoints
+import compare
+import flags
+import loss as losses
+import prepare
+import released
+import report
+import results
+import run_folder
+import utils
+from batches import Sharing, Steps, gather
+from columns import encode, width_of
+from datasets import (
+    LDS_RULE,
+    SPLITS,
+    TARGET_SCALES,
+    Bins,
+    Loader,
+    TargetScale,
+    label_counts,
+    label_to_bucket,
+    read_prepared,
+)
+from fds import FDS
+from lds import bucket_weights, label_density
+from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
+from mlp import HIDDEN, LEAVES, MLP, MODELS, Trees
+from table_file import read_table
+
+# ---- 3 benchmark constants -----------------------------------------------------------------
+BENCHMARK = "uci-dir"
+DATASET = "abalone"  # <data_dir>/abalone.csv and .json
+LDS_KS, LDS_SIGMA = 5, 2  # what the paper's results use
+FDS_KS, FDS_SIGMA = 5, 2
+BUCKET_NUM, BUCKET_START = 1000, 0  # all of the prepared table's
+VARIANT = "official"  # what the published numbers of the released benchmarks come from
+FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
+# Slope of the focal loss: in the released code 0.2 on ages, of a range near 100, and 20 on [0, 1].
+FOCAL_BETA_TIMES_RANGE = 20.0
+HUBER_BETA = 1.0  # of scaled targets
+LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
+TREE_LOSSES = {"l1": "absolute_error", "mse": "squared_error"}
+TREE_LR = 0.1  # scikit-learn's default
+
+# ---- 4 arguments ---------------------------------------------------------------------------
+
+
+def make_parser():
+    """Return the parser; what the folders share has the same meaning in each."""
+    parser = flags.Parser(__doc__)
+    add = parser.section("data", flags.TRAINING, appended=False)
+    add("--dataset", default=DATASET, help="reads <data_dir>/<dataset>.csv and .json")
+    add("--data_dir", default="./data", help="folder of the prepared tables")
+    csv_help = "a table that prepare.py is to prepare first, with its defaults"
+    add("--csv", default="", role=flags.PLACE, help=csv_help)
+    add("--target", default="", role=flags.PLACE, help="column of its labels")
+    flags.add_lds(parser, "buckets", LDS_KS, LDS_SIGMA)
+    flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
+    flags.add_two_stage(parser)
+    add = parser.section("model", flags.NETWORK)
+    add("--model", default="mlp", choices=MODELS, appended=False, help="perceptron or trees")
+    add("--hidden", type=int, nargs="+", default=[*HIDDEN], help="widths of the hidden layers")
+    scale_help = "what the model predicts: the label, standardised, or its logarithm"
+    add("--target_scale", default="standard", choices=TARGET_SCALES, help=scale_help)
+    # Those that are not appended stand in the name's first part already, or may grow on resume.
+    add = parser.section("optimisation", flags.TRAINING, appended=False)
+    loss_help = "training loss; mse picks the best epoch by validation MSE, else MAE"
+    add("--loss", default="l1", choices=flags.LOSSES, help=loss_help)
+    add("--lr", type=float, default=1e-3, help="of Adam at the start; trees have 0.1")
+    epoch_help = "number of epochs, or of trees"
+    add("--epoch", "--epochs", type=int, default=200, dest="epoch", help=epoch_help)
+    schedule_help = "epochs where lr falls to 0.1"
+    add("--schedule", type=int, nargs="*", default=[], appended=True, help=schedule_help)
+    add("--weight_decay", type=float, default=0.0, appended=True, help="of Adam")
+    add("--batch_size", type=int, default=64, help="rows, over all processes together")
+    flags.add_output(parser)
+    add = parser.section("predictions and comparison", flags.PLACE)
+    add("--predict", default="", help="table of new rows: adds predictions of --eval_model")
+    add("--compare", action="store_true", help="train several methods, and say which helps")
+    add("--seeds", type=int, default=5, help="of each method in --compare")
+    flags.add_run_time(parser)
+    return parser
+
+
+def parse_args(argv=None):
+    """Parse the command line; flags that contradict each other end with a message."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    args.evaluate |= bool(args.predict)
+    flags.check(parser, args, positive=("epoch", "seeds"))
+    if args.retrain_fc and args.reweight == "none":
+        parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
+    if min(args.hidden) < 1:
+        parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
+    if not args.weight_decay >= 0:
+        parser.error(f"--weight_decay must be 0 or more, got {args.weight_decay}")
+    if bool(args.csv) != bool(args.target):
+        parser.error("--csv FILE and --target COLUMN go together")
+    if args.csv and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("--csv is for one process: `python prepare.py` first, then --dataset NAME")
+    if args.compare and (args.evaluate or args.resume or args.reweight != "none" or args.fds):
+        parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
+    trees = args.model != "mlp"
+    if trees and (args.fds or args.pretrained or args.loss not in TREE_LOSSES):
+        parser.error("trees have no features to smooth or retrain; their --loss is l1 or mse")
+    return args
+
+
+def run_name(args):
+    """Return the run folder's name: its part as in the age folders, and the flags behind it."""
+    name = "_".join(filter(None, (args.dataset, args.model, args.store_name)))
+    name += flags.methods_in_name(args)
+    name += f"_adam_{args.loss}_{args.lr}_{args.batch_size}"
+    return [name, *make_parser().changed(args)]
+
+
+# ---- 5 builders ----------------------------------------------------------------------------
+
+
+class Data(NamedTuple):
+    """A run's data."""
+
+    table: pd.DataFrame  # rows of the prepared table
+    loaders: dict  # `Loader` of each split
+    rule: ShotRule  # buckets and shots
+    scale: TargetScale
+    counts: np.ndarray  # training rows of each bucket, long [B]
+    density: tuple  # label density before and after LDS, [B] each
+    weights: np.ndarray  # weight of a sample by its bucket, float32 [B]
+
+
+def build_data(run, preparation=None):
+    """Return the run's `Data`.
+
+    Args:
+        run: `Run`; its flags get the preparation, so that checkpoints hold it, and the number of
+            buckets.
+        preparation: that of a checkpoint, instead of the table's own.
+    """
+    args = run.args
+    table, own = read_prepared(args.data_dir, args.dataset)
+    preparation = preparation or own
+    if preparation["target"]["name"] not in table:
+        raise ValueError(f"{args.dataset}.csv has no column {preparation['target']['name']!r}")
+    bins = Bins(*preparation["bins"])
+    args.preparation, args.bucket_num = preparation, min(args.bucket_num, bins.number)
+    rule = ShotRule(bins, **preparation["shots"])
+    scale = TargetScale(args.target_scale, preparation["target"])
+    inputs, _ = encode(table, preparation["columns"], f"{args.dataset}.csv")
+    labels = table[preparation["target"]["name"]].to_numpy()
+    counts = label_counts(labels[table["split"] == "train"], bins)
+    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
+    weights = bucket_weights(density, counts, args.reweight)
+    loaders = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(table["split"] == split)
+        y = labels[rows]
+        own = weights[label_to_bucket(y, bins)] if split == "train" else np.ones(len(rows))
+        sharing = Sharing.of(args, run.accelerator)
+        loaders[split] = Loader(inputs[rows], y, scale.scale(y), own, sharing)
+    return Data(table, loaders, rule, scale, counts, density, weights)
+
+
+def build_model(args, state=None):
+    """Return the network or the trees, for the inputs of `args.preparation`.
+
+    Args:
+        args: the flags.
+        state: weights of a checkpoint, from which the number of trees is taken.
+    """
+    if args.model != "mlp":
+        return Trees(args.epoch if state is None else len(state["value"]))
+    module = None
+    if args.fds:
+        bins = Bins(*args.preparation["bins"])
+        bucket = functools.partial(label_to_bucket, bins=bins)
+        options = flags.fds_options(args)
+        module = FDS(args.hidden[-1], **options, clip=FDS_CLIP, label_to_bucket=bucket)
+    return MLP(width_of(args.preparation["columns"]), args.hidden, module)
+
+
+def build_optimizer(args, model):
+    """Return Adam for all parameters, or for the last layer alone in RRT."""
+    if args.retrain_fc:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("linear."))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # One kernel for all parameters: the layers are so small that a kernel each costs more.
+    return torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+
+
+def build_loss(args, targets):
+    """Return the loss function (inputs, targets, weights) -> scalar.
+
+    Args:
+        args: the flags.
+        targets: scaled ones of the training set, tensor [N, 1], whose range the focal loss needs.
+    """
+    function = getattr(losses, f"weighted_{args.loss}_loss")
+    if args.loss.startswith("focal"):
+        beta = FOCAL_BETA_TIMES_RANGE / float(targets.max() - targets.min())
+        return functools.partial(function, beta=beta)
+    return functools.partial(function, beta=HUBER_BETA) if args.loss == "huber" else function
+
+
+# ---- 6 train_one_epoch ---------------------------------------------------------------------
+
+
+def train_one_epoch(run, net, model, optimizer, loader, epoch):
+    """Train on the whole training set once.
+
+    Args:
+        run: `run_folder.Run`.
+        net: what is called in training: `model`, wrapped where several processes share the work.
+        model, optimizer, loader, epoch: the network itself, and what goes with it.
+
+    Returns:
+        The epoch's row: epoch, lr, train_loss (mean over samples, of scaled targets), and the
+        seconds of the pass and, within them, of waiting for batches.
+
+    Raises:
+        FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
+    """
+    args, accelerator = run.args, run.accelerator
+    criterion = build_loss(args, loader.targets)
+    lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    net.train()
+    title, number = f"Epoch {epoch}", len(loader)
+    steps = Steps(accelerator, loader.train(epoch), title, number, args.print_freq)
+    for batch in steps:
+        with accelerator.autocast():
+            preds, features = net(batch.inputs, batch.labels, epoch)
+            loss = criterion(preds.float(), batch.targets, batch.weights)
+        optimizer.zero_grad()
+        # DDP averages over processes; the share makes that the mean over the whole batch.
+        accelerator.backward(loss * batch.share)
+        optimizer.step()
+        if model.FDS is not None and args.fds_stats == "online" and batch.share:
+            model.FDS.accumulate(features, batch.labels, epoch)
+        steps.add(loss, batch.share, batch.size)
+    train_loss = steps.mean_loss()
+    return {"epoch": epoch, "lr": lr, "train_loss": train_loss, "seconds": steps.seconds}
+
+
+def fit_trees(run, model, data):
+    """Fit boosted trees, and keep as many as do best on the validation set.
+
+    Returns:
+        The progress, as `train` keeps it, and its optimizer, which trees have none of.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor  # only here: 2 seconds to import
+
+    args, started = run.args, time.perf_counter()
+    inputs, _, targets, weights = (x.cpu().numpy() for x in data.loaders["train"].tensors)
+    trees = HistGradientBoostingRegressor(
+        loss=TREE_LOSSES[args.loss], learning_rate=TREE_LR, max_iter=args.epoch,
+        max_leaf_nodes=LEAVES, early_stopping=False, random_state=args.seed,
+    )  # fmt: skip
+    trees.fit(inputs, targets.ravel(), sample_weight=weights.ravel())
+    criterion, loader = build_loss(args, data.loaders["train"].targets), data.loaders["val"]
+    fitted = map(torch.from_numpy, trees.staged_predict(inputs))
+    stages = trees.staged_predict(loader.tensors[0].cpu().numpy())
+    progress = {"epoch": args.epoch, "best_loss": float("inf"), "best_epoch": None}
+    for epoch, (preds, on_train) in enumerate(zip(stages, fitted)):
+        train_loss = float(criterion(on_train, torch.from_numpy(targets).double(), weights))
+        row = {"epoch": epoch, "lr": TREE_LR, "train_loss": train_loss}
+        train_labels = data.loaders["train"].labels
+        row["val"] = shot_metrics(data.scale.invert(preds), loader.labels, train_labels, data.rule)
+        run_folder.write_epoch(run, row, MAIN_METRICS)
+        val_loss = row["val"]["overall"][selection_metric(args)]
+        if val_loss < progress["best_loss"]:
+            progress |= {"best_loss": val_loss, "best_epoch": epoch}
+    model.take(trees, progress["best_epoch"] + 1)
+    return progress | {"wall_seconds": time.perf_counter() - started}
+
+
+# ---- 7 update_fds_statistics ---------------------------------------------------------------
+
+
+@torch.no_grad()
+def update_fds_statistics(run, model, loader, epoch):
+    """Gather the features' statistics by bucket and hand them to FDS (section 3.2 of the paper).
+
+    Returns:
+        Dictionary of the seconds it took.
+    """
+    start = time.perf_counter()
+    if run.args.fds_stats == "extra_pass":
+        model.train()
+        for batch in loader.evaluate():
+            with run.accelerator.autocast():
+                _, features = model(batch.inputs, batch.labels, epoch)
+            model.FDS.accumulate(features, batch.labels, epoch)
+    model.FDS.update_last_epoch_stats(epoch)
+    model.FDS.update_running_stats(epoch=epoch)
+    return {"statistics": time.perf_counter() - start}
+
+
+# ---- 8 evaluate ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(run, model, loader, scale):
+    """Return the predictions of a loader's rows in order, float32 [N], in the target's unit."""
+    model.eval()
+    preds = []
+    for batch in loader.evaluate():
+        with run.accelerator.autocast():
+            preds.extend(model(batch.inputs)[0].double().flatten().tolist())
+    return np.float32(scale.invert(gather(run.accelerator, preds)))
+
+
+def evaluate(run, model, data, split):
+    """Predict a split and compute its metrics by shot.
+
+    Returns:
+        Metrics of `metrics.shot_metrics`, and the predictions [N] in the split's order; the same
+        in every process.
+    """
+    utils.broadcast_buffers(model)
+    loader, train_labels = data.loaders[split], data.loaders["train"].labels
+    preds = predict(run, model, loader, data.scale)
+    return shot_metrics(preds, loader.labels, train_labels, data.rule), preds
+
+
+def selection_metric(args):
+    """Return the name of the validation metric by which the best epoch is chosen."""
+    return "mse" if args.loss == "mse" else "mae"
+
+
+# ---- 9 train -------------------------------------------------------------------------------
+
+
+def train(run, net, model, optimizer, data, progress):
+    """Train from the epoch in `progress` to the last, and keep the best; updates `progress`."""
+    args, loader = run.args, data.loaders["train"]
+    started = time.perf_counter() - progress["wall_seconds"]
+    for epoch in range(progress["epoch"], args.epoch):
+        utils.seed_everything(args.seed, epoch, run.accelerator.process_index)
+        row = train_one_epoch(run, net, model, optimizer, loader, epoch)
+        if args.fds and epoch >= args.start_update:
+            row["seconds"] |= update_fds_statistics(run, model, loader, epoch)
+        clock = time.perf_counter()
+        row["val"], _ = evaluate(run, model, data, "val")
+        row["seconds"]["evaluate"] = time.perf_counter() - clock
+        val_loss = row["val"]["overall"][selection_metric(args)]
+        is_best = val_loss < progress["best_loss"]
+        if is_best:
+            progress |= {"best_loss": val_loss, "best_epoch": epoch}
+        progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
+        run_folder.write_epoch(run, row, MAIN_METRICS)
+        checkpoints.save(run, model, optimizer, progress, is_best)
+
+
+# ---- 10 finish -----------------------------------------------------------------------------
+
+
+def finish(run, model, data, progress):
+    """Evaluate the best epoch and write results, predictions and figures."""
+    run.accelerator.wait_for_everyone()
+    args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
+    utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
+    target, metrics, tables = args.preparation["target"], {}, []
+    for split in ("val", "test"):
+        metrics[split], preds = evaluate(run, model, data, split)
+        rows = np.flatnonzero(data.table["split"] == split)
+        columns = {"row": rows, "label": data.table[target["name"]].iloc[rows], "prediction": preds}
+        tables.append(pd.DataFrame(columns).assign(split=split))
+    if run.is_main:
+        text = pd.concat(tables).to_csv(index=False, lineterminator="\n")
+        utils.write_atomically(folder / "predictions.csv", text.encode())
+        edges = data.rule.bins.edges
+        shots = shots_of_buckets(data.loaders["train"].labels, data.rule)
+        results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
+        if args.fds:
+            buckets = slice(args.bucket_start, args.bucket_num)
+            results.write_fds_statistics(folder, model.FDS, edges[buckets])
+        results.write_results(
+            run,
+            metrics,
+            benchmark=BENCHMARK,
+            target={"name": target["name"], "unit": target["unit"]},
+            main_metrics=MAIN_METRICS,
+            higher_is_better=HIGHER_IS_BETTER,
+            best_epoch=progress["best_epoch"],
+            wall_seconds=progress["wall_seconds"],
+        )
+        if not args.compare:  # which draws one figure of all
+            report.draw_run(folder)
+        table = results.metrics_table(metrics["test"])
+        logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
+    run.accelerator.end_training()
+    return metrics["test"]
+
+
+def load_model(run):
+    """Return the checkpoint's path, its preparation, and its model, ready to predict.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is another benchmark's.
+    """
+    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    preparation = (checkpoint.get("config") or {}).get("preparation")
+    if preparation is None:
+        raise ValueError(
+            f"{path} does not say how its table was prepared: it is not of this folder"
+        )
+    run.args.preparation = preparation
+    state = utils.weights_of(checkpoint, path)
+    model = build_model(run.args, state)
+    utils.load_state(model, state, path)
+    return path, preparation, model.to(run.accelerator.device)
+
+
+def run_evaluation(run):
+    """Evaluate a checkpoint on validation and test set and print both by shot."""
+    path, preparation, model = load_model(run)
+    data, metrics = build_data(run, preparation), {}
+    for split in ("val", "test"):
+        metrics[split], _ = evaluate(run, model, data, split)
+        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
+    released.log_expected(path, metrics["test"])
+    return metrics["test"]
+
+
+def run_prediction(run):
+    """Write the rows of --predict with a column `prediction`; returns the path of that file.
+
+    Raises:
+        FileNotFoundError, ValueError: if a table or a column is missing, or the file exists.
+    """
+    args, file = run.args, Path(run.args.predict)
+    out = file.with_name(f"{file.stem}.predictions.csv")
+    if out.exists() and not args.overwrite:
+        raise ValueError(f"{out} exists: --overwrite replaces it")
+    path, preparation, model = load_model(run)
+    frame, form = read_table(file, missing=preparation["missing"])
+    if "prediction" in frame:
+        raise ValueError(f"{file} has a column 'prediction', as ours will be: rename it")
+    inputs, unknown = encode(frame, preparation["columns"], str(file))
+    nothing = np.zeros(len(inputs))
+    loader = Loader(inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
+    scale = TargetScale(args.target_scale, preparation["target"])
+    preds = predict(run, model, loader, scale)
+    logging.info("%s: %s", file, form)
+    for name, cells in unknown.items():
+        logging.warning("%s: %d cells are missing, or were not in training", name, cells)
+    if run.is_main:
+        text = frame.assign(prediction=preds).to_csv(index=False, lineterminator="\n")
+        utils.write_atomically(out, text.encode())
+        logging.info("%d predictions of %s by %s: %s", len(preds), preparation["target"]["name"],
+                     path, out)  # fmt: skip
+    return out
+
+
+# ---- 11 main -------------------------------------------------------------------------------
+
+
+def train_and_finish(args):
+    """Train as the flags say; returns the metrics of the test set."""
+    run = run_folder.start(args, make_parser(), run_name(args))
+    checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
+    data = build_data(run)
+    model = build_model(args)
+    if args.pretrained:
+        state, path = released.find_weights(args.pretrained)
+        utils.load_state(model, state, path, skip=("linear.",))
+    # All that was given has been read: only now is an earlier run replaced.
+    run_folder.open_run_folder(run)
+    if args.model != "mlp":
+        run_folder.start_epochs(run, 0, 0)
+        progress = fit_trees(run, model, data)
+        state = {**progress, "state_dict": model.state_dict(), "config": vars(args)}
+        utils.save_checkpoint(run.folder / checkpoints.BEST, state)
+        return finish(run, model, data, progress)
+    optimizer = build_optimizer(args, model)
+    if args.compile:
+        model.compile()
+    net, optimizer = run.accelerator.prepare(model, optimizer)
+    progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
+    if checkpoint:
+        progress |= checkpoints.restore(run, checkpoint, model, optimizer)
+    run_folder.start_epochs(run, progress["epoch"], progress["epoch"])
+    train(run, net, model, optimizer, data, progress)
+    return finish(run, model, data, progress)
+
+
+def main(argv=None):
+    """Run what the command line asks for; returns the metrics of the test set."""
+    args = parse_args(argv)
+    if args.csv:
+        args.dataset = prepare.prepare_once(args.csv, args.target, args.data_dir)
+    if args.compare:
+        return compare.compare(args, run_name, train_and_finish)
+    if not args.evaluate:
+        return train_and_finish(args)
+    run = run_folder.start(args, make_parser(), run_name(args))
+    return run_prediction(run) if args.predict else run_evaluation(run)
+
+
+if __name__ == "__main__":
+    main()

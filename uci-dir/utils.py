@@ -1,0 +1,260 @@
+"""What every run needs: seeds, devices, logs, files, checkpoints."""
+
+import importlib.util
+import json
+import logging
+import os
+import platform
+import random
+import shlex
+import subprocess
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
+
+# For how long processes wait for one another: one may build a cache of images meanwhile. The
+# libraries' own 10 to 30 minutes are too short for hundreds of thousands.
+PATIENCE = timedelta(hours=3)
+
+
+# ---- seeds and devices ---------------------------------------------------------------------
+
+
+def seed_everything(seed, epoch=0, rank=0):
+    """Seed `random`, numpy and torch from (seed, epoch, rank), so that any epoch can be redone."""
+    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)  # noqa: NPY002 - libraries that draw from the global state
+    torch.manual_seed(state)
+
+
+def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_folder=None):
+    """Set up devices, precision, processes and trackers.
+
+    Args:
+        device: 'auto', 'cpu' or 'cuda'.
+        precision: 'fp32', 'tf32', 'bf16', 'fp16', or None for tf32 on CUDA and fp32 on the CPU.
+        gpu: index of the one GPU to use, or None; −1 is the CPU.
+        track: 'tensorboard', 'wandb' or 'none'; events go to `run_folder`.
+
+    Returns:
+        An `accelerate.Accelerator`.
+
+    Raises:
+        ValueError: for a device or a tracker that is not there, or a precision it cannot do.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
+    if track != "none" and importlib.util.find_spec(track) is None:
+        raise ValueError(f"--track {track} needs its package: pip install {track}, or --track none")
+    if gpu is not None:
+        device = "cpu" if gpu < 0 else "cuda"
+        if gpu >= 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(
+                "one GPU is named: leave that flag out with torchrun, which gives each process one"
+            )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is visible: use --device cpu, or install a CUDA build")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda and gpu is not None:
+        if gpu >= torch.cuda.device_count():
+            raise ValueError(f"GPU {gpu} asked for, {torch.cuda.device_count()} visible")
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{gpu}"
+    precision = precision or ("tf32" if use_cuda else "fp32")
+    if precision in ("tf32", "fp16") and not use_cuda:
+        raise ValueError(
+            f"--precision {precision} needs a CUDA device: use fp32 or bf16 on the CPU"
+        )
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train several times
+    # accelerate passes on an argument that PyTorch is about to rename.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+    # Each process keeps the running statistics of its own share; rank 0's are taken before an
+    # evaluation. That equals broadcasting them at every step, at no cost.
+    accelerator = Accelerator(
+        cpu=not use_cuda,
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+        log_with=None if track == "none" else track,
+        project_dir=str(run_folder) if run_folder else None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
+    )
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    return accelerator
+
+
+def broadcast_buffers(model):
+    """Give every process rank 0's buffers; nothing with one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+# ---- logs and files -------------------------------------------------------------------------
+
+
+def setup_logging(folder=None, filename="training.log", main_process=True):
+    """Log to the terminal and, in the main process, to a file of the run folder."""
+    handlers = [logging.StreamHandler(sys.stdout)] if main_process else [logging.NullHandler()]
+    if folder and main_process:
+        handlers.append(logging.FileHandler(Path(folder) / filename, encoding="utf-8"))
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True
+    )
+
+
+def write_atomically(path, content):
+    """Write a file so that a crash leaves either the old one or the new one, whole.
+
+    Args:
+        path: of the file; its folder is made if missing.
+        content: bytes, or a function that writes to the open binary file it is given.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value):
+    """Return a line of JSON in which numpy numbers are plain and NaN is null."""
+
+    def plain(x):
+        if isinstance(x, dict):
+            return {str(key): plain(item) for key, item in x.items()}
+        if isinstance(x, (list, tuple, np.ndarray)):
+            return [plain(item) for item in x]
+        if isinstance(x, (float, np.floating)):
+            return float(x) if np.isfinite(x) else None
+        return x.item() if isinstance(x, np.generic) else x
+
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def run_facts():
+    """Return what a result depends on besides its flags: commit, command, versions."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words):
+        try:
+            command = ["git", "-C", str(here), *words]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None  # a folder copied out of its repository has no commit
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    launcher = f"torchrun --nproc_per_node={local}" if local > 1 else "python"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return {
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(changed) if changed is not None else None,
+        "command": f"{launcher} {shlex.join(sys.argv)}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+# ---- checkpoints ---------------------------------------------------------------------------
+
+
+def save_checkpoint(path, state):
+    """Write a checkpoint so that a crash leaves either the old file or the new one, whole."""
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path):
+    """Read a checkpoint as data only: a file can never run code.
+
+    Args:
+        path: file of this project or of the official release.
+
+    Returns:
+        What was saved, on the CPU.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it is no checkpoint, or holds anything but tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of one that is there")
+    # The official NYUD2 files hold their metrics as numpy scalars.
+    scalar = getattr(np, "_core", None) or np.core
+    allowed = [(scalar.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    allowed += [scalar.multiarray.scalar, *{type(np.dtype(c)) for c in "fdeilbBhHIL?"}]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of tensors and plain values: use another, such "
+            f"as the best epoch's, or start anew with --overwrite ({error})"
+        ) from error
+
+
+def weights_of(checkpoint, path):
+    """Return the names -> tensors of a checkpoint, which may hold nothing else.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise ValueError(f"{path} holds no weights: a checkpoint has them under 'state_dict'")
+    return state_dict
+
+
+def load_state(model, state_dict, path, skip=()):
+    """Load weights into a model, with or without `module.` and with or without FDS buffers.
+
+    Args:
+        model: the module to fill.
+        state_dict: names -> tensors.
+        path: where they come from, for messages.
+        skip: prefixes of names that are left as they are in the model.
+
+    Returns:
+        List of the model's names that were left as they are.
+
+    Raises:
+        ValueError: naming what differs, if the weights are another model's.
+    """
+    own, optional = model.state_dict(), ("FDS.", *skip)
+    given = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    chosen = {n: given[n] for n in own if n in given and not n.startswith(tuple(skip))}
+    wrong = [f"missing {n}" for n in own if n not in given and not n.startswith(optional)]
+    wrong += [f"unknown {n}" for n in given if n not in own and not n.startswith(optional)]
+    wrong += [
+        f"{name} is {list(value.shape)} in the file, {list(own[name].shape)} in the model"
+        for name, value in chosen.items()
+        if value.shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} holds another model's weights, {len(wrong)} names differ: "
+            f"{'; '.join(wrong[:10])}. Check the flags that make the network, and those of FDS: "
+            "--bucket_num, --bucket_start"
+        )
+    model.load_state_dict(chosen, strict=False)
+    return [name for name in own if name not in chosen]
