@@ -62,7 +62,7 @@ def train(epochs=EPOCHS):
         regressor = nn.Linear(FEATURES, 1)
         fds = module.FDS(
             FEATURES, BUCKETS, kernel="gaussian", ks=KS, sigma=2, variant="paper",
-            label_to_bucket=module.uniform_buckets(0, 100, BUCKETS),
+            label_to_bucket=module.UniformBuckets(0, 100, BUCKETS),
         )  # fmt: skip
         optimizer = torch.optim.Adam([*extractor.parameters(), *regressor.parameters()], lr=5e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)

@@ -7,19 +7,12 @@ is smoothed, and a sample's weight is one over that, scaled to a mean of 1.
 from types import SimpleNamespace
 
 import numpy as np
-from scipy.ndimage import convolve1d
 
 from drawing import BLUE, GREY, ROOT, VERMILLION, ease, image_of, load, new_figure, tidy
 from label_counts import read_counts
 
 KS, SIGMA = 5, 2
 EXAMPLES = (8, 9, 10, 35, 98, 99)  # rare neighbours, and the most frequent age
-
-
-def scaled(value, counts):
-    """Return the weights 1 / value of ages with samples, of mean 1 over the samples; else NaN."""
-    weights = 1 / np.where(counts > 0, value, np.nan)
-    return weights * counts.sum() / np.nansum(counts * weights)
 
 
 def age_data():
@@ -32,12 +25,16 @@ def age_data():
     """
     table = read_counts(ROOT / "teaser/label_counts.csv", "agedb_dir")
     ages, counts = table["label_low"].to_numpy(int), table["train"].to_numpy(int)
-    window = load("agedb-dir", "utils").get_lds_kernel_window("gaussian", KS, SIGMA)
-    roots = np.sqrt(counts)
-    smoothed = convolve1d(roots, window, mode="constant")
+    lds = load("agedb-dir", "lds")
+    window = lds.get_lds_kernel_window("gaussian", KS, SIGMA)
+    roots, smoothed = lds.label_density(counts, "sqrt_inv", lds=True, lds_ks=KS, lds_sigma=SIGMA)
+    plain, weights = (
+        np.where(counts > 0, lds.bucket_weights((roots, density), counts), np.nan)
+        for density in (None, smoothed)
+    )
     return SimpleNamespace(
         ages=ages, counts=counts, window=window, roots=roots, smoothed=smoothed / window.sum(),
-        plain=scaled(roots, counts), lds=scaled(smoothed, counts),
+        plain=plain, lds=weights,
     )  # fmt: skip
 
 

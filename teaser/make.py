@@ -4,7 +4,7 @@ All are drawn from our own code, from the tutorial's run and from label_counts.c
 
     python teaser/make.py                     # all of them, into teaser/
     python teaser/make.py --only lds.gif      # some of them
-    python teaser/make.py --counts ../shared  # first count the labels anew
+    python teaser/make.py --counts ../shared  # count the labels first
 """
 
 import argparse

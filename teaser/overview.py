@@ -7,7 +7,6 @@ The labels are drawn from the tutorial's skewed density, the errors come from it
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.ndimage import convolve1d
 
 import fds_animation
 from drawing import (
@@ -44,10 +43,9 @@ def skewed_counts(samples=1000):
 
 def smoothed_and_weights(counts):
     """Return the smoothed root of the counts [100] and the weights [100], NaN without samples."""
-    window = load("agedb-dir", "utils").get_lds_kernel_window("gaussian", 5, 2)
-    smoothed = convolve1d(np.sqrt(counts), window, mode="constant")
-    weights = 1 / np.where(counts > 0, smoothed, np.nan)
-    return smoothed, weights * counts.sum() / np.nansum(counts * weights)
+    lds = load("agedb-dir", "lds")
+    density = lds.label_density(counts, "sqrt_inv", lds=True)
+    return density[1], np.where(counts > 0, lds.bucket_weights(density, counts), np.nan)
 
 
 def draw_lds(ax, counts, shown=100, weighted=1.0, sizes=(2, 4)):

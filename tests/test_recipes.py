@@ -1,95 +1,212 @@
-"""The root README's recipes: each block of Python is taken out of it and run."""
+"""Each block of Python in README.md, RECIPES.md and MIGRATING.md is taken out of it and run."""
 
+import copy
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 from conftest import ROOT, load
+from plain import PlainFDS
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+# By page, the start of a heading and how many blocks stand under it.
+EXPECTED = {
+    "README.md": {"Use it": 3},
+    "RECIPES.md": {"FDS": 1, "Float": 1, "Gradient": 1, "Dense": 1, "Several": 1},
+    "MIGRATING.md": {"Our `fds.py`": 2},
+}
+WINDOW = gaussian_filter1d(np.eye(5)[2], sigma=2)
 
 
-def blocks():
-    """Return {heading: [its blocks of Python]} of the root README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks(page):
+    """Return {heading: [its blocks of Python]} of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     sections = re.split(r"^(##+ .+)$", text, flags=re.MULTILINE)[1:]
     found = {h.strip("# "): BLOCK.findall(body) for h, body in zip(sections[::2], sections[1::2])}
     return {heading: codes for heading, codes in found.items() if codes}
 
 
-def codes_of(start):
+def codes_of(page, start):
     """Return the blocks of the one section whose heading begins so."""
-    (codes,) = [codes for heading, codes in blocks().items() if heading.startswith(start)]
+    (codes,) = [codes for heading, codes in blocks(page).items() if heading.startswith(start)]
     return codes
+
+
+CSV, LDS, FDS = codes_of("README.md", "Use it")
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Return a function that runs a block where the three files can be imported."""
-    for name in ("fds", "loss", "utils"):
+    for name in ("fds", "lds", "loss"):
         monkeypatch.setitem(sys.modules, name, load("agedb-dir", name))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 
-    def execute(code):
-        names = {"__name__": "recipe"}
-        exec(compile(code, "README.md", "exec"), names)
+    def execute(code, names=None):
+        names = {"__name__": "recipe"} if names is None else names
+        exec(compile(code, "recipe", "exec"), names)
         return names
 
     return execute
 
 
+@pytest.fixture
+def float64():
+    """Let torch make float64 tensors, so that a rule is met to the last digits."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def test_every_block_is_run_here():
-    expected = {"LDS": 1, "FDS": 1, "Float": 1, "From a CSV": 2, "Dense": 1, "Several": 1}
-    assert {start: len(codes_of(start)) for start in expected} == expected
-    assert sum(map(len, blocks().values())) == sum(expected.values())
+    for page, sections in EXPECTED.items():
+        assert {start: len(codes_of(page, start)) for start in sections} == sections
+        assert sum(map(len, blocks(page).values())) == sum(sections.values())
+
+
+# ---- FDS against the rules -----------------------------------------------------------------
+
+
+def train_plainly(extractor, regressor, data, live, calibrated, start=0):
+    """Train by the rules of FDS, bucket by bucket in numpy; returns the plain FDS."""
+    inputs, labels = data
+    bucket = np.clip(np.floor(labels[:, 0].numpy()).astype(int), start, 99) - start
+    plain = PlainFDS(100 - start, 16, WINDOW, live=live, calibrated=calibrated)
+    optimizer = torch.optim.Adam([*extractor.parameters(), *regressor.parameters()])
+    for epoch in range(5):
+        for rows in torch.randperm(512).split(64):
+            features = extractor(inputs[rows])
+            # Calibration is affine in the features: read off at 0 and at 1.
+            shift, top = (plain.smooth(np.full((64, 16), x), bucket[rows], epoch) for x in (0, 1))
+            smoothed = features * torch.from_numpy(top - shift) + torch.from_numpy(shift)
+            loss = (regressor(smoothed) - labels[rows]).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        plain.end_epoch(extractor(inputs).detach().numpy(), bucket, epoch)
+    return plain
+
+
+def both_trainings(run, code, names_of_parts, data_names, **rules):
+    """Run a recipe and the plain loop from one start; compare them, return the last weights.
+
+    Args:
+        run: the fixture.
+        code: the recipe; its training begins at `for epoch`.
+        names_of_parts: expressions for its extractor, last layer and FDS.
+        data_names: its inputs and labels.
+        rules: of `train_plainly`.
+    """
+    setup, begin, training = code.partition("for epoch in range(5):")
+    names = run(setup)
+    extractor, regressor, _ = (eval(part, names) for part in names_of_parts)
+    plain_parts = copy.deepcopy((extractor, regressor))
+    state = torch.get_rng_state()
+    run(begin + training, names)
+    torch.set_rng_state(state)
+    plain = train_plainly(*plain_parts, [names[name] for name in data_names], **rules)
+    for own, other in zip((extractor, regressor), plain_parts):
+        for ours, theirs in zip(own.parameters(), other.parameters()):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+    module = eval(names_of_parts[2], names)
+    for name, expected in {
+        "running_mean": plain.mean, "running_var": plain.var,
+        "running_mean_last_epoch": plain.m1, "running_var_last_epoch": plain.v1,
+        "smoothed_mean_last_epoch": plain.m2, "smoothed_var_last_epoch": plain.v2,
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(getattr(module, name), expected, rtol=1e-8, atol=1e-10)
+    return regressor.weight.detach().clone()
+
+
+PARTS_ALONE = {
+    'variant="official"': dict(live=True, calibrated=True),
+    'variant="paper"': dict(live=False, calibrated=False),
+    'variant="paper", live_statistics=True': dict(live=True, calibrated=False),
+    'variant="paper", calibrated_statistics=True': dict(live=False, calibrated=True),
+}
+
+
+def test_the_readmes_fds_follows_the_rules_of_both_variants(run, float64):
+    parts = ("extractor", "regressor", "fds")
+    ends = []
+    for arguments, rules in PARTS_ALONE.items():
+        assert FDS.count('variant="official"') == 1
+        torch.manual_seed(0)
+        code = FDS.replace('variant="official"', arguments)
+        ends.append(both_trainings(run, code, parts, ("inputs", "labels"), **rules))
+    # The comparison can tell the four from each other.
+    for number, end in enumerate(ends):
+        for other in ends[:number]:
+            assert (end - other).abs().max() > 1e-5
+
+
+def test_a_network_with_fds_inside_follows_the_official_rule(run, float64):
+    parts = ("model.extractor", "model.regressor", "model.FDS")
+    code = codes_of("RECIPES.md", "FDS")[0]
+    both_trainings(run, code, parts, ("inputs", "labels"), live=True, calibrated=True)
+
+
+def test_a_program_built_on_the_official_files_follows_the_official_rule(run, float64):
+    """It returns raw features, collects them as arrays, and hands them back at once."""
+    parts = ("model.extractor", "model.linear", "model.FDS")
+    code = codes_of("MIGRATING.md", "Our `fds.py`")[0]
+    rules = dict(live=True, calibrated=True, start=3)
+    both_trainings(run, code, parts, ("inputs", "targets"), **rules)
+
+
+def test_the_official_buckets_are_the_folders_and_the_bare_calls_warn(run):
+    names = run(codes_of("MIGRATING.md", "Our `fds.py`")[1])
+    depths, scores = torch.linspace(0.7, 10, 94_301), torch.linspace(0, 5, 50_001)
+    for name, labels, folder, start in (
+        ("depth", depths, "nyud2-dir", 7), ("sentences", scores, "sts-b-dir", 0),
+    ):  # fmt: skip
+        expected = load(folder, "datasets").label_to_bucket(labels) - start
+        assert torch.equal(names[name].label_to_bucket(labels), expected)
+    for labels, bare, found in (
+        (depths[:-1], dict(bucket_num=100, bucket_start=7), "3 of 93"),
+        (scores[:-1], dict(bucket_num=50, bucket_start=0), "5 of 50"),
+    ):
+        module = names["FDS"](feature_dim=2, **bare)
+        with pytest.warns(UserWarning, match=f"fill {found} buckets: pass label_to_bucket"):
+            module.update_running_stats(torch.randn(len(labels), 2), labels, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = names["FDS"](2, 100, 7, label_to_bucket=names["depth"].label_to_bucket)
+        module.update_running_stats(torch.randn(len(depths), 2), depths, 0)
+
+
+# ---- weights -------------------------------------------------------------------------------
+
+
+def weights_by_hand(bucket, bins, root=True):
+    """Return LDS's weights [N] from numpy alone, mean 1."""
+    counts = np.bincount(bucket, minlength=bins).astype(float)
+    padded = np.pad(np.sqrt(counts) if root else counts, 2)
+    weights = 1 / np.convolve(padded, WINDOW / WINDOW.max(), mode="valid")[bucket]
+    return weights / weights.mean()
 
 
 def test_lds(run):
-    names = run(codes_of("LDS")[0])
-    assert names["weights"].mean() == pytest.approx(1)
-    assert np.isfinite(names["weights"]).all()
-    # The gradient of each prediction of 0 is -2 · weight · label / N.
-    expected = -2 * names["weights"] * names["labels"] / 1000
-    np.testing.assert_allclose(names["preds"].grad[:, 0].numpy(), expected, rtol=1e-4, atol=1e-6)
+    names = run(LDS)
+    np.testing.assert_allclose(names["weights"], weights_by_hand(names["bucket"], 100), rtol=1e-5)
 
 
-def test_fds(run):
-    names = run(codes_of("FDS")[0])
-    module = names["model"].FDS
-    assert int(module.epoch) == 2
-    assert module.num_samples_tracked.sum() == 3 * 512
-    features = names["features"]
-    assert module.smooth(features, names["labels"], 0) is features
-    assert not torch.allclose(module.smooth(features, names["labels"], 3), features)
-    assert names["preds"].shape == (512, 1)
-
-
-def test_float_labels_and_quantiles(run):
-    names = run(codes_of("Float")[0])
-    assert names["bucket"].tolist() == [5, 17, 20, 26, 39]
-    train_labels = torch.from_numpy(names["train_labels"])
-    counts = torch.bincount(names["quantile_fds"].label_to_bucket(train_labels))
-    assert counts.tolist() == [50] * 20
-    module = names["quantile_fds"]
-    module.update_running_stats(torch.randn(1000, 16), train_labels.float(), 0)
-    assert (module.num_samples_tracked > 40).all()
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_arrays_need_no_pytorch(number, tmp_path):
+@pytest.mark.parametrize("code", [CSV, codes_of("RECIPES.md", "Gradient")[0]], ids=["csv", "trees"])
+def test_arrays_need_no_pytorch(code, tmp_path):
     """Both run where PyTorch cannot be imported, and give LDS's weights."""
     labels = np.random.default_rng(0).gamma(2.0, 900.0, 400)
     pd.DataFrame({"rooms": np.arange(400), "price": labels}).to_csv(tmp_path / "mine.csv")
     (tmp_path / "torch.py").write_text("raise ImportError('no PyTorch here')", encoding="utf-8")
-    code = codes_of("From a CSV")[number]
+    shutil.copy(ROOT / "agedb-dir/lds.py", tmp_path)
     code += "\nimport numpy as np; np.save('weights.npy', weights / weights.mean())"
     code += "\nnp.save('bucket.npy', bucket)"
     done = subprocess.run(
@@ -97,49 +214,67 @@ def test_arrays_need_no_pytorch(number, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     weights, bucket = np.load(tmp_path / "weights.npy"), np.load(tmp_path / "bucket.npy")
-    if number == 0:
-        np.testing.assert_allclose(
-            pd.read_csv(tmp_path / "mine_weights.csv")["sample_weight"], weights
-        )
-    padded = np.pad(np.sqrt(np.bincount(bucket)), 2)
-    window = load("agedb-dir", "utils").get_lds_kernel_window("gaussian", 5, 2)
-    expected = 1 / np.convolve(padded, window, mode="valid")[bucket]
-    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-10)
+    if "mine.csv" in code:
+        written = pd.read_csv(tmp_path / "mine_weights.csv")["sample_weight"]
+        np.testing.assert_allclose(written, weights)
+    expected = weights_by_hand(bucket, 50 if "mine.csv" in code else 100)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
 
-def test_weights_help_gradient_boosting_where_labels_are_rare(run):
-    names = run(codes_of("From a CSV")[1])
-    X, y = names["X"], names["y"]
-    plain = type(names["model"])().fit(X, y)
-    rng, labels = np.random.default_rng(1), np.linspace(0, y.max(), 2000)
-    inputs = np.sin(labels[:, None] / [5, 10, 20, 40]) + 0.3 * rng.standard_normal((2000, 4))
-    rare = labels > 50
-    errors = [np.abs(model.predict(inputs) - labels) for model in (plain, names["model"])]
-    assert errors[1].mean() < errors[0].mean()
-    assert errors[1][rare].mean() < errors[0][rare].mean() - 1
+def test_weights_help_gradient_boosting_as_the_recipe_says(run):
+    code = codes_of("RECIPES.md", "Gradient")[0]
+    assert code.count("default_rng(0)") == 1
+    errors = []
+    for seed in range(10):
+        names = run(code.replace("default_rng(0)", f"default_rng({seed})"))
+        X, y = names["X"], names["y"]
+        plain = type(names["model"])().fit(X, y)
+        rng, labels = np.random.default_rng(1000 + seed), np.linspace(0, y.max(), 2000)
+        inputs = np.sin(labels[:, None] / [5, 10, 20, 40]) + 0.3 * rng.standard_normal((2000, 4))
+        off = [np.abs(model.predict(inputs) - labels) for model in (plain, names["model"])]
+        errors.append([part for error in off for part in (error.mean(), error[labels > 50].mean())])
+    before, rare_before, after, rare_after = np.mean(errors, axis=0)
+    text = " ".join((ROOT / "RECIPES.md").read_text(encoding="utf-8").split())
+    said = re.search(r"error from ([\d.]+) to ([\d.]+)\. Above .*? from ([\d.]+) to ([\d.]+)", text)
+    # Another release of scikit-learn, or another processor, may grow other trees.
+    expected = (before, after, rare_before, rare_after)
+    np.testing.assert_allclose([float(number) for number in said.groups()], expected, atol=0.3)
+
+
+# ---- other labels --------------------------------------------------------------------------
+
+
+def test_float_labels_and_quantiles(run):
+    names = run(codes_of("RECIPES.md", "Float")[0])
+    assert names["bucket"].tolist() == [5, 17, 20, 26, 39]
+    train_labels = torch.from_numpy(names["train_labels"])
+    module = names["quantile_fds"]
+    assert torch.bincount(module.label_to_bucket(train_labels)).tolist() == [50] * 20
+    module.update_running_stats(torch.randn(1000, 16), train_labels.float(), 0)
+    assert (module.num_samples_tracked > 40).all()
 
 
 def test_dense(run):
-    names = run(codes_of("Dense")[0])
+    names = run(codes_of("RECIPES.md", "Dense")[0])
     assert names["smoothed"].shape == names["features"].shape
     assert names["rows"].shape == (int(names["measured"].sum()), 16)
     # Rows and maps are calibrated alike.
     chosen = names["smoothed"].permute(0, 2, 3, 1)[names["measured"]]
     torch.testing.assert_close(names["rows"], chosen)
-    error = (names["preds"] - names["depth"]).square() * names["weights"]
-    torch.testing.assert_close(names["loss"], error.mean() / names["weights"].mean())
+    weights = weights_by_hand(names["bucket"].flatten(), 93, root=False).reshape(2, 1, 12, 9)
+    error = (names["preds"] - names["depth"]).square().detach() * torch.from_numpy(weights)
+    assert names["loss"].item() == pytest.approx(error.mean().item(), rel=1e-5)
 
 
 def test_several_targets(run):
-    names = run(codes_of("Several")[0])
-    weights, joint_weights = names["weights"], names["joint_weights"]
-    assert weights.shape == (1000, 2)
-    assert joint_weights.shape == (1000,)
+    names = run(codes_of("RECIPES.md", "Several")[0])
+    bucket, window, joint_weights = names["bucket"], names["window"], names["joint_weights"]
+    for t in range(2):
+        expected = weights_by_hand(bucket[:, t], 20, root=False)
+        np.testing.assert_allclose(names["weights"][:, t], expected, rtol=1e-5)
     # Of two samples with one bucket in the first target, the joint weights tell the second apart.
-    bucket, window = names["bucket"], names["window"]
-    first = np.bincount(bucket[:, 0], minlength=20)
-    np.testing.assert_allclose(np.unique(weights[bucket[:, 0] == first.argmax(), 0]).size, 1)
-    assert np.unique(joint_weights[bucket[:, 0] == first.argmax()]).size > 5
+    first = np.bincount(bucket[:, 0], minlength=20).argmax()
+    assert np.unique(joint_weights[bucket[:, 0] == first]).size > 5
     counts = np.histogram2d(*bucket.T, bins=20, range=[(0, 20)] * 2)[0]
     padded, own = np.pad(counts, 2), np.outer(window, window)
     i, j = bucket[0]
@@ -152,31 +287,22 @@ def test_several_targets(run):
 
 @pytest.mark.slow
 def test_three_files_in_a_folder_of_their_own_are_enough(tmp_path):
-    for name in ("fds", "loss", "utils"):
+    for name in ("fds", "lds", "loss"):
         shutil.copy(ROOT / "agedb-dir" / f"{name}.py", tmp_path)
-    code = "\n".join(codes_of(start)[0] for start in ("LDS", "FDS", "Dense"))
+    code = "\n".join((LDS, FDS, codes_of("RECIPES.md", "Dense")[0]))
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_lines_of_the_recipes_are_short():
-    for codes in blocks().values():
-        for line in "\n".join(codes).splitlines():
-            assert len(line) <= 100, line
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_name_files_that_are_there(page):
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"(?:\]\(|src=\")(?!https?://)([^)\"#]+)", text):
-        assert (ROOT / target).exists(), target
-
-
-def test_the_citation_file_is_read_by_its_readers():
-    import yaml  # comes with accelerate
-
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors"} <= set(citation)
-    assert citation["preferred-citation"]["year"] == 2021
+def test_the_readmes_recipes_are_as_short_as_it_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "LDS in six lines" in text
+    assert "a loop of twelve lines" in text
+    lds = [line for line in LDS.splitlines() if line and "import numpy" not in line]
+    loop = FDS[FDS.index("for epoch in") : FDS.index("preds = regressor(extractor(inputs))")]
+    assert (len(lds), len(loop.splitlines())) == (6, 12)
+    for page in EXPECTED:
+        for codes in blocks(page).values():
+            for line in "\n".join(codes).splitlines():
+                assert len(line) <= 100, line

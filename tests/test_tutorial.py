@@ -1,4 +1,4 @@
-"""The tutorial runs from top to bottom; notebook, README and picture come from it."""
+"""The tutorial runs from top to bottom; notebook, tables of two pages and picture come from it."""
 
 import copy
 import json
@@ -35,12 +35,13 @@ def test_the_tutorial_runs_with_two_seeds_and_a_csv_of_ones_own(tmp_path):
     weights = pd.read_csv(tmp_path / "mine_weights.csv")["sample_weight"]
     assert weights.mean() == pytest.approx(1)
     assert weights[300] == pytest.approx(weights.max())  # the label far from all others
-    results = pd.read_csv(tmp_path / "results.csv")
-    assert len(results) == 2 * (6 + 5)
     # The first two seeds are those of the committed numbers; other processors round otherwise.
-    committed = pd.read_csv(TUTORIAL / "results.csv")
-    both = results.merge(committed, on=["data", "seed", "method"], suffixes=("", "_committed"))
-    assert len(both) == len(results)
+    for name, rows in (("checks", 2 * (3 + 3 + 5 + 3)), ("results", 2 * (6 + 5))):
+        results = pd.read_csv(tmp_path / f"{name}.csv")
+        committed = pd.read_csv(TUTORIAL / f"{name}.csv")
+        both = results.merge(committed, on=["data", "seed", "method"], suffixes=("", "_committed"))
+        assert len(both) == len(results) == rows
+        np.testing.assert_allclose(both["many"], both["many_committed"], rtol=0.25)
     best = both[both["method"] == "best possible"]
     np.testing.assert_allclose(best["all"], best["all_committed"], rtol=1e-3)
     np.testing.assert_allclose(both["all"], both["all_committed"], rtol=0.25)
@@ -75,41 +76,36 @@ def test_the_badge_follows_the_one_address(notebook):
         line = notebook.badge(moved)
         assert "colab.research.google.com/github/someone/thing/blob/main/tutorial/" in line
         assert line in notebook.make_notebook(moved).cells[0].source
-        results = pd.read_csv(TUTORIAL / "results.csv")
-        assert line in notebook.renew("<!-- badge -->\n<!-- end of badge -->\n", moved, results)
+        assert line in notebook.renew("<!-- badge -->\n<!-- end of badge -->\n", moved, {})
     assert notebook.badge(source[:start] + source[end:]) == ""
 
 
 def test_a_changed_number_or_cell_is_noticed(notebook, monkeypatch, tmp_path):
     source = (TUTORIAL / "tutorial.py").read_text(encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = pd.read_csv(TUTORIAL / "results.csv")
-    assert notebook.renew(readme, source, results) == readme
-    changed = copy.deepcopy(results)
-    changed.loc[changed["method"] == "VANILLA", "few"] += 1
-    assert notebook.renew(readme, source, changed) != readme
+    tables = notebook.read_tables(TUTORIAL)
+    for page, name in (("README.md", "results"), ("RECIPES.md", "checks")):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert notebook.renew(text, source, tables) == text
+        changed = copy.deepcopy(tables)
+        changed[name].loc[changed[name]["method"] == "VANILLA", "few"] += 1
+        assert notebook.renew(text, source, changed) != text
     other = tmp_path / "tutorial.py"
     other.write_text(source + "\n# %%\nprint(1)\n", encoding="utf-8")
-    for name in ("results.csv",):
-        (tmp_path / name).write_bytes((TUTORIAL / name).read_bytes())
+    for name in notebook.TABLES:
+        (tmp_path / f"{name}.csv").write_bytes((TUTORIAL / f"{name}.csv").read_bytes())
     monkeypatch.setattr(notebook, "SOURCE", other)
     assert notebook.main([]) == 1
 
 
 def test_a_file_that_cannot_be_used_is_named(notebook, tmp_path, monkeypatch):
-    """The cells that section 8 needs, and section 8, on a label that is no number or constant."""
+    """Section 8 on a label that is no number, and on a constant one."""
     cells = notebook.cells_of((TUTORIAL / "tutorial.py").read_text(encoding="utf-8"))
-    codes = [content for text, content in cells if not text]
-    (own,) = [code for code in codes if code.startswith("if not CSV:")]
-    (weights,) = [code for code in codes if code.startswith("def sample_weights(")]
-    utils, fds = load("agedb-dir", "utils"), load("agedb-dir", "fds")
-    names = {"np": np, "pd": pd, "uniform_buckets": fds.uniform_buckets, "TARGET": "y"}
-    names["get_lds_kernel_window"] = utils.get_lds_kernel_window
+    (own,) = [content for _, content in cells if content.startswith("if not CSV:")]
+    names = {"np": np, "pd": pd, "TARGET": "y"}
     for labels, message in (([1, "?", 3], "lines \\[3\\]"), ([2, 2, 2], "single value")):
         pd.DataFrame({"y": labels}).to_csv(tmp_path / "bad.csv", index=False)
         with pytest.raises(ValueError, match=message):
             exec(own, names | {"CSV": str(tmp_path / "bad.csv")})
-    assert "lds=True" in weights
 
 
 @pytest.mark.parametrize("name", ["overview"])

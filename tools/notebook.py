@@ -1,10 +1,10 @@
 """Make tutorial/tutorial.ipynb from tutorial/tutorial.py and run it, or check that they agree.
 
-A cell of the source begins at a line `# %%`, a cell of text at `# %% [markdown]`. The root README
-takes its table of the tutorial's numbers, and its badge, from here too.
+A cell of the source begins at a line `# %%`, a cell of text at `# %% [markdown]`. README.md and
+RECIPES.md take their tables of the tutorial's numbers, and README.md its badge, from here too.
 
     python tools/notebook.py               # check; exit status 1 if something differs
-    python tools/notebook.py --execute     # run the notebook, write it, its numbers and the table
+    python tools/notebook.py --execute     # run the notebook, write it, its numbers and tables
     python tools/notebook.py --text        # take over changed text; the code must be the old one
 """
 
@@ -22,6 +22,8 @@ from scipy.stats import t as student_t
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, NOTEBOOK = ROOT / "tutorial/tutorial.py", ROOT / "tutorial/tutorial.ipynb"
 SHOTS = ("all", "many", "medium", "few")
+PAGES = ("README.md", "RECIPES.md")
+TABLES = ("results", "checks")  # tutorial/<name>.csv; a page's <!-- tutorial: <name> --> holds it
 PART = "(<!-- {0} -->\n)(.*?)(<!-- end of {0} -->)"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -108,30 +110,42 @@ def interval(values):
     return f"{values.mean():+.2f} ± {half:.2f}{star}".replace("-", "−")
 
 
+def read_tables(folder):
+    """Return {name: DataFrame} of the numbers that the tutorial has written."""
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+
+
 def table_of(results):
-    """Return the table of the README: vanilla's MAE, then each method's difference from it."""
-    header = ["data", "method", *SHOTS]
-    lines = [header, ["---", "---"] + ["---:"] * len(SHOTS)]
+    """Return a table: per data set the first method's MAE, then the differences from it."""
+    lines = [["data", "method", *SHOTS], ["---", "---"] + ["---:"] * len(SHOTS)]
     for data, part in results.groupby("data", sort=False):
         part = part[part["method"] != "best possible"].set_index(["method", "seed"])[list(SHOTS)]
-        vanilla = part.loc["VANILLA"]
-        lines.append([data, "VANILLA", *(f"{vanilla[shot].mean():.2f}" for shot in SHOTS)])
-        for method in part.index.get_level_values("method").unique().drop("VANILLA"):
-            difference = part.loc[method] - vanilla
+        first, *others = part.index.get_level_values("method").unique()
+        lines.append([data, first, *(f"{part.loc[first][shot].mean():.2f}" for shot in SHOTS)])
+        for method in others:
+            difference = part.loc[method] - part.loc[first]
             lines.append(["", method, *(interval(difference[shot]) for shot in SHOTS)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def renew(readme, source, results):
-    """Return the README's text with its table and badge made anew."""
-    seeds = results["seed"].nunique()
-    table = f"\nMAE of vanilla, and differences from it (mean of {seeds} seeds, 95 % interval):\n\n"
+def renew(page, source, tables):
+    """Return a page's text with its tables and its badge rebuilt.
+
+    Args:
+        page: text of README.md or RECIPES.md.
+        source: text of tutorial.py.
+        tables: what `read_tables` returns.
+    """
     line = badge(source)
-    parts = {"tutorial": f"{table}{table_of(results)}\n", "badge": line + "\n" * bool(line)}
+    parts = {"badge": line + "\n" * bool(line)}
+    for name, results in tables.items():
+        title = "MAE of the first row of each block, and differences from it "
+        title += f"(mean of {results['seed'].nunique()} seeds, 95 % interval):"
+        parts[f"tutorial: {name}"] = f"\n{title}\n\n{table_of(results)}\n"
     for name, content in parts.items():
         pattern = re.compile(PART.format(name), re.DOTALL)
-        readme = pattern.sub(lambda match: match[1] + content + match[3], readme)  # noqa: B023
-    return readme
+        page = pattern.sub(lambda match: match[1] + content + match[3], page)  # noqa: B023
+    return page
 
 
 def main(argv=None):
@@ -140,7 +154,7 @@ def main(argv=None):
     parser.add_argument("--execute", action="store_true", help="run the notebook and write it")
     parser.add_argument("--text", action="store_true", help="renew its text and keep its outputs")
     args = parser.parse_args(argv)
-    source, readme = SOURCE.read_text(encoding="utf-8"), ROOT / "README.md"
+    source = SOURCE.read_text(encoding="utf-8")
     notebook = make_notebook(source)
     if args.execute:
         os.environ["TUTORIAL_RESULTS"] = str(SOURCE.parent)
@@ -156,13 +170,14 @@ def main(argv=None):
     if kept != [(cell.id, cell.cell_type, cell.source) for cell in notebook.cells]:
         print("tutorial.ipynb differs from tutorial.py: make tutorial")
         status = 1
-    text = readme.read_text(encoding="utf-8")
-    renewed = renew(text, source, pd.read_csv(SOURCE.parent / "results.csv"))
-    if args.execute or args.text:
-        readme.write_text(renewed, encoding="utf-8", newline="\n")
-    elif text != renewed:
-        print("README.md's table of the tutorial differs: make tutorial")
-        status = 1
+    for page in (ROOT / name for name in PAGES):
+        text = page.read_text(encoding="utf-8")
+        renewed = renew(text, source, read_tables(SOURCE.parent))
+        if args.execute or args.text:
+            page.write_text(renewed, encoding="utf-8", newline="\n")
+        elif text != renewed:
+            print(f"{page.name}: the tutorial's tables differ: make tutorial")
+            status = 1
     return status
 
 

@@ -5,8 +5,10 @@ A table stands between two lines of a README:
     <!-- table: results/agedb-dir/utkface -->
     <!-- end of table -->
 
+The table of the root README, a line per benchmark, stands after `<!-- table: benchmarks -->`.
+
     python tools/tables.py            # check; exit status 1 if a table differs
-    python tools/tables.py --write    # write them anew
+    python tools/tables.py --write    # write them again
 """
 
 import argparse
@@ -17,6 +19,27 @@ from load import ROOT, load
 
 report = load("agedb-dir", "report")  # the same file in every folder
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+# A line per benchmark: folder, name and metric, the paper's figures (its tables 1 to 5) for all and
+# for few-shot labels, the methods below, and where ours ran: a folder of results/, in words.
+# Three methods: plain training, weights with LDS, and both LDS and FDS.
+BENCHMARKS = (
+    ("agedb-dir", "AgeDB-DIR, MAE", "MAE", "7.77 7.67 7.55", "13.67 10.89 10.79", "SQINV",
+     "utkface", "UTKFace's faces, small network"),
+    ("imdb-wiki-dir", "IMDB-WIKI-DIR, MAE", "MAE", "8.06 7.83 7.78", "26.33 22.51 22.19", "SQINV",
+     "", "not run"),
+    ("nyud2-dir", "NYUD2-DIR, RMSE in m", "RMSE", "1.477 1.387 1.338", "2.123 1.954 1.880", "INV",
+     "labeled", "1,449 labelled pairs, small network"),
+    ("sts-b-dir", "STS-B-DIR, MSE", "MSE", ".974 .914 .907", ".984 .955 .942", "INV",
+     "parity", "the official pairs, small network"),
+    ("shhs-dir", "SHHS-DIR, MAE", "MAE", "15.36 14.14 13.76", "16.94 16.05 15.07", "INV",
+     "demo", "simulated nights"),
+)  # fmt: skip
+
+
+def runs_below(folder):
+    """Return the runs of a folder of results/, in the order of its table."""
+    runs = [report.load_run(path.parent) for path in sorted(folder.glob("*/results.json"))]
+    return sorted(runs, key=order_of)
 
 
 def order_of(run):
@@ -28,24 +51,54 @@ def order_of(run):
 
 def table_of(folder):
     """Return the table in Markdown of all runs below a folder of results/."""
-    runs = [report.load_run(path.parent) for path in sorted(folder.glob("*/results.json"))]
+    runs = runs_below(folder)
     if not runs:
         return "No run yet.\n"
-    markdown, _ = report.make_table(sorted(runs, key=order_of))
+    markdown, _ = report.make_table(runs)
     commits = ", ".join(sorted({run["commit"] for run in runs}))
     place = "/".join(folder.parts[-3:])
     return f"\n{markdown}\nCommit {commits}; commands and all metrics are in `{place}/`.\n\n"
 
 
+def our_cells(folder, metric, methods):
+    """Return what our runs gave for all and for few-shot labels, and the number of seeds."""
+    lines = report.make_table(runs_below(folder))[0].replace("**", "").splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    rows = {row[0]: dict(zip(header, row)) for row in rows}
+    columns = (f"{metric} all", f"{metric} few", "seeds")
+    cells = [[rows[method][column] for method in methods] for column in columns]
+    return [" → ".join(cell) for cell in cells[:2]], min(cells[2])
+
+
+def benchmark_table(root):
+    """Return the root README's table: a line per benchmark, the paper's figures and ours."""
+    lines = [["benchmark", "paper, all", "paper, few", "ours, all", "ours, few", "where ours ran"]]
+    lines.append(["---"] * len(lines[0]))
+    for folder, name, metric, every, few, weights, place, words in BENCHMARKS:
+        ours = ["–", "–"]
+        if place:
+            methods = ("VANILLA", f"{weights}+LDS", f"{weights}+LDS+FDS")
+            ours, seeds = our_cells(root / "results" / folder / place, metric, methods)
+            words += ", 1 seed" if seeds == "1" else f", {seeds} seeds"
+        paper = [figures.replace(" ", " → ") for figures in (every, few)]
+        lines.append([name, *paper, *ours, f"[{words}]({folder}/README.md#results)"])
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
 def renew(text, root=ROOT):
-    """Return a README's text with its tables made anew."""
-    return TABLE.sub(lambda match: match[1] + table_of(root / match[2]) + match[4], text)
+    """Return a README's text with its tables rebuilt."""
+
+    def table(match):
+        made = benchmark_table(root) if match[2] == "benchmarks" else table_of(root / match[2])
+        return match[1] + made + match[4]
+
+    return TABLE.sub(table, text)
 
 
 def main(argv=None):
     """Check or write the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write the tables anew")
+    parser.add_argument("--write", action="store_true", help="write the tables again")
     args = parser.parse_args(argv)
     stale = []
     for path in sorted([ROOT / "README.md", *ROOT.glob("*-dir/README.md")]):
