@@ -82,7 +82,7 @@ def draw_weights(ax, data, share):
 
 
 def draw_examples(figure, data):
-    """Write the weights of a few ages beside the panels."""
+    """Write the weights of a few ages next to the panels."""
     lines = [("", "", "weight", "weight"), ("age", "faces", "plain", "with LDS")]
     for age in EXAMPLES:
         row = int(np.flatnonzero(data.ages == age)[0])

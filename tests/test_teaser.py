@@ -56,7 +56,7 @@ def test_the_shots_are_the_benchmarks_own(table):
     depths = table[table["benchmark"] == "nyud2_dir"]
     assert depths["shot"].tolist() == load("nyud2-dir", "metrics").shots_of_buckets()[7:].tolist()
     pairs = table[table["benchmark"] == "stsb_dir"]
-    assert pairs["shot"].tolist() == load("sts-b-dir", "metrics").shot_of_buckets().tolist()
+    assert pairs["shot"].tolist() == load("sts-b-dir", "metrics").shots_of_buckets().tolist()
 
 
 def test_the_counts_are_those_of_the_real_labels(make, tmp_path):
