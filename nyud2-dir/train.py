@@ -179,7 +179,8 @@ def build_data(run):
     rule = LDS_RULE | {"start": args.bucket_start}
     density = label_density(counts, args.reweight, **flags.lds_options(args), **rule)
     weights = bucket_weights(density, counts, args.reweight)
-    loaders, paths = {"train": Loader(pairs, train, sharing, weights)}, {}
+    loaders = {"train": Loader(pairs, train, sharing, weights)}
+    paths = {}
     if args.fds and args.fds_stats == "extra_pass":
         subset = rows_of_subset(args.data_dir, SUBSET, images, held_out)
         loaders["subset"] = Loader(pairs, subset, sharing)
