@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {  # column and unit of the target
     "real_estate": ("Y", "10,000 TWD / ping"),
-    "concrete": ("Concrete compressive strength(MPa and megapascals)", "MPa"),
+    "concrete": ("Strength", "MPa"),
     "airfoil": ("Pressure", "dB"),
     "abalone": ("Rings", "rings"),
 }

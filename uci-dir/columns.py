@@ -11,6 +11,8 @@ from table_file import as_numbers
 
 NUMBER, CATEGORY = "number", "category"
 MOSTLY = 0.95  # share of numbers among a column's filled cells from which it counts as numbers
+ID_ROWS = 20  # fewer rows do not show that a column only numbers them
+SPLIT = "split"  # the column that prepare.py adds
 RARE = 5  # categories with fewer training rows share one column, `other`
 NO_VALUE = ""  # the category of a missing cell
 
@@ -32,6 +34,71 @@ def as_text(values):
     else:
         text = values.astype(object).map(lambda value: str(value).strip())
     return text.where(values.notna(), NO_VALUE).to_numpy(dtype=object)
+
+
+# ---- which columns -------------------------------------------------------------------------
+
+
+def choose_columns(frame, args):
+    """Choose the inputs.
+
+    Args:
+        frame: DataFrame of the labelled rows.
+        args: the flags target, group, drop, keep, max_values.
+
+    Returns:
+        List of the inputs' names, and {name: why it is left out}.
+
+    Raises:
+        ValueError: for a column that is not there, or text columns with too many values.
+    """
+    named = [args.target, *filter(None, [args.group]), *args.drop, *args.keep]
+    unknown = [name for name in named if name not in frame.columns]
+    if unknown:
+        raise ValueError(
+            f"no column {unknown}: the table has {', '.join(map(repr, frame.columns))}"
+        )
+    if SPLIT in frame.columns and SPLIT not in args.drop:
+        raise ValueError(f"a column is called {SPLIT!r}, as ours will be: rename or --drop it")
+    left_out = {args.target: "target"}
+    left_out |= {name: "group" for name in [args.group] if name}
+    left_out |= {name: "--drop" for name in args.drop}
+    inputs, refused = [], []
+    for name in frame.columns:
+        if name in left_out:
+            continue
+        reason = None if name in args.keep else id_reason(frame[name])
+        if reason:
+            left_out[name] = reason
+            continue
+        inputs.append(name)
+        if not is_number(frame[name]):
+            values = pd.unique(as_text(frame[name]))
+            if len(values) > args.max_values:
+                refused.append(f"{name!r} ({len(values)} values such as {str(values[0])[:40]!r})")
+    if refused:
+        raise ValueError(
+            f"text columns with more than --max_values {args.max_values} values: "
+            f"{', '.join(refused)}. Leave them out with --drop, or turn them into numbers or fewer "
+            "categories; if they are numbers, see --decimal and --missing"
+        )
+    if not inputs:
+        raise ValueError(f"no column is left as an input: {left_out}")
+    return inputs, left_out
+
+
+def id_reason(values):
+    """Return why a column looks as if it only numbered or named the rows, None if it does not."""
+    if len(values) < ID_ROWS or values.isna().any() or not values.is_unique:
+        return None
+    if not is_number(values):
+        return "another text in each row"
+    numbers = as_numbers(values)
+    whole = np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()
+    return "numbers the rows" if whole and np.ptp(numbers) == len(numbers) - 1 else None
+
+
+# ---- what becomes of them ------------------------------------------------------------------
 
 
 def fit_columns(frame, train):
@@ -142,3 +209,30 @@ def encode_categories(values, column):
     seen = codes >= 0
     hot[np.flatnonzero(seen), codes[seen]] = 1
     return hot, (codes == other).sum()
+
+
+def describe_columns(frame, columns, left_out):
+    """Return lines on inputs, missing cells and columns left out."""
+    numbers = sum(column["kind"] == "number" for column in columns)
+    lines = [
+        f"{numbers} columns of numbers, {len(columns) - numbers} of categories: "
+        f"{width_of(columns)} inputs"
+    ]
+    for column in columns:
+        values = frame[column["name"]]
+        if column["kind"] == "number":
+            missing = int(np.isnan(as_numbers(values)).sum())
+            odd = missing - int(values.isna().sum())
+            note = f" ({odd} infinite or no number)" * bool(odd)
+            filling = f"filled with the training median {column['median']:g}"
+            mark = ", marked in a column of their own" * column["flag"]
+            lines += [f"  {column['name']}: {missing} missing{note}, {filling}{mark}"] * bool(
+                missing
+            )
+        elif values.isna().any():
+            lines.append(f"  {column['name']}: {values.isna().sum()} missing, as a category")
+    shown = {name: why for name, why in left_out.items() if why not in ("target", "group")}
+    lines += [f"  {name!r} left out: {why}" for name, why in shown.items()]
+    if any(why not in ("constant in training", "--drop") for why in shown.values()):
+        lines.append("  (--keep COLUMN uses it all the same)")
+    return lines

@@ -4,7 +4,229 @@ Called by `train.py --compare`. A method is taken only if its validation error i
 training's by more than chance explains; the test set is reported and decides nothing.
 """
 
+import argparse
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import figures
+import report
+import run_folder
+import trees
+from datasets import label_to_bucket
+from metrics import SHOTS
+from utils import write_atomically
+
+SQINV = {"reweight": "sqrt_inv"}
+METHODS = {
+    "VANILLA": {},
+    "SQINV": SQINV,
+    "SQINV+LDS": SQINV | {"lds": True},
+    "SQINV+FDS": SQINV | {"fds": True},
+    "SQINV+LDS+FDS": SQINV | {"lds": True, "fds": True},
+    "TREES": {"model": trees.NAME},
+}
+PLAIN = "VANILLA"
+LEVEL = 0.95  # of the intervals
+RESAMPLES = 2000
+# Okabe and Ito's palette (2008), as in figures.py.
+COLORS = ("#606060", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
+
+
+# ---- runs ----------------------------------------------------------------------------------
+
+
+def train_all(args, run_name, train):
+    """Train what is not finished; returns {method: [run of each seed]}, as `report.load_run`.
+
+    Args:
+        args: the flags of train.py.
+        run_name, train: of train.py: flags -> name of the run folder; trains as flags say.
+
+    Raises:
+        ValueError: if a run of these flags is there, but of another preparation of the table.
+    """
+    note = Path(args.data_dir) / f"{args.dataset}.json"
+    runs = {method: [] for method in METHODS}
+    for seed in range(args.seed, args.seed + args.seeds):
+        for method, options in METHODS.items():
+            own = argparse.Namespace(**vars(args) | options | {"seed": seed, "track": "none"})
+            folder = run_folder.find_run_folder(own.store_root, run_name(own))
+            if args.overwrite or not (folder / "results.json").is_file():
+                own.overwrite = True
+                with quiet():
+                    train(own)
+            run = report.load_run(folder)
+            preparation = json.loads(note.read_text(encoding="utf-8"))
+            if run["config"]["preparation"] != preparation or run["config"]["epoch"] != args.epoch:
+                raise ValueError(
+                    f"{folder} is of another preparation of {args.dataset}, or another --epoch: "
+                    "--overwrite replaces it, --store_root FOLDER keeps it"
+                )
+            mae, seconds = run["metrics"]["val"]["overall"]["mae"], run["wall_seconds"]
+            print(f"{method}, seed {seed}: validation MAE {mae:.4g} ({seconds:.0f} s)", flush=True)
+            runs[method].append(run)
+    return runs
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep the lines of each epoch and the progress bars off the terminal."""
+    logging.disable(logging.INFO)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def errors_of(runs, split):
+    """Return {method: absolute errors [seeds, rows]}, and the rows' labels [rows]."""
+    errors = {}
+    for method, seeds in runs.items():
+        tables = [run["predictions"] for run in seeds]
+        tables = [table[table["split"] == split] for table in tables]
+        labels = tables[0]["label"].to_numpy()
+        errors[method] = np.stack([np.abs(table["prediction"] - labels) for table in tables])
+    return errors, labels
+
+
+# ---- intervals and decision ----------------------------------------------------------------
+
+
+def interval(errors, level=LEVEL, seed=0):
+    """Return the bootstrap interval of a mean, with seeds and rows both drawn again.
+
+    Args:
+        errors: [seeds, rows].
+        level: of the interval.
+        seed: of the draws: the same draws for every method.
+
+    Returns:
+        Its lower and upper end.
+    """
+    rng, (S, N) = np.random.default_rng(seed), errors.shape
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = errors[rng.integers(0, S, S)].mean(axis=0)
+        means.append(drawn[rng.integers(0, N, N)].mean())
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+
+
+def decide(errors):
+    """Return the method to take, None if no one is better than plain training, and the reasons.
+
+    Args:
+        errors: {method: absolute validation errors [seeds, rows]}.
+
+    The intervals are of the difference in a row and a seed; their level allows for the number of
+    methods (Bonferroni).
+    """
+    others = [method for method in errors if method != PLAIN]
+    level = 1 - (1 - LEVEL) / len(others)
+    better, lines = {}, []
+    for method in others:
+        difference = errors[method] - errors[PLAIN]
+        low, high = interval(difference, level)
+        verdict = "lower" if high < 0 else "higher" if low > 0 else "no clear difference"
+        lines.append(
+            f"{method:>14}: {difference.mean():+.4g} ({low:+.4g} to {high:+.4g}) {verdict}"
+        )
+        if high < 0:
+            better[method] = errors[method].mean()
+    return min(better, key=better.get, default=None), lines
+
+
+# ---- table and figure ----------------------------------------------------------------------
+
+
+def make_table(errors, shots):
+    """Return the table in Markdown, and all digits as a DataFrame.
+
+    Args:
+        errors: {method: absolute test errors [seeds, rows]}.
+        shots: shot of each row [rows].
+    """
+    lines = [["method", *(f"MAE {figures.SHOTS[shot]}" for shot in SHOTS)]]
+    lines.append(["---", *["---:"] * len(SHOTS)])
+    digits = []
+    for method, values in errors.items():
+        cells = [method]
+        for shot in SHOTS:
+            part = values if shot == "overall" else values[:, shots == shot]
+            if not part.size:
+                cells.append("–")
+                continue
+            low, high = interval(part)
+            cells.append(f"{part.mean():.4g} ({low:.4g}–{high:.4g})")
+            row = {"method": method, "shot": shot, "rows": part.shape[1], "seeds": len(part)}
+            digits.append(row | {"mae": part.mean(), "low": low, "high": high})
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines), pd.DataFrame(digits)
+
+
+def draw(runs, errors, labels):
+    """Return the figure: MAE of each bucket by method, over the training rows."""
+    run = next(iter(runs.values()))[0]
+    density = run["label_density"]
+    edges = density["label"].to_numpy()
+    fig = Figure((8, 5), dpi=150, layout="constrained")
+    ax = fig.subplots()
+    figures.draw_background(ax, edges, density["count"].to_numpy(), "training rows")
+    centres, _ = figures.centres_and_widths(edges)
+    for (method, values), color in zip(errors.items(), COLORS):
+        by_bucket = figures.error_by_label(labels, labels + values.mean(axis=0), edges)
+        ax.plot(centres[by_bucket.index], by_bucket["mae"], ".-", color=color, label=method)
+    ax.set(xlabel=figures.with_unit(run), ylabel=figures.with_unit(run, "mae"), ylim=(0, None))
+    ax.spines[["top", "right"]].set_visible(False)
+    title = f"{run['config']['dataset']}: test set, {len(labels)} rows, mean of the seeds"
+    ax.set_title(title, fontsize="medium")
+    fig.legend(loc="outside lower center", ncols=4)
+    return fig
+
 
 def compare(args, run_name, train):
-    """To come."""
-    raise ValueError("--compare is not there yet")
+    """Train the methods, write table and figure, and say which one to take.
+
+    Args:
+        args, run_name, train: as for `train_all`.
+
+    Returns:
+        Name of the method to take, or None.
+    """
+    runs = train_all(args, run_name, train)
+    errors, labels = errors_of(runs, "test")
+    preparation = runs[PLAIN][0]["config"]["preparation"]
+    buckets = label_to_bucket(labels, preparation["bins"])
+    shots = runs[PLAIN][0]["label_density"]["shot"].to_numpy()[buckets]
+    markdown, digits = make_table(errors, shots)
+    best, reasons = decide(errors_of(runs, "val")[0])
+    many, few = preparation["shots"]["many"], preparation["shots"]["few"]
+    answer = f"take {best}" if best else "take none of them: plain training is as good"
+    unit = figures.with_unit(runs[PLAIN][0], "mae")
+    text = f"""# {args.dataset}: {unit} on the test set, {args.seeds} seeds
+
+{markdown}
+In brackets: {LEVEL:.0%} intervals, rows and seeds drawn again. Many-shot: buckets with more than
+{many} training rows; few-shot: with fewer than {few}.
+
+On the validation set, MAE minus that of {PLAIN}, intervals for {len(METHODS) - 1} comparisons:
+
+{chr(10).join(reasons)}
+
+Answer: {answer}. What happens to rare labels stands in the column few, what it
+costs in the column many.
+"""
+    out = Path(args.store_root) / f"{args.dataset}_compare.md"
+    write_atomically(out, text.encode())
+    write_atomically(out.with_suffix(".csv"), digits.to_csv(index=False).encode())
+    figure = draw(runs, errors, labels)
+    write_atomically(out.with_suffix(".png"), lambda file: figure.savefig(file, format="png"))
+    print(f"\n{text}\nwrote {out}, its .csv and its .png")
+    return best

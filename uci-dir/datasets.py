@@ -48,9 +48,9 @@ def label_to_bucket(labels, bins):
 
     `functools.partial(label_to_bucket, bins=bins)` can be pickled.
     """
-    given = torch.as_tensor(labels)
-    buckets = UniformBuckets(*bins)(given.float())
-    return buckets if isinstance(labels, torch.Tensor) else buckets.numpy()
+    if isinstance(labels, torch.Tensor):
+        return UniformBuckets(*bins)(labels.float())
+    return UniformBuckets(*bins)(torch.from_numpy(np.array(labels, dtype=np.float32))).numpy()
 
 
 def label_counts(labels, bins):
@@ -77,13 +77,22 @@ def sample_weights(labels, bins, reweight, lds=False, lds_kernel="gaussian", lds
     return bucket_weights(density, counts, reweight)[label_to_bucket(np.ravel(labels), bins)]
 
 
+def target_statistics(labels):
+    """Return mean and deviation of training labels and, if all are above 0, of their logarithms."""
+    statistics = {"mean": float(labels.mean()), "std": float(labels.std()) or 1.0}
+    logs = np.log(labels) if labels.min() > 0 else None
+    statistics["log_mean"] = None if logs is None else float(logs.mean())
+    statistics["log_std"] = None if logs is None else float(logs.std()) or 1.0
+    return statistics
+
+
 class TargetScale:
     """What the network predicts of a label, and back.
 
     Args:
         kind: 'none', 'standard' (mean 0 and deviation 1 over the training labels) or 'log' (the
             same of the logarithms).
-        target: dictionary of mean, std, log_mean and log_std of the training labels.
+        target: as `target_statistics` returns it.
 
     Raises:
         ValueError: for the logarithm of labels that are not above 0.

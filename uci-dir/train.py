@@ -1,7 +1,7 @@
 """UCI-DIR and any table: train, resume, evaluate, predict and compare with LDS and FDS.
 
-Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 3; UCI-DIR is of SRL (CVPR
-2025), whose split was not published: this folder's is its own (README).
+Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 3. UCI-DIR is SRL's (CVPR
+2025); its split was not published: this folder's is its own.
 
 A run of seconds on a generated table, on a CPU (expect a test MAE near 17, few-shot near 24):
     python demo_data.py && python train.py --dataset demo --epoch 30
@@ -15,9 +15,7 @@ From your own table to the answer whether a method helps, then predictions for n
 # ---- 2 imports -----------------------------------------------------------------------------
 import functools
 import logging
-import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,32 +24,24 @@ import torch
 
 import checkpoints
 import compare
+import datasets
 import flags
 import loss as losses
+import predict
 import prepare
 import released
 import report
 import results
 import run_folder
+import trees
 import utils
 from batches import Sharing, Steps, gather
 from columns import encode, width_of
-from datasets import (
-    LDS_RULE,
-    SPLITS,
-    TARGET_SCALES,
-    Bins,
-    Loader,
-    TargetScale,
-    label_counts,
-    label_to_bucket,
-    read_prepared,
-)
+from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
 from fds import FDS
 from lds import bucket_weights, label_density
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
-from mlp import HIDDEN, LEAVES, MLP, MODELS, Trees
-from table_file import read_table
+from mlp import HIDDEN, MLP
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "uci-dir"
@@ -65,8 +55,6 @@ FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 FOCAL_BETA_TIMES_RANGE = 20.0
 HUBER_BETA = 1.0  # of scaled targets
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
-TREE_LOSSES = {"l1": "absolute_error", "mse": "squared_error"}
-TREE_LR = 0.1  # scikit-learn's default
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -84,20 +72,23 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     add = parser.section("model", flags.NETWORK)
-    add("--model", default="mlp", choices=MODELS, appended=False, help="perceptron or trees")
+    add(
+        "--model",
+        default="mlp",
+        choices=("mlp", trees.NAME),
+        appended=False,
+        help="perceptron or trees",
+    )
     add("--hidden", type=int, nargs="+", default=[*HIDDEN], help="widths of the hidden layers")
     scale_help = "what the model predicts: the label, standardised, or its logarithm"
-    add("--target_scale", default="standard", choices=TARGET_SCALES, help=scale_help)
+    add("--target_scale", default="standard", choices=datasets.TARGET_SCALES, help=scale_help)
     # Those that are not appended stand in the name's first part already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING, appended=False)
     loss_help = "training loss; mse picks the best epoch by validation MSE, else MAE"
     add("--loss", default="l1", choices=flags.LOSSES, help=loss_help)
     add("--lr", type=float, default=1e-3, help="of Adam at the start; trees have 0.1")
-    epoch_help = "number of epochs, or of trees"
-    add("--epoch", "--epochs", type=int, default=200, dest="epoch", help=epoch_help)
-    schedule_help = "epochs where lr falls to 0.1"
-    add("--schedule", type=int, nargs="*", default=[], appended=True, help=schedule_help)
-    add("--weight_decay", type=float, default=0.0, appended=True, help="of Adam")
+    add("--epoch", "--epochs", type=int, default=200, dest="epoch", help="epochs, or trees")
+    add("--schedule", type=int, nargs="*", default=[], appended=True, help="epochs of 0.1 · lr")
     add("--batch_size", type=int, default=64, help="rows, over all processes together")
     flags.add_output(parser)
     add = parser.section("predictions and comparison", flags.PLACE)
@@ -118,16 +109,12 @@ def parse_args(argv=None):
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     if min(args.hidden) < 1:
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
-    if not args.weight_decay >= 0:
-        parser.error(f"--weight_decay must be 0 or more, got {args.weight_decay}")
     if bool(args.csv) != bool(args.target):
         parser.error("--csv FILE and --target COLUMN go together")
-    if args.csv and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("--csv is for one process: `python prepare.py` first, then --dataset NAME")
     if args.compare and (args.evaluate or args.resume or args.reweight != "none" or args.fds):
         parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
-    trees = args.model != "mlp"
-    if trees and (args.fds or args.pretrained or args.loss not in TREE_LOSSES):
+    unusable = args.fds or args.pretrained or args.loss not in trees.LOSSES
+    if args.model == trees.NAME and unusable:
         parser.error("trees have no features to smooth or retrain; their --loss is l1 or mse")
     return args
 
@@ -156,12 +143,9 @@ class Data(NamedTuple):
 
 
 def build_data(run, preparation=None):
-    """Return the run's `Data`.
+    """Return the run's `Data`, by the table's own preparation or by that of a checkpoint.
 
-    Args:
-        run: `Run`; its flags get the preparation, so that checkpoints hold it, and the number of
-            buckets.
-        preparation: that of a checkpoint, instead of the table's own.
+    The flags get the preparation, so that checkpoints hold it, and its number of buckets.
     """
     args = run.args
     table, own = read_prepared(args.data_dir, args.dataset)
@@ -175,10 +159,10 @@ def build_data(run, preparation=None):
     inputs, _ = encode(table, preparation["columns"], f"{args.dataset}.csv")
     labels = table[preparation["target"]["name"]].to_numpy()
     counts = label_counts(labels[table["split"] == "train"], bins)
-    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
+    density = label_density(counts, args.reweight, **flags.lds_options(args), **datasets.LDS_RULE)
     weights = bucket_weights(density, counts, args.reweight)
     loaders = {}
-    for split in SPLITS:
+    for split in datasets.SPLITS:
         rows = np.flatnonzero(table["split"] == split)
         y = labels[rows]
         own = weights[label_to_bucket(y, bins)] if split == "train" else np.ones(len(rows))
@@ -188,14 +172,9 @@ def build_data(run, preparation=None):
 
 
 def build_model(args, state=None):
-    """Return the network or the trees, for the inputs of `args.preparation`.
-
-    Args:
-        args: the flags.
-        state: weights of a checkpoint, from which the number of trees is taken.
-    """
-    if args.model != "mlp":
-        return Trees(args.epoch if state is None else len(state["value"]))
+    """Return the network for the inputs of `args.preparation`, or trees, as many as in `state`."""
+    if args.model == trees.NAME:
+        return trees.Trees(args.epoch if state is None else len(state["value"]))
     module = None
     if args.fds:
         bins = Bins(*args.preparation["bins"])
@@ -212,7 +191,7 @@ def build_optimizer(args, model):
             parameter.requires_grad_(name.startswith("linear."))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # One kernel for all parameters: the layers are so small that a kernel each costs more.
-    return torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=args.lr, fused=True)
 
 
 def build_loss(args, targets):
@@ -270,38 +249,6 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     return {"epoch": epoch, "lr": lr, "train_loss": train_loss, "seconds": steps.seconds}
 
 
-def fit_trees(run, model, data):
-    """Fit boosted trees, and keep as many as do best on the validation set.
-
-    Returns:
-        The progress, as `train` keeps it, and its optimizer, which trees have none of.
-    """
-    from sklearn.ensemble import HistGradientBoostingRegressor  # only here: 2 seconds to import
-
-    args, started = run.args, time.perf_counter()
-    inputs, _, targets, weights = (x.cpu().numpy() for x in data.loaders["train"].tensors)
-    trees = HistGradientBoostingRegressor(
-        loss=TREE_LOSSES[args.loss], learning_rate=TREE_LR, max_iter=args.epoch,
-        max_leaf_nodes=LEAVES, early_stopping=False, random_state=args.seed,
-    )  # fmt: skip
-    trees.fit(inputs, targets.ravel(), sample_weight=weights.ravel())
-    criterion, loader = build_loss(args, data.loaders["train"].targets), data.loaders["val"]
-    fitted = map(torch.from_numpy, trees.staged_predict(inputs))
-    stages = trees.staged_predict(loader.tensors[0].cpu().numpy())
-    progress = {"epoch": args.epoch, "best_loss": float("inf"), "best_epoch": None}
-    for epoch, (preds, on_train) in enumerate(zip(stages, fitted)):
-        train_loss = float(criterion(on_train, torch.from_numpy(targets).double(), weights))
-        row = {"epoch": epoch, "lr": TREE_LR, "train_loss": train_loss}
-        train_labels = data.loaders["train"].labels
-        row["val"] = shot_metrics(data.scale.invert(preds), loader.labels, train_labels, data.rule)
-        run_folder.write_epoch(run, row, MAIN_METRICS)
-        val_loss = row["val"]["overall"][selection_metric(args)]
-        if val_loss < progress["best_loss"]:
-            progress |= {"best_loss": val_loss, "best_epoch": epoch}
-    model.take(trees, progress["best_epoch"] + 1)
-    return progress | {"wall_seconds": time.perf_counter() - started}
-
-
 # ---- 7 update_fds_statistics ---------------------------------------------------------------
 
 
@@ -328,7 +275,7 @@ def update_fds_statistics(run, model, loader, epoch):
 
 
 @torch.no_grad()
-def predict(run, model, loader, scale):
+def predict_rows(run, model, loader, scale):
     """Return the predictions of a loader's rows in order, float32 [N], in the target's unit."""
     model.eval()
     preds = []
@@ -347,13 +294,8 @@ def evaluate(run, model, data, split):
     """
     utils.broadcast_buffers(model)
     loader, train_labels = data.loaders[split], data.loaders["train"].labels
-    preds = predict(run, model, loader, data.scale)
+    preds = predict_rows(run, model, loader, data.scale)
     return shot_metrics(preds, loader.labels, train_labels, data.rule), preds
-
-
-def selection_metric(args):
-    """Return the name of the validation metric by which the best epoch is chosen."""
-    return "mse" if args.loss == "mse" else "mae"
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -371,7 +313,7 @@ def train(run, net, model, optimizer, data, progress):
         clock = time.perf_counter()
         row["val"], _ = evaluate(run, model, data, "val")
         row["seconds"]["evaluate"] = time.perf_counter() - clock
-        val_loss = row["val"]["overall"][selection_metric(args)]
+        val_loss = row["val"]["overall"]["mse" if args.loss == "mse" else "mae"]
         is_best = val_loss < progress["best_loss"]
         if is_best:
             progress |= {"best_loss": val_loss, "best_epoch": epoch}
@@ -422,11 +364,7 @@ def finish(run, model, data, progress):
 
 
 def load_model(run):
-    """Return the checkpoint's path, its preparation, and its model, ready to predict.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is none, or it is another benchmark's.
-    """
+    """Return the checkpoint's path, its preparation, and its model, ready to predict."""
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
     preparation = (checkpoint.get("config") or {}).get("preparation")
     if preparation is None:
@@ -452,33 +390,18 @@ def run_evaluation(run):
 
 
 def run_prediction(run):
-    """Write the rows of --predict with a column `prediction`; returns the path of that file.
-
-    Raises:
-        FileNotFoundError, ValueError: if a table or a column is missing, or the file exists.
-    """
-    args, file = run.args, Path(run.args.predict)
-    out = file.with_name(f"{file.stem}.predictions.csv")
-    if out.exists() and not args.overwrite:
-        raise ValueError(f"{out} exists: --overwrite replaces it")
+    """Write the rows of --predict with a column `prediction`; returns the path of that file."""
+    args = run.args
     path, preparation, model = load_model(run)
-    frame, form = read_table(file, missing=preparation["missing"])
-    if "prediction" in frame:
-        raise ValueError(f"{file} has a column 'prediction', as ours will be: rename it")
-    inputs, unknown = encode(frame, preparation["columns"], str(file))
-    nothing = np.zeros(len(inputs))
-    loader = Loader(inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
-    scale = TargetScale(args.target_scale, preparation["target"])
-    preds = predict(run, model, loader, scale)
-    logging.info("%s: %s", file, form)
-    for name, cells in unknown.items():
-        logging.warning("%s: %d cells are missing, or were not in training", name, cells)
+    rows = predict.read_rows(args.predict, preparation, args.overwrite)
+    nothing = np.zeros(len(rows.inputs))
+    loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
+    preds = predict_rows(run, model, loader, TargetScale(args.target_scale, preparation["target"]))
     if run.is_main:
-        text = frame.assign(prediction=preds).to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(out, text.encode())
-        logging.info("%d predictions of %s by %s: %s", len(preds), preparation["target"]["name"],
-                     path, out)  # fmt: skip
-    return out
+        predict.write(rows, preds)
+        name = preparation["target"]["name"]
+        logging.info("%d predictions of %s by %s: %s", len(preds), name, path, rows.out)
+    return rows.out
 
 
 # ---- 11 main -------------------------------------------------------------------------------
@@ -495,11 +418,8 @@ def train_and_finish(args):
         utils.load_state(model, state, path, skip=("linear.",))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
-    if args.model != "mlp":
-        run_folder.start_epochs(run, 0, 0)
-        progress = fit_trees(run, model, data)
-        state = {**progress, "state_dict": model.state_dict(), "config": vars(args)}
-        utils.save_checkpoint(run.folder / checkpoints.BEST, state)
+    if args.model == trees.NAME:
+        progress = trees.fit(run, model, data)
         return finish(run, model, data, progress)
     optimizer = build_optimizer(args, model)
     if args.compile:

@@ -1,0 +1,60 @@
+"""New rows for a trained model: encoded as its training rows were, written with predictions.
+
+python train.py --predict new.csv --eval_model checkpoint/RUN/ckpt.best.pth.tar
+"""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from columns import encode
+from table_file import read_table
+from utils import write_atomically
+
+COLUMN = "prediction"
+
+
+class NewRows(NamedTuple):
+    """A table of new rows."""
+
+    frame: pd.DataFrame  # as read
+    inputs: np.ndarray  # float32 [N, D]
+    out: Path  # where predictions go
+
+
+def read_rows(file, preparation, overwrite=False):
+    """Read new rows, and say which of their cells training did not know.
+
+    Args:
+        file: path of the table; columns go by name, others than the inputs are passed over.
+        preparation: of the checkpoint.
+        overwrite: whether earlier predictions may be replaced.
+
+    Returns:
+        `NewRows`.
+
+    Raises:
+        FileNotFoundError: without the table.
+        ValueError: naming the columns that are missing, or if predictions are there already.
+    """
+    file = Path(file)
+    out = file.with_name(f"{file.stem}.predictions.csv")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists: --overwrite replaces it")
+    frame, form = read_table(file, missing=preparation["missing"])
+    if COLUMN in frame:
+        raise ValueError(f"{file} has a column {COLUMN!r}, as ours will be: rename it")
+    inputs, unknown = encode(frame, preparation["columns"], str(file))
+    logging.info("%s: %s", file, form)
+    for name, cells in unknown.items():
+        logging.warning("%s: %d cells are missing, or were not in training", name, cells)
+    return NewRows(frame, inputs, out)
+
+
+def write(rows, preds):
+    """Write the rows with their predictions [N]."""
+    text = rows.frame.assign(**{COLUMN: preds}).to_csv(index=False, lineterminator="\n")
+    write_atomically(rows.out, text.encode())
