@@ -57,6 +57,9 @@ def read_table(path, separator=None, decimal=None, missing=(), encoding=None):
     separator = separator or find_separator(text, whole)
     records = first_records(text, separator, whole)
     header = check_header(path, records[0], separator)
+    # pandas would take a row's first fields as its name; of later rows it says so itself.
+    if len(records) > 1 and len(records[1]) > len(header):
+        raise ValueError(f"{path}: its rows have more fields than its header, {len(header)}")
     decimal = decimal or find_decimal(records[1:], separator)
     options = {"sep": separator, "decimal": decimal, "encoding": encoding}
     marks = [*MISSING, *missing]
@@ -69,8 +72,6 @@ def read_table(path, separator=None, decimal=None, missing=(), encoding=None):
         raise ValueError(
             f"{path} is no table with the separator {separator!r} ({error}): see --separator"
         ) from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError(f"{path}: its rows have more fields than its header, {len(header)}")
     if frame.empty:
         raise ValueError(f"{path} has a header and no row")
     form = f"separator {separator!r}, decimal mark {decimal!r}, {encoding}"
