@@ -17,6 +17,7 @@ datasets = load("sts-b-dir", "datasets")
 fds = load("sts-b-dir", "fds")
 lds = load("sts-b-dir", "lds")
 metrics = load("sts-b-dir", "metrics")
+recurrence = load("sts-b-dir", "recurrence")
 text = load("sts-b-dir", "text")
 
 RTOL = 1e-5
@@ -333,13 +334,15 @@ def test_training_mode_gives_finite_gradients():
 @pytest.mark.parametrize("layers", [1, 3])
 def test_packed_recurrence_is_the_lstm_of_torch(layers, monkeypatch):
     """Outputs and every gradient, with sentences of one word and several of one length."""
-    used, apply = [], bilstm.PackedRecurrence.apply
-    monkeypatch.setattr(bilstm.PackedRecurrence, "apply", lambda *a: used.append(1) or apply(*a))
+    used, apply = [], recurrence.PackedRecurrence.apply
+    monkeypatch.setattr(
+        recurrence.PackedRecurrence, "apply", lambda *a: used.append(1) or apply(*a)
+    )
     torch.manual_seed(0)
     lstm = torch.nn.LSTM(7, 5, layers, batch_first=True, bidirectional=True)
     x, lengths = torch.randn(6, 9, 7, requires_grad=True), [3, 9, 1, 5, 9, 2]
     results = []
-    for run in (lambda packed: lstm(packed)[0], lambda packed: bilstm.run_packed(lstm, packed)):
+    for run in (lambda packed: lstm(packed)[0], lambda packed: recurrence.run_packed(lstm, packed)):
         packed = torch.nn.utils.rnn.pack_padded_sequence(
             x, lengths, batch_first=True, enforce_sorted=False
         )
