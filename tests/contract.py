@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+import tiny_depth_net
+import tiny_run
 from conftest import load
 
 
@@ -27,12 +29,11 @@ class Contract:
     last: str  # file names of the checkpoints
     best: str
     head: str  # beginning of the names that two-stage training trains again
-    metric: str  # the error by which learning is judged
     defaults: dict  # of the released command line
-    baseline: float  # share of a constant prediction's error that a short training must beat
-    learning: str = ""  # flags of that training
+    learning: str = ""  # flags with which a few seconds beat a constant prediction
+    alike: str = ""  # flags without which several processes draw other numbers than one
     files: tuple = ()  # what a run leaves besides what all leave
-    tiny: str = ""  # script that trains without batch normalisation, for several processes
+    tiny: Callable | None = None  # returns a `build_model` without batch normalisation
     other: str = ""  # flags of another network
     official: Callable = field(default=None)  # checkpoint's content -> the released file's
 
@@ -180,10 +181,8 @@ def ages(folder, name, **defaults):
         last="ckpt.pth.tar",
         best="ckpt.best.pth.tar",
         head="linear.",
-        metric="mae",
-        baseline=0.8,
         learning="--epoch 12 --schedule 9 --batch_size 8",
-        tiny="tests/tiny_run.py",
+        tiny=lambda: tiny_run.make_builder(load(folder, "fds").FDS),
         other="--model resnet34",
         official=age_file,
         defaults={**SHARED, **AGES, "dataset": name, **defaults},
@@ -202,11 +201,10 @@ CONTRACTS = [
         last="checkpoint.pth.tar",
         best="checkpoint_best.pth.tar",
         head="R.",
-        metric="rmse",
-        baseline=0.8,
-        learning="--epochs 14 --batch_size 6",
         files=("checkpoint_final.pth.tar", "error_by_depth.csv"),
-        tiny="tests/tiny_depth_run.py",
+        tiny=lambda: tiny_depth_net.make_builder(
+            load("nyud2-dir", "fds").FDS, load("nyud2-dir", "datasets").label_to_bucket
+        ),
         other="--model resnet50 --no-pretrained_encoder",
         official=depth_file,
         defaults={
@@ -224,10 +222,8 @@ CONTRACTS = [
         lds_fds="--reweight inverse --lds --fds",
         last="model_state.th",
         best="model_state_best.th",
-        head="linear.",
-        metric="mse",
-        baseline=0.8,
-        learning="--max_vals 40 --val_interval 5",
+        head="sts-b_pred_layer.",
+        alike="--dropout 0",  # each process draws its own
         files=("training_state.th", "vocab.txt"),
         other="--d_hid 7",
         official=bare_file,
@@ -250,8 +246,6 @@ CONTRACTS = [
         last="ckpt.pth.tar",
         best="ckpt.best.pth.tar",
         head="linear.",
-        metric="mae",
-        baseline=0.9,
         learning="--epoch 25 --lr 0.005",
         other="--d_hid 16",
         official=age_file,

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from conftest import load
@@ -79,14 +78,6 @@ def test_conflicts_of_flags(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit) as end:
-        train.parse_args(["--help"])
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in DEFAULTS)
-
-
 @pytest.fixture
 def rooms(tmp_path):
     """Four noise pairs of two scenes and two test pairs."""
@@ -113,28 +104,6 @@ def run(rooms, *more):
     fixed = "--model mini --downscale 4 --device cpu --track none --epochs 1".split()
     folders = ["--data_dir", str(rooms), "--store_root", str(rooms / "runs")]
     return train.main([*fixed, *folders, *map(str, more)])
-
-
-def test_an_existing_run_is_kept(rooms):
-    run(rooms)
-    (folder,) = (rooms / "runs").iterdir()
-    before = (folder / "results.json").read_bytes()
-    with pytest.raises(ValueError, match=r"holds a run.*--resume.*--overwrite"):
-        run(rooms)
-    # Overwriting waits until all that was given has been read.
-    (rooms / "test_balanced_mask.npy").rename(rooms / "away.npy")
-    with pytest.raises(FileNotFoundError, match="mask"):
-        run(rooms, "--overwrite")
-    (rooms / "away.npy").rename(rooms / "test_balanced_mask.npy")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        run(rooms, "--overwrite", "--pretrained", rooms / "none")
-    assert (folder / "results.json").read_bytes() == before
-    metrics = run(rooms, "--overwrite")
-    assert metrics["overall"]["num_samples"] == 2 * 57 * 76
-    # A finished run that is resumed ends where it was, and goes on to more epochs.
-    assert utils.to_json(run(rooms, "--resume")) == utils.to_json(metrics)
-    run(rooms, "--resume", "--epochs", 2)
-    assert len((folder / "epochs.jsonl").read_text().splitlines()) == 2
 
 
 def test_bad_data_are_named_before_training(rooms):
@@ -176,29 +145,6 @@ def test_depths_outside_of_the_range_go_to_the_end_buckets(rooms):
     assert held[0] > 0
     assert held[-1] > 0
     assert held.sum() < 2 * 29 * 38  # pixels that rotation leaves without depth are not tracked
-
-
-def test_a_checkpoint_of_another_model_is_named(rooms):
-    run(rooms)
-    best = next((rooms / "runs").glob("*/checkpoint_best.pth.tar"))
-    with pytest.raises(ValueError, match=r"another model's weights.*E\.layer"):
-        run(rooms, "--pretrained", best, "--model", "resnet18", "--no-pretrained_encoder")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        run(rooms, "--evaluate", "--eval_model", rooms / "none")
-    state = torch.load(best, weights_only=True)["state_dict"]
-    torch.save(state, rooms / "bare")  # weights alone are enough to evaluate
-    assert run(rooms, "--evaluate", "--eval_model", rooms / "bare")["overall"]["num_samples"]
-    with pytest.raises(ValueError, match="does not say its epoch"):
-        run(rooms, "--store_name", "other", "--resume", rooms / "bare")
-
-
-def test_a_loss_that_explodes_keeps_the_last_checkpoint(rooms, monkeypatch):
-    run(rooms)
-    (folder,) = (rooms / "runs").iterdir()
-    monkeypatch.setattr(batches, "EXPLODED", 1e-9)
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step 0.*checkpoint stays"):
-        run(rooms, "--epochs", 2, "--resume")
-    assert utils.load_checkpoint(folder / "checkpoint.pth.tar")["epoch"] == 0
 
 
 def test_the_logged_loss_is_a_mean_over_samples(rooms, monkeypatch):

@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-import time
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -14,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny_depth_net
 from conftest import ROOT, load
 
 FOLDER = ROOT / "nyud2-dir"
-TINY = str(ROOT / "tests/tiny_depth_run.py")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 LDS_FDS = "--reweight inverse --lds --fds".split()
 
@@ -39,8 +37,13 @@ def run(*args, launcher=(sys.executable,), script="train.py", check=True):
     return done
 
 
-def run_tiny(*args, **options):
-    return run(FOLDER, *args, script=TINY, **options)
+def run_tiny(*args):
+    """Train in this process with a network of three layers."""
+    train, module = load("nyud2-dir", "train"), load("nyud2-dir", "fds").FDS
+    to_bucket = load("nyud2-dir", "datasets").label_to_bucket
+    builder = tiny_depth_net.make_builder(module, to_bucket)
+    with mock.patch.object(train, "build_model", builder):
+        return train.main(list(map(str, args)))
 
 
 @pytest.fixture(scope="module")
@@ -128,88 +131,6 @@ def test_checkpoint_format(finished):
     assert 2 <= images <= 5
 
 
-def kill_in_epoch(arguments, store, epoch, delay):
-    """Start a run and kill it `delay` seconds into an epoch; False if it ended before."""
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *arguments], cwd=FOLDER, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        checkpoints = list(store.glob("*/checkpoint.pth.tar"))
-        if checkpoints and load_state(checkpoints[0])["epoch"] == epoch - 1:
-            break
-        time.sleep(0.01)
-    time.sleep(delay)
-    alive = process.poll() is None
-    process.kill()  # SIGKILL: no chance to tidy up
-    process.wait()
-    return alive
-
-
-def test_killed_run_resumes_bit_identical(finished, rooms, tmp_path):
-    arguments = flags(rooms, tmp_path, "--epochs", 3, *LDS_FDS, "--resume")
-    assert kill_in_epoch(arguments, tmp_path, epoch=1, delay=0.2)
-    killed_again = kill_in_epoch(arguments, tmp_path, epoch=2, delay=0.05)
-    run(*arguments)
-    resumed = only_run(tmp_path)
-    log = (resumed / "training_log.log").read_text()
-    assert "checkpoint.pth.tar at epoch 1" in log
-    assert re.search(r"checkpoint\.pth\.tar at epoch [23]", log) or not killed_again
-    for name in ("checkpoint.pth.tar", "checkpoint_best.pth.tar", "checkpoint_final.pth.tar"):
-        ours, theirs = load_state(resumed / name), load_state(finished / name)
-        assert_same_state(ours["state_dict"], theirs["state_dict"])
-        assert (ours["epoch"], ours["error"]) == (theirs["epoch"], theirs["error"])
-    for name in ("predictions.csv", "error_by_depth.csv"):
-        assert (resumed / name).read_bytes() == (finished / name).read_bytes()
-    rows = [json.loads(line) for line in (resumed / "epochs.jsonl").open()]
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("more", [(), ("--fds_stats", "online", "--fds_variant", "official")])
-def test_two_processes_equal_one(rooms, tmp_path, more):
-    folders = {}
-    for processes, launcher in ((1, (sys.executable,)), (2, TORCHRUN)):
-        store = tmp_path / str(processes)
-        run_tiny(*flags(rooms, store, "--epochs", 2, *LDS_FDS, *more), launcher=launcher)
-        folders[processes] = only_run(store)
-    one, two = (load_state(folders[k] / "checkpoint.pth.tar")["state_dict"] for k in (1, 2))
-    # Interpolated depths at a bucket's edge are the same in both: the batches are.
-    assert torch.equal(one["R.FDS.num_samples_tracked"], two["R.FDS.num_samples_tracked"])
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
-    tables = [pd.read_csv(folders[k] / "predictions.csv") for k in (1, 2)]
-    keys = ["path", "y", "x", "label", "split"]
-    pd.testing.assert_frame_equal(tables[0][keys], tables[1][keys])
-    np.testing.assert_allclose(tables[1]["prediction"], tables[0]["prediction"], rtol=1e-3)
-    first, second = (json.loads((folders[k] / "results.json").read_text()) for k in (1, 2))
-    assert (first["processes"], second["processes"]) == (1, 2)
-    for shot, metrics in first["metrics"]["test"].items():
-        for metric in ("rmse", "mae", "abs_rel", "num_samples"):
-            other = second["metrics"]["test"][shot][metric]
-            assert other == metrics[metric] or other == pytest.approx(metrics[metric], rel=1e-3)
-
-
-def test_retraining_the_head_leaves_the_rest(finished, rooms, tmp_path):
-    pretrained = finished / "checkpoint_best.pth.tar"
-    run(*flags(rooms, tmp_path, "--epochs", 1, "--reweight", "inverse", "--retrain_fc", "--fds",
-               "--pretrained", pretrained))  # fmt: skip
-    folder = only_run(tmp_path)
-    assert "_inverse_fds_gau_5_2_0_1_0.9_retrain_fc_" in folder.name
-    before = load_state(pretrained)["state_dict"]
-    after = load_state(folder / "checkpoint.pth.tar")["state_dict"]
-    for name, value in after.items():
-        if name.startswith("R."):
-            if name.endswith("weight"):
-                assert not torch.equal(value, before[name]), name
-        elif not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            assert torch.equal(value, before[name]), name
-    # FDS starts afresh: one epoch has been tracked.
-    samples = "R.FDS.num_samples_tracked"
-    assert torch.equal(3 * after[samples], load_state(finished / "checkpoint.pth.tar")[
-        "state_dict"][samples])  # fmt: skip
-
-
 def official_file(finished, path, prefix="module."):
     """Write a checkpoint as the official release does: four keys, numpy scalars, no optimizer."""
     state = load_state(finished / "checkpoint_best.pth.tar")["state_dict"]
@@ -222,31 +143,6 @@ def official_file(finished, path, prefix="module."):
         },
         path,
     )
-
-
-def test_official_checkpoint_evaluates(finished, rooms, tmp_path):
-    official_file(finished, tmp_path / "official.pth.tar")
-    store = tmp_path / "store"
-    for fds in ((), ("--fds",)):  # the file has statistics, whether the model wants them or not
-        done = run(*flags(rooms, store, "--evaluate", "--eval_model",
-                          tmp_path / "official.pth.tar", *fds))  # fmt: skip
-        expected = json.loads((finished / "results.json").read_text())["metrics"]["test"]["overall"]
-        lines = done.stdout.splitlines()
-        header = next(line.split() for line in lines if line.split()[:1] == ["mse"])
-        values = next(line.split()[1:] for line in lines if line.startswith("overall"))
-        shown = dict(zip(header, map(float, values)))
-        assert shown["rmse"] == pytest.approx(expected["rmse"], abs=6e-4)
-        assert shown["num_samples"] == expected["num_samples"]
-        assert not store.exists()
-
-
-def test_published_run_evaluates_by_its_folder(finished, rooms, tmp_path):
-    out = tmp_path / "published"
-    load("tools", "publish").main([str(finished), "--out", str(out)])
-    done = run("--data_dir", rooms, "--device", "cpu", "--evaluate", "--eval_model", out)
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("rmse, ")]
-    (_, _, *here), (_, _, *published) = lines
-    assert here == published
 
 
 def test_going_on_from_an_official_checkpoint(finished, rooms, tmp_path):
@@ -323,21 +219,6 @@ def test_training_beats_the_mean_depth(tmp_path):
     mean = np.average(density["label"] + 0.05, weights=density["count"])
     rmse = ((pixels["prediction"] - pixels["label"]) ** 2).mean() ** 0.5
     assert rmse < 0.7 * ((mean - pixels["label"]) ** 2).mean() ** 0.5
-
-
-def test_folder_runs_alone(rooms, tmp_path):
-    """Copied out of the repository, the folder needs nothing that it left behind."""
-    alone = tmp_path / "elsewhere"
-    shutil.copytree(
-        FOLDER, alone, ignore=shutil.ignore_patterns("data", "checkpoint", "__pycache__")
-    )
-    done = subprocess.run(
-        [sys.executable, "train.py", *flags(rooms, tmp_path / "store", "--epochs", 1)],
-        cwd=alone, env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((only_run(tmp_path / "store") / "results.json").read_text())
-    assert results["commit"] is None
 
 
 @pytest.mark.cuda

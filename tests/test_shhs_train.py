@@ -4,10 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from unittest import mock
 
 import h5py
@@ -113,14 +109,6 @@ def finished(nights, tmp_path_factory):
 # ---- flags ----------------------------------------------------------------------------------
 
 
-def test_flags_and_defaults():
-    args = vars(train.parse_args([]))
-    assert args == DEFAULTS
-    assert train.parse_args(["--random_seed", "5", "--epochs", "3"]).seed == 5
-    assert train.parse_args(["--cuda", "0"]).gpu == 0
-    assert train.parse_args(["--resume"]).resume == "auto"
-
-
 def name_of(*given):
     return "".join(train.run_name(train.parse_args([*given])))
 
@@ -147,13 +135,6 @@ def test_what_changes_a_run_changes_its_folder():
     roles = train.make_parser().flags_of
     assert roles("network") == ["width", "d_signal", "d_hid", "rnn"]
     assert {"chunk", "device", "store_root", "print_freq"} <= set(roles("place"))
-
-
-def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit):
-        train.parse_args(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -224,35 +205,6 @@ def start(arguments, **environment):
     return process
 
 
-def kill_in_epoch(arguments, store, epoch):
-    """Start a run and kill it within an epoch; False if it had ended."""
-    process, deadline = start(arguments), time.monotonic() + 300
-    while process.is_alive() and time.monotonic() < deadline:
-        checkpoints = list(store.glob("*/ckpt.pth.tar"))
-        if checkpoints and load_state(checkpoints[0])["epoch"] >= epoch:
-            break
-        time.sleep(0.005)
-    alive = process.is_alive()
-    process.kill()  # SIGKILL: no chance to tidy up
-    process.join()
-    return alive
-
-
-@pytest.mark.slow
-def test_killed_run_resumes_bit_identical(finished, nights, tmp_path):
-    arguments = flags(nights, tmp_path, "--epoch", 3, *LDS_FDS, "--resume")
-    assert kill_in_epoch(arguments, tmp_path, epoch=1)
-    run(nights, tmp_path, "--epoch", 3, *LDS_FDS, "--resume")
-    resumed = only_run(tmp_path)
-    assert "ckpt.pth.tar at epoch" in (resumed / "training.log").read_text()
-    for name in ("ckpt.pth.tar", "ckpt.best.pth.tar"):
-        ours, theirs = load_state(resumed / name), load_state(finished / name)
-        assert_same_state(ours["state_dict"], theirs["state_dict"])
-        assert (ours["epoch"], ours["best_loss"]) == (theirs["epoch"], theirs["best_loss"])
-    assert (resumed / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
-    assert [row["epoch"] for row in epochs_of(resumed)] == [0, 1, 2]
-
-
 @pytest.mark.slow
 def test_chunks_and_steps_of_looking_change_nothing(finished, nights, tmp_path):
     """With chunks of two frames, each computed again in the backward pass, the run is the same."""
@@ -275,52 +227,6 @@ def test_the_methods_run(nights, tmp_path, more, method):
     metrics = run(nights, tmp_path, "--epoch", 2, *more.split())
     assert np.isfinite(metrics["overall"]["mae"])
     assert json.loads((only_run(tmp_path) / "results.json").read_text())["method"] == method
-
-
-@pytest.mark.slow
-def test_retraining_the_regressor_leaves_the_rest(finished, nights, tmp_path):
-    pretrained = finished / "ckpt.best.pth.tar"
-    run(nights, tmp_path, "--epoch", 1, "--reweight", "inverse", "--retrain_fc", "--fds",
-        "--pretrained", pretrained)  # fmt: skip
-    with pytest.raises(ValueError, match="flags that make the network"):
-        run(nights, tmp_path, "--reweight", "inverse", "--retrain_fc", "--width", 16,
-            "--pretrained", pretrained)  # fmt: skip
-    before = load_state(pretrained)["state_dict"]
-    after = load_state(only_run(tmp_path) / "ckpt.pth.tar")["state_dict"]
-    for name, value in after.items():
-        if name.startswith("linear."):
-            assert not torch.equal(value, before[name]), name
-        elif not name.startswith("FDS."):
-            assert torch.equal(value, before[name]), name
-
-
-@pytest.mark.slow
-def test_an_existing_run_is_kept_and_a_checkpoint_evaluated(finished, nights, tmp_path, capsys):
-    shutil.copytree(finished, tmp_path / finished.name)
-    with pytest.raises(ValueError, match=r"holds a run.*--resume.*--overwrite"):
-        run(nights, tmp_path, "--epoch", 3, *LDS_FDS)
-    results = json.loads((finished / "results.json").read_text())["metrics"]["test"]
-    # The network's sizes come from the checkpoint, so no flag of the model is needed.
-    best = finished / "ckpt.best.pth.tar"
-    given = ["--data_dir", nights, "--device", "cpu", "--evaluate", "--eval_model", best]
-    metrics = train.main(list(map(str, given)))
-    assert metrics["overall"]["mae"] == pytest.approx(results["overall"]["mae"], rel=1e-5)
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        run(nights, tmp_path, "--evaluate", "--eval_model", tmp_path / "none")
-
-
-@pytest.mark.slow
-def test_a_loss_that_explodes_keeps_the_last_checkpoint(nights, tmp_path, monkeypatch):
-    run(nights, tmp_path, "--epoch", 1)
-    criterion = train.build_loss
-
-    def poisoned(args):
-        return lambda *given: criterion(args)(*given) * float("nan")
-
-    monkeypatch.setattr(train, "build_loss", poisoned)
-    with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step 0.*checkpoint stays"):
-        run(nights, tmp_path, "--epoch", 2, "--resume")
-    assert load_state(only_run(tmp_path) / "ckpt.pth.tar")["epoch"] == 1
 
 
 @pytest.mark.slow
@@ -366,64 +272,6 @@ def test_statistics_that_start_late(nights, tmp_path):
         run(nights, tmp_path / "stopped", "--epoch", epochs, *late, *more)
     resumed = load_state(only_run(tmp_path / "stopped") / checkpoints.LAST)["state_dict"]
     assert_same_state(resumed, state)
-
-
-@pytest.mark.slow
-def test_folder_runs_alone(nights, tmp_path):
-    """Copied out of the repository, the folder needs nothing that it left behind."""
-    alone = tmp_path / "elsewhere"
-    ignored = shutil.ignore_patterns("data", "checkpoint", "__pycache__")
-    shutil.copytree(FOLDER, alone, ignore=ignored)
-    arguments = flags(nights, tmp_path / "store", "--epoch", 1, *LDS_FDS)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        cwd=alone, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    results = json.loads((only_run(tmp_path / "store") / "results.json").read_text())
-    assert results["commit"] is None
-    assert np.isfinite(results["metrics"]["test"]["overall"]["mae"])
-
-
-@pytest.mark.slow
-def test_published_run_evaluates_by_its_folder(finished, nights, tmp_path, capsys):
-    out = tmp_path / "published"
-    load("tools", "publish").main([str(finished), "--out", str(out)])
-    # The network is that of its config.json, whatever the flags say.
-    given = ["--data_dir", nights, "--device", "cpu", "--evaluate", "--eval_model", out]
-    capsys.readouterr()
-    metrics = train.main([*map(str, given), "--width", "16"])
-    expected = json.loads((finished / "results.json").read_text())["metrics"]["test"]
-    assert metrics["overall"] == pytest.approx(expected["overall"], rel=1e-6)
-    shown = capsys.readouterr().out.splitlines()
-    here, published = (
-        next(line.split()[2:] for line in shown if line.startswith(f"mae, {side}"))
-        for side in ("here", "published")
-    )
-    assert here == published
-    assert float(here[0]) == pytest.approx(expected["overall"]["mae"], abs=6e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(finished, nights, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    arguments = flags(nights, tmp_path, "--epoch", 3, *LDS_FDS)
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"}  # what torchrun sets
-    processes = [start(arguments, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
-    for process in processes:
-        process.join(300)
-        process.kill()
-        assert process.exitcode == 0
-    one, two = (load_state(f / "ckpt.pth.tar") for f in (finished, only_run(tmp_path)))
-    for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
-    ours, theirs = (pd.read_csv(f / "predictions.csv") for f in (only_run(tmp_path), finished))
-    assert ours["path"].tolist() == theirs["path"].tolist()
-    np.testing.assert_allclose(ours["prediction"], theirs["prediction"], rtol=1e-3)
 
 
 # ---- simulated nights -----------------------------------------------------------------------

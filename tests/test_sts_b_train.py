@@ -227,63 +227,6 @@ def test_fds_starts_where_a_run_without_it_is_resumed(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--fds_stats", "online", "--fds_variant", "paper")])
-def test_two_processes_equal_one(data, tmp_path, more):
-    folders = {}
-    for processes, launcher in ((1, (sys.executable,)), (2, TORCHRUN)):
-        store = tmp_path / str(processes)
-        # Dropout draws by process, so without it. Adam makes much of the last digit: equal to 1e-7
-        # after 6 steps, the weights are so to 1e-4 after 24. 12 reach the first calibrated epoch.
-        few = ("--dropout", 0, "--max_vals", 4)
-        run(*flags(data, store, *few, *LDS_FDS, *more), launcher=launcher)
-        folders[processes] = only_run(store)
-    one, two = (load_state(folders[k] / "model_state.th") for k in (1, 2))
-    assert torch.equal(one["FDS.num_samples_tracked"], two["FDS.num_samples_tracked"])
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
-    tables = [pd.read_csv(folders[k] / "predictions.csv") for k in (1, 2)]
-    assert tables[0]["sentence1"].tolist() == tables[1]["sentence1"].tolist()
-    np.testing.assert_allclose(tables[1]["prediction"], tables[0]["prediction"], rtol=1e-3)
-    first, second = (json.loads((folders[k] / "results.json").read_text()) for k in (1, 2))
-    assert (first["processes"], second["processes"]) == (1, 2)
-    assert first["best_step"] == second["best_step"]
-
-
-@pytest.mark.slow
-def test_retraining_the_regressor_leaves_the_rest(data, tmp_path):
-    run_here(*flags(data, tmp_path / "one", "--fds"))
-    pretrained = only_run(tmp_path / "one") / "model_state_best.th"
-    run_here(*flags(data, tmp_path / "two", "--retrain_fc", "--pretrained", pretrained, *LDS_FDS))
-    folder = only_run(tmp_path / "two")
-    assert "_retrain_fc_" in folder.name
-    before, after = load_state(pretrained), load_state(folder / "model_state.th")
-    for name, value in after.items():
-        if name.startswith("pair_encoder."):
-            assert torch.equal(value, before[name]), name
-    assert not torch.equal(after["sts-b_pred_layer.weight"], before["sts-b_pred_layer.weight"])
-    # FDS starts afresh: it has seen this run's epochs alone.
-    assert after["FDS.num_samples_tracked"].sum() == 4 * N_TRAIN
-
-
-@pytest.mark.slow
-def test_official_checkpoint_evaluates(finished, data, tmp_path):
-    """A bare dictionary under any name, with no vocabulary beside it; FDS buffers or not."""
-    folder, _ = finished
-    state = load_state(folder / "model_state_best.th")
-    bare = {f"module.{k}": v for k, v in state.items() if not k.startswith("FDS.")}
-    torch.save(bare, tmp_path / "official.th")
-    store = tmp_path / "store"
-    got = run_here(*flags(data, store, "--evaluate", "--eval_model", tmp_path / "official.th"))
-    expected = json.loads((folder / "results.json").read_text())["metrics"]["test"]["overall"]
-    assert got["overall"] == pytest.approx(expected, rel=1e-6)
-    assert not store.exists()
-    few = flags(data, store, "--evaluate", "--eval_model", tmp_path / "official.th")
-    with pytest.raises(ValueError, match="--tokenizer punkt") as error:
-        run_here(*few, "--max_word_v_size", 4)
-    assert f"vectors of {len(WORDS) + 2} words, the vocabulary here has 6" in str(error.value)
-
-
-@pytest.mark.slow
 def test_published_run_evaluates_and_is_started_from(finished, data, tmp_path, capsys):
     folder, out = finished[0], tmp_path / "published"
     load("tools", "publish").main([str(folder), "--out", str(out)])
@@ -308,16 +251,6 @@ def test_training_learns_what_pairs_share(tmp_path, more):
     scores = pd.read_csv(data / "test_new.tsv", sep="\t")["score"]
     error = results["metrics"]["test"]["overall"]["mse"]
     assert error < 0.5 * ((scores - mean) ** 2).mean()
-
-
-@pytest.mark.slow
-def test_folder_runs_alone(data, tmp_path):
-    alone = tmp_path / "elsewhere"
-    ignored = shutil.ignore_patterns("glue_data", "checkpoint", "__pycache__", "glove")
-    shutil.copytree(FOLDER, alone, ignore=ignored)
-    run(*flags(data, tmp_path / "store", "--max_vals", 1), folder=alone)
-    results = json.loads((only_run(tmp_path / "store") / "results.json").read_text())
-    assert results["commit"] is None
 
 
 @pytest.mark.slow
@@ -417,33 +350,6 @@ def test_bucket_num_cuts_the_similarities_for_lds_and_fds(data, tmp_path, n):
         assert arrays["num_samples_tracked"].tolist() == counts  # one epoch of 6 steps was whole
 
 
-@pytest.mark.slow
-def test_statistics_start_with_start_update(data, tmp_path, monkeypatch):
-    """No statistics pass is run before that epoch, and the log's loss is the mean over steps."""
-    seen, update = [], train.update_fds_statistics
-
-    def noted(run, model, loader, epoch):
-        seen.append(epoch)
-        return update(run, model, loader, epoch)
-
-    monkeypatch.setattr(train, "update_fds_statistics", noted)
-    losses, add = [], train.Steps.add
-
-    def noted_loss(self, loss, share, size=1):
-        losses.append(loss.item())
-        add(self, loss, share, size)
-
-    monkeypatch.setattr(train.Steps, "add", noted_loss)
-    run_here(*flags(data, tmp_path, "--fds", "--start_update", 2))
-    assert seen == [2, 3]  # 24 steps are four whole epochs of 5
-    rows = [json.loads(line) for line in (only_run(tmp_path) / "epochs.jsonl").open()]
-    means = np.array(losses).reshape(8, 3).mean(axis=1)
-    np.testing.assert_allclose([row["train_loss"] for row in rows], means, rtol=1e-6)
-    timed = [set(row["seconds"]) - {"train", "data", "evaluate"} for row in rows]
-    # Steps 15 and 20 end the epochs 2 and 3; a line is of three steps.
-    assert [number for number, names in enumerate(timed) if names == {"statistics"}] == [4, 6]
-
-
 # ---- checkpoints ---------------------------------------------------------------------------
 
 
@@ -536,23 +442,6 @@ DEFAULTS = dict(
 )  # fmt: skip
 
 
-def test_flags_and_defaults():
-    assert vars(train.parse_args([])) == DEFAULTS
-    assert train.parse_args(["--seed", "5"]).seed == 5
-    assert train.parse_args(["--random_seed", "-1"]).seed >= 0
-    assert train.parse_args(["--cuda", "0"]).gpu == train.parse_args(["--gpu", "0"]).gpu == 0
-
-
-def test_every_flag_has_a_help_text_and_a_role():
-    parser = train.make_parser()
-    assert [action.dest for action in parser._actions if not action.help] == []
-    network = "encoder pooling d_hid d_word n_layers_enc n_layers_highway max_seq_len tokenizer"
-    assert set(parser.flags_of("network")) == set(network.split())
-    others = {"cache", "suffix", "log_file", "task", "dropout_embs", "store_root", "gpu"}
-    assert others <= set(parser.flags_of("place"))
-    assert set(parser.roles) == set(DEFAULTS)
-
-
 @pytest.mark.parametrize(
     ("flags", "name"),
     [("", "sts_mse_seed_111_valint_400_patience_10_adam_0.0001_128"),
@@ -622,27 +511,3 @@ def test_patience():
     assert stop([1, 2, 3, 4], 2)
     assert not stop([9, 1, 5, 4], 2)
     assert stop([9, 1, 5, 5], 2)
-
-
-def test_existing_run_is_not_replaced(data, tmp_path):
-    arguments = flags(data, tmp_path)
-    folder = tmp_path / "".join(train.run_name(train.parse_args(arguments)))
-    folder.mkdir()
-    (folder / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="--resume continues it, --overwrite replaces it"):
-        train.main(arguments)
-    assert [path.name for path in folder.iterdir()] == ["results.json"]
-
-
-def test_a_loss_that_is_not_finite_says_where(data, tmp_path):
-    # The first step's loss is fine, its update is not: the second is the first to be named.
-    with pytest.raises(FloatingPointError, match=r"at epoch 0, step 1:.*--lr"):
-        train.main(flags(data, tmp_path, "--optimizer", "sgd", "--lr", "1e30"))
-
-
-def test_checkpoint_of_another_model(data, tmp_path):
-    torch.save({"some.weight": torch.zeros(3)}, tmp_path / "other.th")
-    with pytest.raises(ValueError, match="another model's weights"):
-        train.main(flags(data, tmp_path, "--evaluate", "--eval_model", tmp_path / "other.th"))
-    with pytest.raises(ValueError, match=r"--encoder .* cannot be loaded"):
-        train.main(flags(data, tmp_path, "--encoder", tmp_path / "nothing"))

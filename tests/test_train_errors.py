@@ -53,14 +53,6 @@ def test_conflicts_of_flags(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit) as end:
-        train.parse_args(["--help"])
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in DEFAULTS)
-
-
 @pytest.fixture
 def faces(tmp_path):
     """Six noise images, two of each split."""
@@ -80,21 +72,6 @@ def run(faces, *more):
     fixed = "--model resnet18 --img_size 36 --device cpu --track none --epoch 1".split()
     folders = ["--data_dir", str(faces), "--store_root", str(faces / "runs")]
     return train.main([*fixed, *folders, *map(str, more)])
-
-
-def test_an_existing_run_is_kept(faces):
-    run(faces)
-    (folder,) = (faces / "runs").iterdir()
-    (folder / "notes.txt").write_text("mine")
-    before = (folder / "results.json").read_bytes()
-    with pytest.raises(ValueError, match=r"holds a run.*--resume.*--overwrite"):
-        run(faces)
-    assert (folder / "results.json").read_bytes() == before
-    metrics = run(faces, "--overwrite")
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert metrics["overall"]["num_samples"] == 2
-    # A finished run that is resumed ends where it was.
-    assert utils.to_json(run(faces, "--resume")) == utils.to_json(metrics)
 
 
 def test_a_mended_mistake_needs_no_other_command(faces):
@@ -144,36 +121,6 @@ def test_going_on_from_another_folder(faces, caplog):
     assert metrics["overall"]["num_samples"] == 2
     with pytest.raises(ValueError, match="does not say its epoch"):
         run(faces, "--store_name", "e", "--resume", faces / "bare")
-
-
-def test_a_checkpoint_of_another_model_is_named(faces):
-    run(faces)
-    best = next((faces / "runs").glob("*/ckpt.best.pth.tar"))
-    with pytest.raises(ValueError, match=r"another model's weights.*layer"):
-        run(faces, "--pretrained", best, "--model", "resnet34")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        run(faces, "--evaluate", "--eval_model", faces / "none")
-
-
-def test_a_loss_that_explodes_keeps_the_last_checkpoint(faces, monkeypatch):
-    run(faces)
-    (folder,) = (faces / "runs").iterdir()
-    state = torch.load(folder / "ckpt.pth.tar", weights_only=True)
-    criterion = train.build_loss
-    calls = []
-
-    def poisoned(args):
-        def loss(inputs, targets, weights):
-            calls.append(1)
-            value = criterion(args)(inputs, targets, weights)
-            return value * float("nan") if len(calls) == 2 else value
-
-        return loss
-
-    monkeypatch.setattr(train, "build_loss", poisoned)
-    with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step 1.*checkpoint stays"):
-        run(faces, "--epoch", 2, "--batch_size", 1, "--resume", folder / "ckpt.pth.tar")
-    assert torch.load(folder / "ckpt.pth.tar", weights_only=True)["epoch"] == state["epoch"] == 1
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

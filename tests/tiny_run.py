@@ -29,16 +29,22 @@ class TinyNet(nn.Module):
         return self.linear(calibrated), features
 
 
-if __name__ == "__main__":
-    os.chdir(sys.argv[1])
-    sys.path.insert(0, os.getcwd())
-    import train
-    from fds import FDS
+def make_builder(FDS):
+    """Return a `build_model` whose network has the folder's FDS."""
 
     def build_model(args, fresh=False):
         options = {"ks": 5, "sigma": 2, "variant": args.fds_variant}
         module = FDS(8, args.bucket_num, args.bucket_start, **options) if args.fds else None
         return TinyNet(module)
 
-    train.build_model = build_model
+    return build_model
+
+
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])
+    sys.path.insert(0, os.getcwd())
+    import train
+    from fds import FDS
+
+    train.build_model = make_builder(FDS)
     train.main(sys.argv[2:])

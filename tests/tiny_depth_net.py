@@ -1,13 +1,8 @@
-"""Run nyud2-dir's train.py with a network of three layers and no batch normalisation.
-
-    python tests/tiny_depth_run.py FOLDER [flags of train.py]
+"""A depth network of three layers without batch normalisation, for test_contract.py.
 
 With batch normalisation a process sees the statistics of its own share of a batch, so runs of one
 and of two processes differ by design; without it they must agree.
 """
-
-import os
-import sys
 
 import torch
 from torch import nn
@@ -43,17 +38,12 @@ class TinyNet(nn.Module):
         return self.R(torch.tanh(self.E(images)), depths, epoch)
 
 
-if __name__ == "__main__":
-    os.chdir(sys.argv[1])
-    sys.path.insert(0, os.getcwd())
-    import train
-    from datasets import label_to_bucket
-    from fds import FDS
+def make_builder(FDS, label_to_bucket):
+    """Return a `build_model` whose network has the folder's FDS."""
 
     def build_model(args, fresh=False):
         options = {"label_to_bucket": label_to_bucket, "clip": (0.2, 5)}
         module = FDS(8, 100, 7, variant=args.fds_variant, **options) if args.fds else None
         return TinyNet(module)
 
-    train.build_model = build_model
-    train.main(sys.argv[2:])
+    return build_model
