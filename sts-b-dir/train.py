@@ -141,7 +141,7 @@ def parse_args(argv=None):
 
 
 def run_name(args):
-    """Return the run folder's name: its released part, and the flags of ours behind it."""
+    """Return the run folder's name: its released part, and our flags behind it."""
     name = args.store_name + flags.methods_in_name(args)
     name += f"_huber_beta_{args.huber_beta}" if args.loss == "huber" else f"_{args.loss}"
     name += f"_seed_{args.seed}_valint_{args.val_interval}_patience_{args.patience}"
