@@ -86,24 +86,32 @@ def unpack_labeled(path, data_dir, is_test):
             )
         lists = {TRAIN: [], TEST: []}
         for i in tqdm(range(len(is_test)), "pairs"):
-            image = Image.fromarray(np.ascontiguousarray(file["images"][i].transpose(2, 1, 0)))
-            depth = file["depths"][i].T.astype(np.float64)
-            if is_test[i]:
-                stem = f"nyu2_test/{i:05d}"
-                names = f"{stem}_colors.png", f"{stem}_depth.png"
-                values = np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16)
-            else:
-                scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
-                if not re.fullmatch(r"\w+", scene):  # it becomes the name of a folder
-                    raise ValueError(f"{path} names a scene {scene!a}: letters, digits and _ alone")
-                names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
-                values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
-            for name, picture in zip(names, (image, Image.fromarray(values))):
-                (Path(data_dir) / name).parent.mkdir(parents=True, exist_ok=True)
-                picture.save(Path(data_dir) / name, quality=95)
+            names = write_pair(file, i, Path(data_dir), is_test[i])
             lists[TEST if is_test[i] else TRAIN].append([f"data/{name}" for name in names])
     for name, rows in lists.items():
         write_list(Path(data_dir) / name, rows)
+
+
+def write_pair(file, i, data_dir, is_test):
+    """Write pair i of the open .mat file and return the names of its image and its depth map."""
+    image = Image.fromarray(np.ascontiguousarray(file["images"][i].transpose(2, 1, 0)))
+    depth = file["depths"][i].T.astype(np.float64)
+    if is_test:
+        stem = f"nyu2_test/{i:05d}"
+        names = f"{stem}_colors.png", f"{stem}_depth.png"
+        values = np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16)
+    else:
+        scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
+        if not re.fullmatch(r"\w+", scene):  # it becomes the name of a folder
+            raise ValueError(
+                f"{file.filename} names a scene {scene!a}: letters, digits and _ alone"
+            )
+        names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
+        values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
+    for name, picture in zip(names, (image, Image.fromarray(values))):
+        (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(data_dir / name, quality=95)
+    return names
 
 
 def write_list(path, rows):
