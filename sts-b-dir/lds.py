@@ -74,7 +74,8 @@ def label_density(
         lds, lds_kernel, lds_ks, lds_sigma: smoothing of the value over buckets.
         clip: (low, high) bounds of the counts with 'inverse', or None.
         mode: how `scipy.ndimage.convolve1d` continues the values past the first and last bucket.
-        start: first bucket that counts; those before it take its value.
+        start: first bucket that counts; those before it take its value, or that of the next one
+            if it is empty.
         truncate: cut smoothed counts to whole numbers, as the released code does in the ages and
             STS-B: its published numbers hold that. Only with 'inverse'.
 
@@ -100,7 +101,7 @@ def label_density(
         values = np.sqrt(values)
     elif reweight == "inverse" and clip is not None:
         values = np.clip(values, *clip)
-    values[:start] = values[start]
+    values[:start] = first_above_zero(values[start:])
     if not lds:
         return values, None
     window = get_lds_kernel_window(lds_kernel, lds_ks, lds_sigma)
@@ -108,8 +109,13 @@ def label_density(
     smoothed[start:] = convolve1d(values[start:], weights=window, mode=mode)
     if truncate and reweight == "inverse":
         smoothed = np.floor(smoothed + ROUNDING)
-    smoothed[:start] = smoothed[start]
+    smoothed[:start] = first_above_zero(smoothed[start:])
     return values, smoothed
+
+
+def first_above_zero(values):
+    """Return the first value above zero of an array that has one."""
+    return values[np.argmax(values > 0)]
 
 
 def bucket_weights(density, counts, reweight=None):

@@ -44,15 +44,14 @@ def test_density_and_weights_by_hand(counts, reweight, mode, start, clip, trunca
         values = values**0.5
     elif clip:
         values = values.clip(*clip)
-    values[:start] = values[start]
+    values[:start] = next(value for value in values[start:] if value > 0)
     smoothed = slow_convolution(values[start:], [0.5, 1, 0.5], mode)  # halves are exact
     if truncate and reweight == "inverse":
         smoothed = np.array([int(value) for value in smoothed])
-    smoothed = np.concatenate([np.full(start, smoothed[0]), smoothed])
+    first = next(value for value in smoothed if value > 0)
+    smoothed = np.concatenate([np.full(start, first), smoothed])
     np.testing.assert_allclose(density[0], values)
     np.testing.assert_allclose(density[1], smoothed)
-    if smoothed[np.array(counts) > 0].min() == 0:
-        return  # samples before `start` with an empty bucket there
     weights = lds.bucket_weights(density, counts)
     samples = np.repeat(np.arange(len(counts)), counts)
     by_hand = 1 / smoothed[samples]
