@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def run_once(train, flags, out):
             train.main([*flags, "--overwrite"])
         results = json.loads(Path("checkpoint", name, "results.json").read_text(encoding="utf-8"))
         del results["config"]["preparation"]
+        if args.model != "mlp":  # whose flags do not tell them apart
+            results["method"] = f"TREES {results['method']}".removesuffix(" VANILLA")
         target.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False)
         target.write_text(text + "\n", encoding="utf-8")
@@ -73,6 +76,8 @@ def main(argv=None):
     import train
 
     train.report.draw_run = lambda folder: None  # figures take longer than a small set's training
+    facts = train.utils.run_facts()  # of the code that is loaded now, whatever is committed later
+    train.utils.run_facts = lambda: facts | {"command": f"python {shlex.join(sys.argv)}"}
     for name, (target, unit) in TARGETS.items():
         if not Path("data", f"{name}.csv").is_file():
             prepare.main(["--csv", str(tables / f"{name}.csv"), "--target", target, "--unit", unit])

@@ -12,7 +12,9 @@ from load import load  # noqa: E402 - found through the line above
 
 __all__ = ["BENCHMARK_FOLDERS", "ROOT", "SHARED", "load"]
 SHARED = ROOT.parent / "shared"
-BENCHMARK_FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir")
+BENCHMARK_FOLDERS = (
+    "agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir", "uci-dir"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

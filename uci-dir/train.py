@@ -3,7 +3,7 @@
 Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 3. UCI-DIR is SRL's (CVPR
 2025); its split was not published: this folder's is its own.
 
-A run of seconds on a generated table, on a CPU (expect a test MAE near 17, few-shot near 24):
+A run of seconds on a generated table, on a CPU (expect a test MAE near 18, few-shot near 28):
     python demo_data.py && python train.py --dataset demo --epoch 30
 The headline run (Abalone; half a minute on one core):
     python train.py --dataset abalone --reweight sqrt_inv --lds --fds
