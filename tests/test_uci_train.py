@@ -17,6 +17,7 @@ from conftest import ROOT, load
 train = load("uci-dir", "train")
 demo_data = load("uci-dir", "demo_data")
 datasets = load("uci-dir", "datasets")
+prepare = load("uci-dir", "prepare")
 FOLDER = ROOT / "uci-dir"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 LDS_FDS = "--reweight sqrt_inv --lds --fds".split()
@@ -129,6 +130,16 @@ def test_killed_run_resumes_bit_identical(finished, tables, tmp_path):
     assert rows == list(range(12))
 
 
+def test_resuming_on_another_preparation_is_refused(finished, tables, tmp_path):
+    store, data = tmp_path / "store", tmp_path / "data"
+    shutil.copytree(tables, data)
+    shutil.copytree(finished, store / finished.name)
+    argv = ["--csv", str(data / "raw" / "demo.csv"), "--target", "price", "--overwrite"]
+    prepare.main([*argv, "--data_dir", str(data), "--seed", "1"])
+    with pytest.raises(ValueError, match="another preparation"):
+        train.main(flags(data, store, "--epoch", 13, *LDS_FDS, "--resume"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--fds_stats", "online", "--fds_variant", "paper")])
 def test_two_processes_equal_one(tables, tmp_path, more):
@@ -186,14 +197,15 @@ def test_predictions_come_back(tables, tmp_path, model, monkeypatch):
     # New rows: those of val and test as they stand in the raw file, other columns around them.
     prepared = pd.read_csv(tables / "demo.csv", dtype=str, keep_default_na=False)
     rows = prepared.iloc[expected["row"]].drop(columns=["price", "split"])
-    rows = rows[rows.columns[::-1]].assign(note="=1+1")
+    rows = rows[rows.columns[::-1]].assign(note="=1+1", prediction="theirs")
     rows.to_csv(tmp_path / "new.csv", index=False, sep=";")
     best = folder / "ckpt.best.pth.tar"
     command = ["--predict", str(tmp_path / "new.csv"), "--eval_model", str(best), "--device", "cpu"]
     out = train.main(command)
     found = pd.read_csv(out)
-    assert list(found.columns) == [*rows.columns, "prediction"]
-    np.testing.assert_allclose(found["prediction"], expected["prediction"], rtol=1e-5)
+    assert list(found.columns) == [*rows.columns, "prediction_"]
+    assert (found["prediction"] == "theirs").all()
+    np.testing.assert_allclose(found["prediction_"], expected["prediction"], rtol=1e-5)
     with pytest.raises(ValueError, match="--overwrite"):
         train.main(command)
     rows.drop(columns="area").to_csv(tmp_path / "new.csv", index=False)

@@ -16,6 +16,7 @@ from batches import Batches, Part
 from fds import UniformBuckets
 from lds import bucket_weights, label_density
 from table_file import MISSING
+from utils import load_checkpoint
 
 SPLITS = ("train", "val", "test")
 TARGET_SCALES = ("none", "standard", "log")
@@ -158,6 +159,16 @@ def read_prepared(data_dir, dataset):
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: {again}")
     return frame.assign(**{target: labels}), preparation
+
+
+def check_same_table(path, preparation):
+    """Refuse to resume from a checkpoint whose table was prepared otherwise; a ValueError."""
+    config = load_checkpoint(path).get("config", {})
+    if config.get("preparation", preparation) != preparation:
+        raise ValueError(
+            f"{path} was trained on another preparation of the table: --overwrite starts again, "
+            "--store_name NAME keeps both"
+        )
 
 
 # ---- batches -------------------------------------------------------------------------------

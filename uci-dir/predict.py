@@ -45,8 +45,6 @@ def read_rows(file, preparation, overwrite=False):
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: --overwrite replaces it")
     frame, form = read_table(file, missing=preparation["missing"])
-    if COLUMN in frame:
-        raise ValueError(f"{file} has a column {COLUMN!r}, as ours will be: rename it")
     inputs, unknown = encode(frame, preparation["columns"], str(file))
     logging.info("%s: %s", file, form)
     for name, cells in unknown.items():
@@ -56,5 +54,8 @@ def read_rows(file, preparation, overwrite=False):
 
 def write(rows, preds):
     """Write the rows with their predictions [N]."""
-    text = rows.frame.assign(**{COLUMN: preds}).to_csv(index=False, lineterminator="\n")
+    column = COLUMN
+    while column in rows.frame:  # theirs keeps its name
+        column += "_"
+    text = rows.frame.assign(**{column: preds}).to_csv(index=False, lineterminator="\n")
     write_atomically(rows.out, text.encode())

@@ -123,8 +123,7 @@ def run_name(args):
     """Return the run folder's name: its part as in the age folders, and the flags behind it."""
     name = "_".join(filter(None, (args.dataset, args.model, args.store_name)))
     name += flags.methods_in_name(args)
-    name += f"_adam_{args.loss}_{args.lr}_{args.batch_size}"
-    return [name, *make_parser().changed(args)]
+    return [f"{name}_adam_{args.loss}_{args.lr}_{args.batch_size}", *make_parser().changed(args)]
 
 
 # ---- 5 builders ----------------------------------------------------------------------------
@@ -391,8 +390,7 @@ def run_evaluation(run):
 
 def run_prediction(run):
     """Write the rows of --predict with a column `prediction`; returns the path of that file."""
-    args = run.args
-    path, preparation, model = load_model(run)
+    args, (path, preparation, model) = run.args, load_model(run)
     rows = predict.read_rows(args.predict, preparation, args.overwrite)
     nothing = np.zeros(len(rows.inputs))
     loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
@@ -412,6 +410,8 @@ def train_and_finish(args):
     run = run_folder.start(args, make_parser(), run_name(args))
     checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
     data = build_data(run)
+    if checkpoint:
+        datasets.check_same_table(checkpoint, args.preparation)
     model = build_model(args)
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
