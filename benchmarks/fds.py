@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from common import load, medians, show
 
 N, D, BATCH = 12_208, 2048, 256  # AgeDB-DIR's training set, ResNet-50's features
@@ -69,14 +70,14 @@ def plain_statistics(features, labels):
 
 def whole(features, labels):
     """Our statistics of whole arrays, into a module that has seen nothing."""
-    module = fds.FDS(D, BUCKET_NUM, BUCKET_START).to(features.device)
+    module = fds.FDS(D, BUCKET_NUM, BUCKET_START, variant="paper").to(features.device)
     module.update_running_stats(features, labels, 0)
     return module
 
 
 def streamed(features, labels):
     """Our statistics, batch after batch."""
-    module = fds.FDS(D, BUCKET_NUM, BUCKET_START).to(features.device)
+    module = fds.FDS(D, BUCKET_NUM, BUCKET_START, variant="paper").to(features.device)
     for start in range(0, N, BATCH):
         module.accumulate(features[start : start + BATCH], labels[start : start + BATCH])
     module.update_running_stats(epoch=0)

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import ROOT, load
 from PIL import Image
 from torch import nn
+
+from common import ROOT, load
 
 FOLDER = "imdb-wiki-dir"
 ROWS = {"imdb": 460_723, "wiki": 62_328}  # of the MATLAB files
@@ -43,10 +44,10 @@ class Stub(nn.Module):
         self.hidden, self.linear, self.FDS = nn.Linear(3, 2048), nn.Linear(2048, 1), module
 
     def forward(self, images, labels=None, epoch=None):
-        features = self.hidden(self.pool(images[:, :, ::8, ::8]).flatten(1))
+        features = calibrated = self.hidden(self.pool(images[:, :, ::8, ::8]).flatten(1))
         if self.training and self.FDS is not None:
-            features = self.FDS.smooth(features, labels, epoch)
-        return self.linear(features), features
+            calibrated = self.FDS.smooth(features, labels, epoch)
+        return self.linear(calibrated), features
 
 
 # ---- generated data ------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def start_up(folder, img_size):
     labels = meta["age"].to_numpy()[(meta["split"] == "train").to_numpy()]
     datasets.sample_weights(labels, "sqrt_inv", lds=True)
     lap("weights")
-    metrics.shot_of(np.arange(121), labels)
+    metrics.shots_of_buckets(labels)
     lap("shots")
     cache, Images = Path(folder) / "cache", load(FOLDER, "image_cache").Images
     Images(folder, meta["path"], img_size, cache, "imdb_wiki", quiet=True)
@@ -320,16 +321,17 @@ def make_run(train, loader_of, flags):
     if args.compile:
         model.compile()
     net, optimizer = accelerator.prepare(model, optimizer)
+    run = train.run_folder.Run(args, train.make_parser(), accelerator, None, {})
 
     def step_seconds(batches):
-        row = train.train_one_epoch(args, accelerator, net, model, optimizer, batches, 1)
+        row = train.train_one_epoch(run, net, model, optimizer, batches, 1)
         return row["seconds"]["train"] / len(batches)
 
     def statistics_seconds(batches):
-        seconds = train.update_fds_statistics(args, accelerator, model, batches, 1)
+        seconds = train.update_fds_statistics(run, model, batches, 1)
         return seconds["statistics"] / len(batches)
 
-    return step_seconds, statistics_seconds, loader_of(accelerator.device)
+    return step_seconds, statistics_seconds, loader_of(args, accelerator)
 
 
 def alternate(functions, runs=3):
@@ -354,11 +356,9 @@ def measure_gpu(train, images, batch_size, cases, common):
     count = len(images) // batch_size * batch_size
     labels = np.clip(np.random.default_rng(0).gamma(9, 4, count), 0, 100)
 
-    def loader_of(device):
-        ones = np.ones(count)
-        return train.Loader(
-            images, np.arange(count), labels, ones, batch_size, device, 0, 1, 0
-        )  # fmt: skip
+    def loader_of(args, accelerator):
+        sharing = train.Sharing.of(args, accelerator)
+        return train.Loader(images, np.arange(count), labels, np.ones(121), sharing)
 
     rows = {}
     for name, flags in cases.items():

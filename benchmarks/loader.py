@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import load, medians, show
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+from common import load, medians, show
 
 COUNT, BATCH, SIZE = 512, 256, 224
 
 datasets = load("agedb-dir", "datasets")
 image_cache = load("agedb-dir", "image_cache")
+batches = load("agedb-dir", "batches")
 
 
 def write_jpegs(folder):
@@ -74,7 +76,8 @@ def compare_batches(folder):
     print(f"building the cache: {COUNT / (time.perf_counter() - start):.0f} images/s")
     order = np.random.default_rng(0).permutation(COUNT)
     zeros = np.zeros(COUNT)
-    loader = datasets.Loader(images, np.arange(COUNT), zeros, zeros, BATCH, "cpu", 0, 1, 0)
+    sharing = batches.Sharing(BATCH, 0, "cpu")
+    loader = datasets.Loader(images, np.arange(COUNT), zeros, np.ones(121), sharing)
 
     def cached_uint8():
         for first in range(0, COUNT, BATCH):
@@ -113,10 +116,11 @@ def share_outside_the_network(folder):
     accelerator = load("agedb-dir", "utils").make_accelerator("cpu")
     images = image_cache.Images(folder, names, 64, folder / "cache", quiet=True)
     labels = np.random.default_rng(0).integers(1, 101, COUNT)
-    weights = datasets.sample_weights(labels, "sqrt_inv", lds=True)
-    loader = datasets.Loader(images, np.arange(COUNT), labels, weights, BATCH, "cpu", 0, 1, 0)
+    sharing = batches.Sharing(BATCH, 0, "cpu")
+    loader = datasets.Loader(images, np.arange(COUNT), labels, np.ones(121), sharing)
     model = train.build_model(args)
     net, optimizer = accelerator.prepare(model, train.build_optimizer(args, model))
+    run = train.run_folder.Run(args, train.make_parser(), accelerator, None, {})
     inside = [0.0]
 
     def timed(function):
@@ -135,7 +139,7 @@ def share_outside_the_network(folder):
     for epoch in range(3):
         inside[0] = 0.0
         start = time.perf_counter()
-        train.train_one_epoch(args, accelerator, net, model, optimizer, loader, epoch)
+        train.train_one_epoch(run, net, model, optimizer, loader, epoch)
         shares.append(1 - inside[0] / (time.perf_counter() - start))
     return sorted(shares)[1]
 

@@ -140,8 +140,9 @@ def test_the_cache_can_be_built_ahead(faces, capsys, monkeypatch):
     monkeypatch.setattr(image_cache, "load_image", None)  # training would decode nothing
     train = load("imdb-wiki-dir", "train")
     arguments = ["--data_dir", str(folder), "--img_size", "17", "--batch_size", "4"]
-    accelerator = train.utils.make_accelerator("cpu")
-    _, loaders = train.build_loaders(train.parse_args(arguments), accelerator)
+    args = train.parse_args([*arguments, "--device", "cpu", "--track", "none"])
+    run = train.run_folder.start(args, train.make_parser(), ["unused"])
+    loaders = train.build_data(run).loaders
     np.testing.assert_array_equal(loaders["train"].images.array, np.load(built))
     with pytest.raises(SystemExit):
         image_cache.main(["--dataset", "imdb_wiki", "--img_size", "0"])

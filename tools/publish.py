@@ -91,7 +91,7 @@ def read_results(run):
 
 
 def without_places(results):
-    """Return results whose paths on the disk are cut to their last part."""
+    """Return results without the flags that say where the run ran, paths cut to their end."""
 
     def end_of(text):
         return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
@@ -107,6 +107,7 @@ def without_places(results):
     config = {
         flag: end_of(value) if flag in PLACES and isinstance(value, str) else value
         for flag, value in results["config"].items()
+        if flag not in results.get("place_flags", ())
     }
     return {**results, "config": config, "command": shlex.join(words)}
 
