@@ -18,6 +18,7 @@ split = load("uci-dir", "split")
 datasets = load("uci-dir", "datasets")
 demo_data = load("uci-dir", "demo_data")
 download = load("uci-dir", "download")
+metrics = load("uci-dir", "metrics")
 
 
 def table_of(N=300, seed=0):
@@ -244,6 +245,20 @@ def test_preparation_knows_nothing_of_val_and_test(tmp_path):
     labels = prepared.loc[~held, "y"]
     assert before["target"]["mean"] == pytest.approx(labels.mean())
     assert before["target"]["std"] == pytest.approx(labels.std(ddof=0))
+
+
+def test_curated_labels_are_not_in_training(tmp_path):
+    path = write(tmp_path, table_of().to_csv(index=False))
+    whole, _ = run(tmp_path, path)
+    curated, preparation = run(tmp_path, path, "--curate", 8, 12)
+    gap = whole["y"].ge(8) & whole["y"].lt(12)
+    kept = whole[~(gap & whole["split"].eq("train"))].reset_index(drop=True)
+    pd.testing.assert_frame_equal(curated, kept)
+    assert (gap & whole["split"].eq("test")).any()
+    rule = metrics.ShotRule(datasets.Bins(*preparation["bins"]), **preparation["shots"])
+    train_labels = curated.loc[curated["split"] == "train", "y"]
+    shot = metrics.shots_of_buckets(train_labels, rule)
+    assert shot[datasets.label_to_bucket(np.array([10.0]), rule.bins)[0]] == "few"
 
 
 # ---- prepared files ------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from pathlib import Path
 from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
 
 NETWORK, TRAINING, PLACE = "network", "training", "place"
+MOST_LR = 1e6
+MOST_BUCKETS = 10_000  # their statistics take 2 · D numbers each, several times
 LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber")
 
 
@@ -170,15 +172,16 @@ def check(parser, args, positive=(), buckets=None):
         parser.error(f"--gpu {args.gpu} and --device {args.device} contradict each other")
     if not 0 <= args.fds_mmt <= 1:
         parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1]")
-    if not args.lr > 0:
-        parser.error(f"--lr {args.lr} must be above 0")
+    if not 0 < args.lr < MOST_LR:
+        parser.error(f"--lr {args.lr} must be above 0 and below {MOST_LR:g}")
     for flag in ("print_freq", "batch_size", *positive):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
-    most = float("inf") if buckets is None else buckets
+    if args.start_update < 0 or args.start_smooth < 0:
+        parser.error("--start_update and --start_smooth must be 0 or more")
+    most = MOST_BUCKETS if buckets is None else buckets
     if not 0 <= args.bucket_start < args.bucket_num <= most:
-        limit = f" to at most {buckets}" if buckets else ""
-        parser.error(f"--bucket_start and --bucket_num must rise, from 0{limit}")
+        parser.error(f"--bucket_start and --bucket_num must rise, from 0 to at most {most}")
     if args.fds and args.bucket_num - args.bucket_start < (args.fds_ks + 1) // 2:
         parser.error("--bucket_num - --bucket_start must be at least (--fds_ks + 1) / 2")
     for method in ("lds", "fds"):

@@ -26,12 +26,11 @@ from split import (
     choose_bins,
     choose_shots,
     describe_split,
+    is_gap,
     trained_bins,
 )
 from table_file import as_numbers, read_table
 from utils import write_atomically
-
-FORMAT = 1  # of the .json
 
 
 def labels_of(frame, target):
@@ -83,6 +82,9 @@ def prepare(frame, args):
     cap = args.cap or automatic_cap(counts)
     groups = as_text(frame[args.group]) if args.group else None
     split = balanced_split(label_to_bucket(labels, bins), cap, args.seed, groups)
+    kept = ~(is_gap(labels, args.curate) & (split == "train"))
+    frame, labels, split = frame[kept].reset_index(drop=True), labels[kept], split[kept]
+    lines += [f"--curate: {(~kept).sum()} training rows left out"] * bool(args.curate)
     train = split == "train"
     if {*split} != {*SPLITS}:
         raise ValueError(
@@ -97,7 +99,6 @@ def prepare(frame, args):
     by_split = [label_counts(labels[split == name], bins) for name in ("train", "test")]
     many, few = choose_shots(*by_split, args.many, args.few)
     preparation = {
-        "format": FORMAT,
         "target": {"name": args.target, "unit": args.unit, **target_statistics(labels[train])},
         "columns": columns,
         "left_out": left_out,
@@ -188,6 +189,8 @@ def parse_args(argv=None):
     )
     add("--many", type=int, help="many-shot: buckets with more training rows [a third of test]")
     add("--few", type=int, help="few-shot: buckets with fewer training rows [a third of test]")
+    curate_help = "leave out the training rows with labels there: zero-shot, counted as few-shot"
+    add("--curate", type=float, nargs=2, metavar=("LOW", "HIGH"), help=curate_help)
     add("--seed", type=int, default=0, help="of the split")
     add("--overwrite", action="store_true", help="replace an earlier preparation")
     args = parser.parse_args(argv)

@@ -317,7 +317,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": val_loss, "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
-        run_folder.write_epoch(run, row, MAIN_METRICS)
+        run_folder.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 
