@@ -7,9 +7,10 @@ A run of seconds on a generated table, on a CPU (expect a test MAE near 18, few-
     python demo_data.py && python train.py --dataset demo --epoch 30
 The headline run (Abalone; half a minute on one core):
     python train.py --dataset abalone --reweight sqrt_inv --lds --fds
-From your own table to the answer whether a method helps, then predictions for new rows:
-    python train.py --csv mine.csv --target price --compare
-    python train.py --predict new.csv --eval_model checkpoint/RUN/ckpt.best.pth.tar
+Evaluation of a checkpoint (seconds):
+    python train.py --dataset abalone --evaluate --eval_model ckpt.best.pth.tar
+With `--csv mine.csv --target price --compare` it goes from your table to the answer which method
+helps; with `--predict new.csv --eval_model ckpt.best.pth.tar` to predictions for new rows.
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
