@@ -52,10 +52,11 @@ def read_rows(file, preparation, overwrite=False):
     return NewRows(frame, inputs, out)
 
 
-def write(rows, preds):
-    """Write the rows with their predictions [N]."""
+def write(rows, preds, checkpoint):
+    """Write the rows with their predictions [N], and say by which checkpoint they are."""
     column = COLUMN
     while column in rows.frame:  # theirs keeps its name
         column += "_"
     text = rows.frame.assign(**{column: preds}).to_csv(index=False, lineterminator="\n")
     write_atomically(rows.out, text.encode())
+    logging.info("%d predictions by %s: %s", len(preds), checkpoint, rows.out)

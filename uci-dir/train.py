@@ -391,15 +391,14 @@ def run_evaluation(run):
 
 def run_prediction(run):
     """Write the rows of --predict with a column `prediction`; returns the path of that file."""
-    args, (path, preparation, model) = run.args, load_model(run)
+    args = run.args
+    path, preparation, model = load_model(run)
     rows = predict.read_rows(args.predict, preparation, args.overwrite)
     nothing = np.zeros(len(rows.inputs))
     loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
     preds = predict_rows(run, model, loader, TargetScale(args.target_scale, preparation["target"]))
     if run.is_main:
-        predict.write(rows, preds)
-        name = preparation["target"]["name"]
-        logging.info("%d predictions of %s by %s: %s", len(preds), name, path, rows.out)
+        predict.write(rows, preds, path)
     return rows.out
 
 
