@@ -154,7 +154,7 @@ def start_statistics(module, epoch, path):
 
 
 def training_state(run, optimizer):
-    """Return what a checkpoint holds besides weights and progress."""
+    """Return what a checkpoint holds apart from weights and progress."""
     state = {"optimizer": optimizer.state_dict(), "config": vars(run.args)}
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
@@ -192,7 +192,7 @@ def restore_training(run, path, checkpoint, optimizer):
 
 
 def keep_best(run, path, name):
-    """Take the best epoch's checkpoint over into the run folder, if the run comes from elsewhere.
+    """Copy the best epoch's checkpoint into the run folder, if the run comes from elsewhere.
 
     Args:
         run: `Run`.
@@ -241,15 +241,45 @@ def epoch_of(line):
         return float("inf")
 
 
-def write_epoch(run, row, main_metrics):
-    """Add a line to `epochs.jsonl`, to the events and to the log.
+def check_epoch(model, row, metric):
+    """Refuse an epoch that must not be saved: it would take the place of a good checkpoint.
 
     Args:
-        run: `Run`.
+        model: the network after the epoch.
+        row: the epoch's, as for `write_epoch`.
+        metric: the one that must be finite.
+
+    Raises:
+        FloatingPointError: for weights, or a validation error, that are not finite.
+    """
+    where, stays = f"after epoch {row['epoch']:g}", "the last good checkpoint stays"
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"weights are not finite {where} ({', '.join(broken[:3])}), so the loss has exploded: "
+            f"{stays}; try a smaller --lr, or --precision fp32"
+        )
+    value = row["val"]["overall"][metric]
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            f"the validation {metric} is {value} {where}, though all weights are finite: {stays}; "
+            "look for NaN and infinities in the validation data"
+        )
+
+
+def write_epoch(run, model, row, main_metrics):
+    """Add a line to `epochs.jsonl`, to the events and to the log, if the epoch is sound.
+
+    Args:
+        run, model: of the run.
         row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds; `step`
             places it among the events where the epoch is no whole number.
         main_metrics: names of the metrics that the log shows.
+
+    Raises:
+        FloatingPointError: as `check_epoch`.
     """
+    check_epoch(model, row, main_metrics[0])
     if run.is_main:
         with open(run.folder / "epochs.jsonl", "a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")

@@ -107,7 +107,7 @@ def parse_args(argv=None):
 
 
 def run_name(args):
-    """Return the run folder's name: its released part, and the flags of ours behind it."""
+    """Return the run folder's name: its released part, and our flags behind it."""
     name = "_".join(filter(None, (args.dataset, args.model, args.store_name)))
     name += flags.methods_in_name(args)
     name += f"_{args.optimizer}_{args.loss}_{args.lr}_{args.batch_size}"
@@ -169,7 +169,7 @@ def build_model(args, fresh=False):
 
 
 def build_optimizer(args, model):
-    """Return the optimizer of all parameters, or of the last layer alone in RRT."""
+    """Return the optimizer of all parameters, or only of the last layer in RRT."""
     if args.retrain_fc:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("linear."))
@@ -299,7 +299,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": val_loss, "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
-        run_folder.write_epoch(run, row, MAIN_METRICS)
+        run_folder.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 

@@ -14,6 +14,12 @@ from pathlib import Path
 from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
 
 NETWORK, TRAINING, PLACE = "network", "training", "place"
+MOST_LR = 1e6
+MOST_BUCKETS = 10_000  # their statistics take 2 · D numbers each, several times
+# What they say counts only with --resample, so it does not part runs without it in tables.
+RESAMPLING = (
+    "resample relevance relevance_threshold k_neighbors perturbation oversample undersample"
+).split()
 LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber")
 
 
@@ -79,12 +85,8 @@ class Parser(argparse.ArgumentParser):
 def add_lds(parser, unit, ks=5, sigma=2):
     """Add LDS and re-weighting; `unit` is what one step of the window is: 'years'."""
     add = parser.section("re-weighting and LDS", TRAINING, appended=False)
-    add(
-        "--reweight",
-        default="none",
-        choices=REWEIGHTS,
-        help="weight of a sample: 1/count^0, ½ or 1",
-    )
+    reweight_help = "weight of a sample: 1/count^0, ½ or 1"
+    add("--reweight", default="none", choices=REWEIGHTS, help=reweight_help)
     add("--lds", action="store_true", help="label distribution smoothing; needs --reweight")
     add("--lds_kernel", default="gaussian", choices=KERNELS, help="window over the label")
     add("--lds_ks", type=int, default=ks, help=f"length of the window, odd, {unit}")
@@ -102,7 +104,7 @@ def add_fds(parser, bucket_num=100, bucket_start=0, ks=5, sigma=2, variant="offi
     add("--fds_sigma", type=float, default=sigma, help="width of the window, buckets")
     add("--start_update", type=int, default=0, help="first epoch in the statistics")
     add("--start_smooth", type=int, default=1, help="first epoch with calibrated features")
-    add("--bucket_num", type=int, default=bucket_num, help="end of the buckets", appended=True)
+    add("--bucket_num", type=int, default=bucket_num, help="number after the last bucket", appended=True)
     add("--bucket_start", type=int, default=bucket_start, help="first bucket", appended=True)
     add("--fds_mmt", type=float, default=0.9, help="momentum of the statistics")
     add("--fds_variant", default=variant, choices=variants, help="the paper's or the released rule")
@@ -130,7 +132,7 @@ def add_output(parser, store_name=""):
     add("--overwrite", action="store_true", help="replace the run in the run folder")
     add("--evaluate", action="store_true", help="only evaluate --eval_model, --resume or the best")
     add("--eval_model", default="", help="checkpoint to evaluate")
-    add("--track", default="tensorboard", choices=trackers, help="events")
+    add("--track", default="tensorboard", choices=trackers, help="where events are written")
 
 
 def add_run_time(parser, seed=0, seed_appended=True):
@@ -138,7 +140,7 @@ def add_run_time(parser, seed=0, seed_appended=True):
     add = parser.section("run time", PLACE)
     precisions = ("fp32", "tf32", "bf16", "fp16")
     seed_role = {"role": TRAINING, "appended": seed_appended, "dest": "seed"}
-    add("--seed", "--random_seed", type=int, default=seed, help="of everything drawn", **seed_role)
+    add("--seed", "--random_seed", type=int, default=seed, help="of all random draws", **seed_role)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="device")
     add("--gpu", "--cuda", type=int, dest="gpu", help="index of the one GPU to use, -1 for the CPU")
     add("--precision", choices=precisions, help="[tf32 on CUDA, else fp32]", role=TRAINING)
@@ -161,7 +163,7 @@ def check(parser, args, positive=(), buckets=None):
     if args.retrain_fc and not args.pretrained:
         parser.error("--retrain_fc trains a part of a network again: add --pretrained CKPT")
     if args.eval_model and not args.evaluate:
-        parser.error("--eval_model is what --evaluate evaluates: add that, or use --pretrained")
+        parser.error("--eval_model needs --evaluate; to train from a checkpoint use --pretrained")
     if args.resume and args.overwrite:
         parser.error("--resume continues a run, --overwrite replaces it: choose one")
     if args.seed < 0:
@@ -170,15 +172,16 @@ def check(parser, args, positive=(), buckets=None):
         parser.error(f"--gpu {args.gpu} and --device {args.device} contradict each other")
     if not 0 <= args.fds_mmt <= 1:
         parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1]")
-    if not args.lr > 0:
-        parser.error(f"--lr {args.lr} must be above 0")
+    if not 0 < args.lr < MOST_LR:
+        parser.error(f"--lr {args.lr} must be above 0 and below {MOST_LR:g}")
     for flag in ("print_freq", "batch_size", *positive):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
-    most = float("inf") if buckets is None else buckets
+    if args.start_update < 0 or args.start_smooth < 0:
+        parser.error("--start_update and --start_smooth must be 0 or more")
+    most = MOST_BUCKETS if buckets is None else buckets
     if not 0 <= args.bucket_start < args.bucket_num <= most:
-        limit = f" to at most {buckets}" if buckets else ""
-        parser.error(f"--bucket_start and --bucket_num must rise, from 0{limit}")
+        parser.error(f"--bucket_start and --bucket_num must rise, from 0 to at most {most}")
     if args.fds and args.bucket_num - args.bucket_start < (args.fds_ks + 1) // 2:
         parser.error("--bucket_num - --bucket_start must be at least (--fds_ks + 1) / 2")
     for method in ("lds", "fds"):
@@ -215,6 +218,9 @@ def method_name(args, parser):
     if args.loss.startswith("focal"):
         base = "FOCAL-R" if base == "VANILLA" else f"FOCAL-R {base}"
     base = f"RRT {base}" if args.retrain_fc else base
+    if getattr(args, "resample", "none") != "none":  # not every benchmark has it
+        alone = base == "VANILLA" or args.lds and base in ("SQINV", "INV")
+        base = args.resample.upper() + f" {base}" * (not alone)
     is_default = parser.is_default(args, "fds_variant")
     fds = "+FDS" if is_default else f"+FDS ({args.fds_variant})"
     return base + "+LDS" * args.lds + fds * args.fds

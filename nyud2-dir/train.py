@@ -126,7 +126,7 @@ def parse_args(argv=None):
 
 
 def run_name(args):
-    """Return the run folder's name: its released part, and the flags of ours behind it."""
+    """Return the run folder's name: its released part, and our flags behind it."""
     parser = make_parser()
     parser.set_defaults(pretrained_encoder=args.model != "mini")  # not a choice there
     name = args.store_name + flags.methods_in_name(args)
@@ -156,7 +156,7 @@ def build_pairs(run, name, bits):
 
 
 def build_test_data(run):
-    """Return the test set alone, which is all that an evaluation needs, as `Data`."""
+    """Return only the test set, which is all that an evaluation needs, as `Data`."""
     table, pairs = build_pairs(run, TEST, bits=16)
     mask = read_mask(run.args.data_dir, len(table), run.args.downscale)
     sharing = Sharing.of(run.args, run.accelerator)
@@ -202,7 +202,7 @@ def build_model(args, fresh=False):
 
 
 def build_optimizer(args, model):
-    """Return Adam of all parameters, or of the refinement head alone in RRT."""
+    """Return Adam of all parameters, or only of the refinement head in RRT."""
     if args.retrain_fc:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("R."))
@@ -342,7 +342,7 @@ def train(run, net, model, optimizer, data, progress):
             progress |= {"error": metric["rmse"], "best_epoch": epoch}
         wall_seconds = time.perf_counter() - started
         progress |= {"epoch": epoch + 1, "metric": metric, "wall_seconds": wall_seconds}
-        run_folder.write_epoch(run, row, MAIN_METRICS)
+        run_folder.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 

@@ -161,7 +161,7 @@ def build_model(args):
 
 
 def build_optimizer(args, model):
-    """Return Adam over all parameters, or over the last layer alone in RRT."""
+    """Return Adam over all parameters, or only over the last layer in RRT."""
     if args.retrain_fc:
         model.requires_grad_(False)
         model.linear.requires_grad_(True)
@@ -291,7 +291,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": val_loss, "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
-        run_folder.write_epoch(run, row, MAIN_METRICS)
+        run_folder.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 

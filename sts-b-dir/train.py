@@ -87,7 +87,7 @@ def make_parser():
     flags.add_two_stage(parser)
     add = parser.section("network", flags.NETWORK)
     add("--encoder", default="", help="Hugging Face encoder, name or path, in place of the LSTM")
-    add("--pooling", choices=("mean", "max"), help="over tokens; with --encoder alone [mean]")
+    add("--pooling", choices=("mean", "max"), help="over tokens; only with --encoder [mean]")
     add("--d_word", type=int, default=300, help="length of a word vector")
     add("--d_hid", type=int, default=1500, help="hidden size of each direction")
     add("--n_layers_enc", type=int, default=2, help="layers of the LSTM")
@@ -204,7 +204,7 @@ def build_model(args, corpus, fresh=False):
 
 
 def build_optimizer(args, model):
-    """Return the optimizer of all that is trained, in RRT of the last layer alone."""
+    """Return the optimizer of all that is trained, in RRT only of the last layer."""
     if args.retrain_fc:
         model.requires_grad_(False)
         model.linear.requires_grad_(True)
@@ -247,7 +247,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
     batches = loader.train(epoch, slice(first, first + len(span)))
     steps = Steps(accelerator, batches, f"Epoch {epoch}", len(span), args.print_freq, span.start)
     for step, batch in enumerate(steps, start=span.start):
-        # What a step draws depends on its number alone, so a resumed run draws the same.
+        # What a step draws depends only on its number, so a resumed run draws the same.
         utils.seed_everything(args.seed, step, accelerator.process_index)
         with accelerator.autocast():
             preds, features = net(batch.ids, batch.lengths, batch.labels, epoch)
@@ -353,7 +353,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": history[-1], "best_step": row["step"]}
         progress |= {"step": row["step"], "wall_seconds": time.perf_counter() - started}
-        run_folder.write_epoch(run, row, MAIN_METRICS)
+        run_folder.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 

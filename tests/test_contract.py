@@ -42,6 +42,9 @@ CONFLICTS = {
     "--bucket_num 9 --bucket_start 7 --fds": "(--fds_ks + 1) / 2",
     "--fds_mmt 1.5": "[0, 1]",
     "--lr 0": "above 0",
+    "--lr inf": "above 0 and below",
+    "--start_update -3": "0 or more",
+    "--bucket_num 1000000": "must rise",
     "--gpu 0 --device cpu": "contradict",
 }
 
@@ -409,6 +412,45 @@ def test_a_loss_that_explodes_keeps_the_checkpoint(contract, data, finished, tmp
     ):
         here(contract, data, tmp_path, *more)
     assert (folder / contract.last).read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["weights", "validation"])
+def test_an_epoch_that_is_not_finite_is_not_saved(contract, data, finished, tmp_path, fault):
+    """The last step may explode, or the validation data hold NaN: what was good stays."""
+    train, folder = contract.train, tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    before = {path.name: path.read_bytes() for path in folder.glob("*") if path.suffix != ".log"
+              and path.is_file()}  # fmt: skip
+    evaluate, fit = train.evaluate, train.train_one_epoch
+
+    def broken_evaluate(run, model, *more):
+        metrics, preds = evaluate(run, model, *more)
+        return {
+            shot: dict.fromkeys(values, float("nan")) for shot, values in metrics.items()
+        }, preds
+
+    def broken_fit(run, net, model, *more):
+        row = fit(run, net, model, *more)
+        with torch.no_grad():
+            first = next(model.parameters())
+            first[(0,) * first.ndim] = float("inf")
+        return row
+
+    name, function = {
+        "weights": ("train_one_epoch", broken_fit), "validation": ("evaluate", broken_evaluate),
+    }[fault]  # fmt: skip
+    more = (*contract.lines(4), *contract.lds_fds.split(), "--resume")
+    with (
+        mock.patch.object(train, name, function),
+        # FDS may be the first to notice, in the statistics of the features.
+        pytest.raises((FloatingPointError, ValueError), match=r"not finite|validation .* is nan"),
+    ):
+        here(contract, data, tmp_path, *more)
+    for name, content in before.items():
+        assert (folder / name).read_bytes() == content, name
+    here(contract, data, tmp_path, *more)
+    assert len(rows_of(folder)) == 4
 
 
 def used_losses(contract):

@@ -1,9 +1,12 @@
 """The pages: tables from results/, links that lead somewhere, commands that parse, plain words."""
 
+import ast
+import io
 import json
 import re
 import shlex
 import shutil
+import tokenize
 
 import pytest
 
@@ -13,6 +16,9 @@ FOLDER_PAGES = sorted(ROOT.glob("*-dir/README.md"))
 FRONT_PAGES = [ROOT / name for name in ("README.md", "RECIPES.md", "MIGRATING.md")]
 OTHER_PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*FRONT_PAGES, *OTHER_PAGES, *FOLDER_PAGES]
+PLAIN_PAGES = [*FRONT_PAGES, *FOLDER_PAGES, *sorted(ROOT.glob("benchmarks/*.md"))]
+PROGRAMS = [path for folder in BENCHMARK_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+PROGRAMS += sorted(ROOT.glob("tools/*.py"))
 
 
 def load_tables():
@@ -116,16 +122,24 @@ def words_not_to_use(text):
     return [word for word in word_list() if re.search(rf"\b{word}\b", text, re.IGNORECASE)]
 
 
+def texts_of(program):
+    """Return the strings and docstrings of a Python text, and its comments as one string."""
+    constants = [n.value for n in ast.walk(ast.parse(program)) if isinstance(n, ast.Constant)]
+    tokens = tokenize.generate_tokens(io.StringIO(program).readline)
+    comments = [token.string.strip("# ") for token in tokens if token.type == tokenize.COMMENT]
+    return [*(value for value in constants if isinstance(value, str)), " ".join(comments)]
+
+
 def test_sentences_are_found_where_they_end():
     text = "# A heading\n\nOne (or two). Is it 0.1 m?\nYes: `a. B`\n\n- first\n- Second, [x](y).\n"
     expected = ["One (or two).", "Is it 0.1 m?", "Yes: CODE", "first", "Second, x."]
     assert sentences(text + "\n| a | b |\n\n```\nA. B.\n```\n") == expected
 
 
-@pytest.mark.parametrize("page", FRONT_PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_sentences_are_short(page):
     for sentence in sentences(page.read_text(encoding="utf-8")):
-        words = [word for word in sentence.split() if re.search(r"\w", word)]
+        words = [word for word in sentence.split() if re.search(r"[^\W\d_]", word)]
         assert len(words) <= 30, f"{len(words)} words: {sentence}"
 
 
@@ -134,9 +148,21 @@ def test_the_word_list_is_read_and_words_are_noticed():
     assert words_not_to_use("Anew it\ngoes on\nwith `beside`.") == ["goes on with", "anew"]
 
 
-@pytest.mark.parametrize("page", FRONT_PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_words_of_the_list_are_not_used(page):
     assert words_not_to_use(page.read_text(encoding="utf-8")) == []
+
+
+def test_words_in_a_program_are_noticed():
+    program = '"""Anew."""\nbeside = f"it is there{1}"  # goes on\n# with it\n'
+    found = {word for text in texts_of(program) for word in words_not_to_use(text)}
+    assert found == {"anew", "goes on with", "is there"}
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_words_of_the_list_are_not_used_in_programs(path):
+    for text in texts_of(path.read_text(encoding="utf-8")):
+        assert words_not_to_use(text) == [], text
 
 
 def test_the_citation_file_is_read_by_its_readers():

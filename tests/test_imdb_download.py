@@ -261,7 +261,7 @@ def test_two_at_once_take_turns(data, server):
             out = second.stdout.read()
     assert (first.returncode, second.returncode) == (0, 0)
     assert line.startswith(f"another process fetches or unpacks in {data}")
-    assert out.count("is there: --overwrite") == 2
+    assert out.count("exists: --overwrite") == 2
     for source in ("imdb", "wiki"):
         assert len(files_below(data / f"{source}_crop")) == 7
     assert sorted(path for path, _ in server.asked) == sorted(server.pages)

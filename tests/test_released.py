@@ -264,7 +264,7 @@ def test_published_facts(tmp_path):
     assert "python train.py --data_dir 'my faces' --cache=c --lr 1\n" in card
     del results["metrics"]["test"]
     (run / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="no whole one"):
+    with pytest.raises(ValueError, match="is incomplete"):
         publish.main([str(run), "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="is a file"):

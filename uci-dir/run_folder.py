@@ -154,7 +154,7 @@ def start_statistics(module, epoch, path):
 
 
 def training_state(run, optimizer):
-    """Return what a checkpoint holds besides weights and progress."""
+    """Return what a checkpoint holds apart from weights and progress."""
     state = {"optimizer": optimizer.state_dict(), "config": vars(run.args)}
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
@@ -192,7 +192,7 @@ def restore_training(run, path, checkpoint, optimizer):
 
 
 def keep_best(run, path, name):
-    """Take the best epoch's checkpoint over into the run folder, if the run comes from elsewhere.
+    """Copy the best epoch's checkpoint into the run folder, if the run comes from elsewhere.
 
     Args:
         run: `Run`.
@@ -256,7 +256,7 @@ def check_epoch(model, row, metric):
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise FloatingPointError(
-            f"weights are not finite {where} ({', '.join(broken[:3])}) as after a loss that explodes: "
+            f"weights are not finite {where} ({', '.join(broken[:3])}), so the loss has exploded: "
             f"{stays}; try a smaller --lr, or --precision fp32"
         )
     value = row["val"]["overall"][metric]

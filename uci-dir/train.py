@@ -32,17 +32,19 @@ import predict
 import prepare
 import released
 import report
+import resample
 import results
 import run_folder
 import trees
 import utils
 from batches import Sharing, Steps, gather
-from columns import encode, width_of
+from columns import width_of
 from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
 from fds import FDS
 from lds import bucket_weights, label_density
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
 from mlp import HIDDEN, MLP
+from synthetic_rows import with_synthetic_rows
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "uci-dir"
@@ -55,6 +57,7 @@ FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 # Slope of the focal loss: in the released code 0.2 on ages, of a range near 100, and 20 on [0, 1].
 FOCAL_BETA_TIMES_RANGE = 20.0
 HUBER_BETA = 1.0  # of scaled targets
+RELEVANCE, OVERSAMPLE = "extremes", "balance"  # as published (Branco et al., 2017)
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -72,14 +75,10 @@ def make_parser():
     flags.add_lds(parser, "buckets", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
+    resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
     add = parser.section("model", flags.NETWORK)
-    add(
-        "--model",
-        default="mlp",
-        choices=("mlp", trees.NAME),
-        appended=False,
-        help="perceptron or trees",
-    )
+    model_help = "perceptron or trees"
+    add("--model", default="mlp", choices=("mlp", trees.NAME), appended=False, help=model_help)
     add("--hidden", type=int, nargs="+", default=[*HIDDEN], help="widths of the hidden layers")
     scale_help = "what the model predicts: the label, standardised, or its logarithm"
     add("--target_scale", default="standard", choices=datasets.TARGET_SCALES, help=scale_help)
@@ -106,13 +105,15 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.evaluate |= bool(args.predict)
     flags.check(parser, args, positive=("epoch", "seeds"))
+    resample.check_resample(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     if min(args.hidden) < 1:
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
     if bool(args.csv) != bool(args.target):
         parser.error("--csv FILE and --target COLUMN go together")
-    if args.compare and (args.evaluate or args.resume or args.reweight != "none" or args.fds):
+    chosen = args.reweight != "none" or args.fds or args.resample != "none"
+    if args.compare and (args.evaluate or args.resume or chosen):
         parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
     unusable = args.fds or args.pretrained or args.loss not in trees.LOSSES
     if args.model == trees.NAME and unusable:
@@ -134,10 +135,11 @@ class Data(NamedTuple):
     """A run's data."""
 
     table: pd.DataFrame  # rows of the prepared table
+    labels: np.ndarray  # of its training rows [N], which decide the shots
     loaders: dict  # `Loader` of each split
     rule: ShotRule  # buckets and shots
     scale: TargetScale
-    counts: np.ndarray  # training rows of each bucket, long [B]
+    counts: np.ndarray  # training rows of each bucket, with the synthetic ones, long [B]
     density: tuple  # label density before and after LDS, [B] each
     weights: np.ndarray  # weight of a sample by its bucket, float32 [B]
 
@@ -150,25 +152,23 @@ def build_data(run, preparation=None):
     args = run.args
     table, own = read_prepared(args.data_dir, args.dataset)
     preparation = preparation or own
-    if preparation["target"]["name"] not in table:
-        raise ValueError(f"{args.dataset}.csv has no column {preparation['target']['name']!r}")
     bins = Bins(*preparation["bins"])
     args.preparation, args.bucket_num = preparation, min(args.bucket_num, bins.number)
     rule = ShotRule(bins, **preparation["shots"])
     scale = TargetScale(args.target_scale, preparation["target"])
-    inputs, _ = encode(table, preparation["columns"], f"{args.dataset}.csv")
-    labels = table[preparation["target"]["name"]].to_numpy()
-    counts = label_counts(labels[table["split"] == "train"], bins)
+    parts = datasets.split_rows(table, preparation, f"{args.dataset}.csv")
+    labels = parts["train"][1]
+    if args.resample != "none":
+        shots = shots_of_buckets(labels, rule)[label_to_bucket(labels, bins)]
+        parts["train"] = with_synthetic_rows(*parts["train"], shots, args)
+    counts = label_counts(parts["train"][1], bins)
     density = label_density(counts, args.reweight, **flags.lds_options(args), **datasets.LDS_RULE)
     weights = bucket_weights(density, counts, args.reweight)
     loaders = {}
-    for split in datasets.SPLITS:
-        rows = np.flatnonzero(table["split"] == split)
-        y = labels[rows]
-        own = weights[label_to_bucket(y, bins)] if split == "train" else np.ones(len(rows))
-        sharing = Sharing.of(args, run.accelerator)
-        loaders[split] = Loader(inputs[rows], y, scale.scale(y), own, sharing)
-    return Data(table, loaders, rule, scale, counts, density, weights)
+    for split, (inputs, y) in parts.items():
+        own = weights[label_to_bucket(y, bins)] if split == "train" else np.ones(len(y))
+        loaders[split] = Loader(inputs, y, scale.scale(y), own, Sharing.of(args, run.accelerator))
+    return Data(table, labels, loaders, rule, scale, counts, density, weights)
 
 
 def build_model(args, state=None):
@@ -293,9 +293,9 @@ def evaluate(run, model, data, split):
         in every process.
     """
     utils.broadcast_buffers(model)
-    loader, train_labels = data.loaders[split], data.loaders["train"].labels
+    loader = data.loaders[split]
     preds = predict_rows(run, model, loader, data.scale)
-    return shot_metrics(preds, loader.labels, train_labels, data.rule), preds
+    return shot_metrics(preds, loader.labels, data.labels, data.rule), preds
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def finish(run, model, data, progress):
         text = pd.concat(tables).to_csv(index=False, lineterminator="\n")
         utils.write_atomically(folder / "predictions.csv", text.encode())
         edges = data.rule.bins.edges
-        shots = shots_of_buckets(data.loaders["train"].labels, data.rule)
+        shots = shots_of_buckets(data.labels, data.rule)
         results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
         if args.fds:
             buckets = slice(args.bucket_start, args.bucket_num)
