@@ -28,7 +28,7 @@ def check_targets(folder, names, overwrite):
     """Refuse to replace what is in a folder without `overwrite`, and a link at any time.
 
     Raises:
-        ValueError: naming what is there.
+        ValueError: naming what it holds.
     """
     for name in names:
         if (folder / name).is_symlink():
@@ -47,7 +47,7 @@ def unpack(path, folder, choose, overwrite=False, max_gb=math.inf, password=None
     Args:
         path: `pathlib.Path` of the archive.
         folder: `pathlib.Path` of the folder.
-        choose: function of {name: bytes} of the files, names with "/" alone, that returns
+        choose: function of {name: bytes} of the files, names with "/" only, that returns
             {name: path below the folder} of those to unpack.
         overwrite: replace the files and folders of these names in the folder.
         max_gb: largest size when unpacked, 10⁹ bytes.
@@ -179,7 +179,7 @@ def _tar_members(path):
             kind = stat.S_IFREG if plain else stat.S_IFDIR if member.isdir() else stat.S_IFLNK
             open_file = functools.partial(archive.extractfile, member)
             yield member.name, kind, member.size, open_file
-        # A header that is damaged, or zeros in its place, end the members as the end does.
+        # A damaged header, or zeros in its place, ends the list of members as its true end does.
         archive.fileobj.seek(archive.offset)
         rest = archive.fileobj.read(BLOCK)
         if len(rest) < BLOCK:

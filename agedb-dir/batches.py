@@ -69,7 +69,7 @@ class Batches:
         for rows in batches:
             own = np.array_split(rows, self.sharing.processes)[self.sharing.rank]
             share = len(own) * self.sharing.processes / len(rows)
-            # A process left without a sample takes one along that counts for nothing.
+            # A process without a sample takes one that counts for nothing.
             parts.append(Part(own if len(own) else rows[:1], share, len(rows)))
         return parts
 

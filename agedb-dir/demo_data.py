@@ -50,7 +50,7 @@ def age_density():
 
 
 def write_face(index_age, out, seed, img_size):
-    """Draw and save one face. Its generator depends on the seed and its number alone."""
+    """Draw and save one face. Its generator depends only on the seed and its number."""
     index, age = index_age
     rng = np.random.default_rng([seed, 1 + index])
     name = "Demo" + "".join(rng.choice(SYLLABLES, 3))

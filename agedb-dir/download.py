@@ -34,7 +34,7 @@ INSTRUCTIONS = """AgeDB-DIR needs two things:
        python download.py --zip AgeDB.zip --password_file FILE
    (or --password PW, or the variable AGEDB_PASSWORD); it decrypts 1 MB or more a second. An
    archive with AES encryption, which Python cannot read, is unpacked by `7z x AgeDB.zip`; put
-   the folder of the faces at data/AgeDB, then go on with 2.
+   the folder of the faces at data/AgeDB, then continue with 2.
 2. The official split file, which the published numbers belong to:
        python download.py --split_file
 Then `python prepare.py --check` verifies both. To try the code without the faces,
@@ -106,7 +106,7 @@ def parse_args(argv=None):
     secret.add_argument("--password", help="of AgeDB.zip; stays in the shell's history")
     secret.add_argument("--password_file", type=Path, help="its first line is the password")
     parser.add_argument("--max_gb", type=float, default=20, help="largest size when unpacked")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser.parse_args(argv)
 
 

@@ -43,7 +43,7 @@ def shot_metrics(preds, labels, train_labels=None):
 
     Args:
         preds, labels: arrays or lists [N], in years.
-        train_labels: ages of the training set, which decide the shots; None gives overall alone.
+        train_labels: ages of the training set, which decide the shots; None gives only overall.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample.

@@ -7,7 +7,7 @@ The split depends on the order of the rows. The published numbers belong to the 
 `agedb.csv`, which `python download.py --split_file` fetches; a folder listing has another order
 and gives another split, of the same sizes.
 
-    python prepare.py --check                                  # the file that is there
+    python prepare.py --check                                  # verifies the file
     python prepare.py                                          # from a listing of data/AgeDB
     python prepare.py --dataset my_faces --meta my_faces.csv   # your own `age,path`
 """

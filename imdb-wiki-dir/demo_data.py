@@ -7,7 +7,7 @@ Nobody in the pictures exists, and no number obtained on them says anything abou
 
     # About a minute of CPU time, shared among the processes.
     python demo_data.py --out ./data --num_images 3000 --img_size 96 --seed 0
-    # The two archives alone, say to try download.py with.
+    # Only the two archives, for example to try download.py.
     python demo_data.py --out ./mirror --archives_only
 """
 
@@ -83,7 +83,7 @@ def draw_rows(num_images, rng):
 
 
 def draw_image(row, seed, img_size):
-    """Return a row's image as JPEG bytes. Its generator depends on seed and number alone."""
+    """Return a row's image as JPEG bytes. Its generator depends only on seed and number."""
     rng = np.random.default_rng([seed, 1 + row["number"]])
     side = int(rng.integers(max(16, 3 * img_size // 4), 3 * img_size // 2 + 1))  # crops differ
     if row["kind"] == "no face":

@@ -51,7 +51,7 @@ def bytes_needed(archives, base_url):
     Where the host says no length ahead, each archive is judged by itself when its turn comes.
 
     Args:
-        archives: paths; those that are there are only to be unpacked.
+        archives: paths; existing ones are only unpacked.
     """
     needed = 0
     for path in archives:
@@ -73,7 +73,7 @@ def fetch_images(data_dir, base_url=BASE_URL, overwrite=False):
         target = data_dir / f"{source}_crop"
         if target.exists() and not overwrite:
             demo = ", and it is the demo, NOT IMDB-WIKI" if is_demo(target) else ""
-            print(f"{target} is there{demo}: --overwrite replaces it")
+            print(f"{target} exists{demo}: --overwrite replaces it")
             continue
         check_targets(data_dir, [target.name], overwrite)
         # Left by a run that was killed; it takes room on the disk.
@@ -110,7 +110,7 @@ def parse_args(argv=None):
     parser.add_argument("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")
     parser.add_argument("--base_url", default=BASE_URL, help="of the archives, for a mirror")
     parser.add_argument("--split_url", default=SPLIT_URL, help="of the split file, for a mirror")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser.parse_args(argv)
 
 

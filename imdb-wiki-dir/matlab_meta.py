@@ -2,7 +2,7 @@
 
 Each file holds one struct whose fields have an entry for every image: `dob`, the date of birth
 as MATLAB counts days; `photo_taken`, a year; `full_path`; `face_score` of the detector, -Inf where
-it found no face; `second_face_score`, NaN where it found one face alone; and others that are not
+it found no face; `second_face_score`, NaN where it found only one face; and others that are not
 needed here. An image counts if it shows one clear face and its age can be told.
 """
 
@@ -90,7 +90,7 @@ def read_faces(data_dir, source):
         {reason: rows left out for it and for none before it}.
 
     Raises:
-        FileNotFoundError, ValueError: as of `read_struct`; or a path leads elsewhere.
+        FileNotFoundError, ValueError: as `read_struct`; or a path leads elsewhere.
     """
     file = Path(data_dir) / f"{source}_crop" / f"{source}.mat"
     columns = read_struct(file, source)

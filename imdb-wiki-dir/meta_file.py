@@ -53,7 +53,7 @@ def balanced_split(ages, paths, cap, seed=666):
     split = np.full(len(ages), "train", dtype=object)
     rng = random.Random(seed)
     for age in range(MAX_AGE + 1):
-        # A shuffle draws by the length of the list alone: rows stand for their paths.
+        # A shuffle depends only on the length of the list: rows stand for their paths.
         rows = order[edges[age] : edges[age + 1]].tolist()
         rng.shuffle(rows)
         n = min(len(rows) // 3, cap)
@@ -86,7 +86,7 @@ def missing_paths(data_dir, paths):
 
 
 def report_counts(split, expected=None):
-    """Print the number of faces per split beside the expected one, and return the counts."""
+    """Print the number of faces per split next to the expected one, and return the counts."""
     counts = {name: list(split).count(name) for name in SPLITS}
     for name in SPLITS:
         note = f"   expected {expected[name]:>7,}" if expected else ""

@@ -4,7 +4,7 @@ The training set keeps the imbalance of the ages; validation and test get at mos
 each age, so that frequent ages weigh no more there than others: 191,509 / 11,022 / 11,022 faces.
 
     python prepare.py                                          # from imdb.mat and wiki.mat
-    python prepare.py --check                                  # the file that is there
+    python prepare.py --check                                  # verifies the file
     python prepare.py --dataset my_faces --meta my_faces.csv   # your own `age,path`
 """
 
@@ -39,7 +39,7 @@ def faces_of_sources(data_dir):
 
 
 def faces_of_table(path, data_dir):
-    """Return the rows (`age`, `path`) of a table of one's own, whose images must be there."""
+    """Return the rows (`age`, `path`) of your own table; its images must exist."""
     meta = read_meta(path, ("age", "path"))
     missing = missing_paths(data_dir, meta["path"])
     if missing:

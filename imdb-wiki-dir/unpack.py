@@ -1,7 +1,7 @@
 """An archive of cropped faces, `imdb_crop.tar` or `wiki_crop.tar`, unpacked safely.
 
-What `demo_data.py` draws bears a mark, in its archives and so in the folders that come of them: by
-it alone the generated faces are told from the real ones.
+What `demo_data.py` draws bears a mark, in its archives and so in the folders unpacked from them.
+Only that mark tells the generated faces from the real ones.
 """
 
 import contextlib

@@ -47,7 +47,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         An `accelerate.Accelerator`.
 
     Raises:
-        ValueError: for a device or a tracker that is not there, or a precision it cannot do.
+        ValueError: for a device or tracker that does not exist, or a precision it cannot do.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
@@ -149,7 +149,7 @@ def to_json(value):
 
 
 def run_facts():
-    """Return what a result depends on besides its flags: commit, command, versions."""
+    """Return what a result depends on apart from its flags: commit, command, versions."""
     here = Path(__file__).resolve().parent
 
     def git(*words):
@@ -198,7 +198,7 @@ def load_checkpoint(path):
         ValueError: if it is no checkpoint, or holds anything but tensors and plain values.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: give the path of one that is there")
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of an existing one")
     # The official NYUD2 files hold their metrics as numpy scalars.
     scalar = getattr(np, "_core", None) or np.core
     allowed = [(scalar.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
@@ -209,7 +209,7 @@ def load_checkpoint(path):
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint of tensors and plain values: use another, such "
-            f"as the best epoch's, or start anew with --overwrite ({error})"
+            f"as the best epoch's, or start again with --overwrite ({error})"
         ) from error
 
 

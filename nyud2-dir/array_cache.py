@@ -23,8 +23,8 @@ class ArrayCache:
     """Rows made from files, read by row number as uint8 [n, *shape].
 
     A subclass has `load_row(*files)`, which returns one row from the paths of its files, and sets
-    `what` (its rows in messages), `shape` (of a row) and `settings` (a text: whatever else than
-    the files a row follows from) before it calls this.
+    `what` (its rows in messages), `shape` (of a row) and `settings` (a text: what a row
+    depends on apart from its files) before it calls this.
 
     Args:
         data_dir: folder of the files.
@@ -77,7 +77,7 @@ class ArrayCache:
         """Ask the system for all pages of these rows at once.
 
         Of an array larger than memory most rows lie on the disk. Without the announcement each
-        page of 4 KiB is waited for in turn, ten times as long on the disk it was measured on.
+        page of 4 KiB is waited for in turn: ten times as long, on the disk that was measured.
         """
         if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
             return
@@ -148,7 +148,7 @@ class ArrayCache:
         try:
             array = np.lib.format.open_memmap(partial, mode="r+")
             resume = array.shape == shape and noted.stat().st_size == 4 * shape[0]
-        except (FileNotFoundError, ValueError):  # there is none, or it is cut in its header
+        except (FileNotFoundError, ValueError):  # none exists, or its header is cut
             resume = False
         if not resume:
             array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
@@ -202,7 +202,7 @@ def check_sum(row):
 
 
 def reserve(partial, noted):
-    """Claim the disk space of an array that has its length but not all of its content yet.
+    """Claim the disk space of an array whose file has its length, and is still to be filled.
 
     Writing a mapped page for which the disk has no room would end the process without a word.
 

@@ -52,7 +52,7 @@ def take_picture(rng, scene, height=HEIGHT):
 
 
 def write_scene(number, out, seed, frames, test):
-    """Render one scene's pairs and return their rows. Its generator depends on its number alone."""
+    """Render one scene's pairs and return their rows. Its generator depends only on its number."""
     rng = np.random.default_rng([seed, int(test), number])
     scene, rows = make_scene(rng), []
     for frame in range(frames):

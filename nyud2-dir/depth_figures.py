@@ -18,7 +18,7 @@ class PixelSample:
     """A seeded sample of a split's pixels with their predictions, for `predictions.csv`.
 
     It takes up to 200 pixels of each image and, of those, up to 200 of each bucket, so that rare
-    depths are in it. What is drawn depends on the seed and the image's number alone.
+    depths are in it. What is drawn depends only on the seed and the image's number.
 
     Args:
         seed: of the draws.

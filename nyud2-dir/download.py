@@ -71,7 +71,7 @@ def check_beginning(path, content):
 
 
 def fetch_split_files(data_dir, base_url=BASE_URL, overwrite=False):
-    """Fetch the official FDS subset and test mask; what is there stays without `overwrite`.
+    """Fetch the official FDS subset and test mask; existing ones stay without `overwrite`.
 
     Raises:
         ValueError: the host gives none, something else, or another file than the first time.
@@ -80,7 +80,7 @@ def fetch_split_files(data_dir, base_url=BASE_URL, overwrite=False):
     for name in SPLIT_FILES:
         path = Path(data_dir) / name
         if path.exists() and not overwrite:
-            print(f"{path} is there and stays: --overwrite replaces it")
+            print(f"{path} exists and stays: --overwrite replaces it")
         else:
             files[path] = (f"{base_url.rstrip('/')}/{name}", None)
     fetch_small(files, overwrite, check_beginning, "; or let `python prepare.py` make another")
@@ -96,7 +96,7 @@ def parse_args(argv=None):
     add("--base_url", default=BASE_URL, help="of the split files, for a mirror")
     add("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")
     add("--max_gb", type=float, default=40, help="largest size when unpacked")
-    add("--overwrite", action="store_true", help="replace what is there")
+    add("--overwrite", action="store_true", help="replace existing files")
     return parser.parse_args(argv)
 
 

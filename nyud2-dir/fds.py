@@ -197,7 +197,7 @@ class FDS(nn.Module):
             if name != "kernel_window":
                 buffer.fill_(1.0 if "var" in name else 0.0)
         self.epoch.fill_(self.start_update)
-        self.moments = None  # of the running epoch; who stops within an epoch saves them
+        self.moments = None  # of the running epoch; to stop within an epoch, save them
         self._trained_with = None, None  # epoch and its table, once a newer table exists
         self._following = False  # whether the last epoch's statistics follow the running ones
         self._refresh_calibration()

@@ -85,7 +85,7 @@ def fetch_small(files, overwrite=False, check=None, otherwise=""):
         otherwise: appended to the advice if the host gives none.
 
     Raises:
-        ValueError: another file is there, the host gives none, or another than expected.
+        ValueError: another file exists, or the host gives none or an unexpected one.
     """
     contents = {}
     for path, (url, sha256) in files.items():
@@ -113,7 +113,7 @@ def fetch_small(files, overwrite=False, check=None, otherwise=""):
 
 
 def size_of(path):
-    """Return how many bytes a file has; 0 if there is none."""
+    """Return how many bytes a file has; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -208,7 +208,7 @@ def _fetch_rest(url, part, unpacked):
         have = have if resumed else 0
         check_room(part.parent, (1 + unpacked) * (total or 0) - have)
         if not resumed:
-            part.write_bytes(b"")  # before its version: what is there never passes for another's
+            part.write_bytes(b"")  # before its version: old bytes never pass for a new file's
             version.write_text(f"{etag or headers.get('Last-Modified', '')}\n{total or ''}")
             if total is None:
                 print(f"the host does not say how long {part.stem} is: it may end too early")
@@ -222,7 +222,7 @@ def _fetch_rest(url, part, unpacked):
 def fetch_from_drive(drive_id, path):
     """Fetch a file from Google Drive by gdown, which resumes; a ValueError says how else."""
     if path.exists():
-        return print(f"{path} is there: it is not fetched again")
+        return print(f"{path} exists: it is not fetched again")
     import gdown  # only here: nothing else needs it
 
     refused = gdown.exceptions.FileURLRetrievalError

@@ -104,7 +104,7 @@ def write_pair(file, i, data_dir, is_test):
         scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
         if not re.fullmatch(r"\w+", scene):  # it becomes the name of a folder
             raise ValueError(
-                f"{file.filename} names a scene {scene!a}: letters, digits and _ alone"
+                f"{file.filename} names a scene {scene!a}: only letters, digits and _ may stand in it"
             )
         names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
         values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
@@ -125,7 +125,7 @@ def write_list(path, rows):
 
 
 def balanced_mask(buckets, seed, least=0):
-    """Choose equally many pixels of every bucket: as many as the rarest that is there has.
+    """Choose equally many pixels of every bucket: as many as the rarest filled one has.
 
     Args:
         buckets: uint8 [N, h, w], bucket of each pixel, 255 for one without depth.
@@ -187,7 +187,7 @@ def make_mask(data_dir, seed, least=0):
 
 
 def check(data_dir):
-    """Print the rows of the lists beside the expected ones; return what is wrong, in sentences."""
+    """Print the rows of the lists next to the expected ones; return what is wrong, in sentences."""
     problems, tables = [], {name: read_pairs(data_dir, name) for name in EXPECTED}
     for name, table in tables.items():
         print(f"{name:>30} {len(table):>7,}   expected {EXPECTED[name]:>7,}")
@@ -215,7 +215,7 @@ def parse_args(argv=None):
     add("--mask", action="store_true", help="make the test mask only")
     add("--least", type=int, default=0, help="pixels of a bucket that the mask takes at least")
     add("--seed", type=int, default=0, help="of subset and mask")
-    add("--overwrite", action="store_true", help="replace what is there; else it stays")
+    add("--overwrite", action="store_true", help="replace existing files, which stay otherwise")
     add("--check", action="store_true", help="only verify the data, write nothing")
     return parser.parse_args(argv)
 

@@ -66,7 +66,7 @@ def write_edf(path, stages, channels):
 
 
 def make_file(index, folder, minutes, seed):
-    """Simulate and write one night; returns id and score. It depends on seed and number alone."""
+    """Simulate and write one night; returns id and score. It depends only on seed and number."""
     rng = np.random.default_rng([seed, index])
     traits, score = draw_sleeper(rng)
     # Nights differ in length, as real ones do.

@@ -109,7 +109,7 @@ def difference(path, size, md5):
 
 
 def fetch_file(base_url, token, path, size, md5, target):
-    """Fetch one file unless it is there, and compare its size and MD5.
+    """Fetch one file unless it exists, and compare its size and MD5.
 
     Raises:
         ValueError: the host refuses, or the file is another than it says.
@@ -145,7 +145,7 @@ def parse_args(argv=None):
     secret.add_argument("--token_file", type=Path, help="its first line is your token")
     secret.add_argument("--token", help="your token; it stays in the shell's history")
     add("--what", nargs="+", choices=("tables", "nights"), default=("tables", "nights"))
-    add("--limit", type=int, help="fetch that many recordings alone, for a trial")
+    add("--limit", type=int, help="fetch only that many recordings, for a trial")
     add("--list", action="store_true", help="print what would be fetched, fetch nothing")
     add("--base_url", default=BASE_URL, help="of the host")
     args = parser.parse_args(argv)

@@ -202,8 +202,8 @@ def write_night(path, night, source):
 
     Args:
         path: of the file.
-        night: as of `read_night`.
-        source: as of `source_of`.
+        night: as `read_night` returns it.
+        source: as `source_of` returns it.
     """
     content = io.BytesIO()
     with h5py.File(content, "w") as file:

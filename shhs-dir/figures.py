@@ -14,7 +14,7 @@ METRICS = {
     "mae": ("MAE", "{}"), "gm": ("GM", "{}"), "bmae": ("bMAE", "{}"), "rmse": ("RMSE", "{}"),
     "mse": ("MSE", "{}²"),
 }  # fmt: skip
-# Okabe and Ito's palette (2008), told apart with the common colour blindnesses, and two greys.
+# Okabe and Ito's palette (2008), which the colour-blind can read, and two greys.
 BLUE, GREEN, VERMILLION, ORANGE = "#0072B2", "#009E73", "#D55E00", "#E69F00"
 PALE, DARK = "#D9D9D9", "#606060"
 SHOT_STYLES = {
@@ -229,7 +229,7 @@ def draw_fds_similarity(run, anchor):
 
 
 def make_figures(run, split, anchor):
-    """Return {name: figure} of a run, arguments as of `draw_run`."""
+    """Return {name: figure} of a run, arguments as for `draw_run`."""
     density, fds, figures = run["label_density"], run["fds_statistics"], {}
     if run["predictions"] is not None:
         figures["predictions"] = draw_predictions(run, split)

@@ -33,7 +33,7 @@ def shot_metrics(preds, labels, train_labels=None):
 
     Args:
         preds, labels: arrays or lists [N] of scores, 0 to 100.
-        train_labels: scores of the training set, which decide the shots; None gives overall alone.
+        train_labels: scores of the training set, which decide the shots; None gives only overall.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample.

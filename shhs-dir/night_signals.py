@@ -116,7 +116,7 @@ def breathing(samples, rate):
 
     Returns:
         float16 array [10 · seconds] of the whole frames: median 0, the middle half of its values
-        1.35 wide (as of a normal distribution of spread 1), cut at ±8.
+        1.35 wide (as in a normal distribution of spread 1), cut at ±8.
     """
     samples = resample(samples, rate, BREATHING_RATE)
     frame = SIGNALS["breathing"].frame

@@ -3,12 +3,12 @@
 Each recording becomes `<data_dir>/nights/<id>.h5` (spectrograms of EEG and ECG, breathing; see
 `night_signals.py`); `shhs.csv` (`id,score,path,split`) lists those that can be used and
 `skipped.csv` (`id,path,reason,detail`) all others. Validation and test are balanced over the
-scores. A run that was stopped goes on; a night is made again if its file (size, time of change),
+scores. A stopped run is resumed; a night is made again if its file (size, time of change),
 --min_minutes or --unit is another than when it was made.
 
     python prepare.py                                     # what download.py or demo_data.py wrote
     python prepare.py --raw /data/shhs --covariates scores.csv --score_column gh
-    python prepare.py --check                             # the shhs.csv that is there
+    python prepare.py --check                             # verifies shhs.csv
 
 No official split exists: a seeded draw per score, with a cap that brings about 14 % of the nights
 to validation and as many to test, as in the paper's set (1,892 / 369 / 369, from notes, not
@@ -69,7 +69,7 @@ def choose_nights(table, files, template):
     """
     skipped, kept, used = [], [], set()
     names = [template.replace("{id}", night).lower() for night in table["id"]]
-    times = Counter(names)  # ids that differ in case alone would share a file
+    times = Counter(names)  # ids that differ only in case would share a file
     for number, (night, score, name) in enumerate(zip(table["id"], table["score"], names)):
         file = files.get(name)
         used.add(name)
@@ -138,7 +138,7 @@ def prepare_nights(args, nights):
 
 
 def report_counts(meta, skipped, lacking):
-    """Print nights by split beside the paper's, and what was left out or is incomplete."""
+    """Print nights by split next to the paper's, and what was left out or is incomplete."""
     counts = Counter(meta["split"])
     for name in SPLITS:
         print(f"{name:>6} {counts[name]:>6,}   paper (from notes, not verified) {EXPECTED[name]:,}")

@@ -1,7 +1,7 @@
 """Checkpoints of others: the official release's from Google Drive, ours from the Hugging Face Hub.
 
-What is published of ours is a folder of `model.safetensors`, `config.json` (the run's flags) and
-`results.json`; beside an official file `download.py` leaves its published figures. `train.py
+Our published checkpoints are folders of `model.safetensors`, `config.json` (the run's flags) and
+`results.json`. `download.py` leaves an official file's published figures next to it. `train.py
 --evaluate` prints them under its own.
 """
 
@@ -105,11 +105,11 @@ def load(path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    beside, config = path.with_name(CONFIG), {}
+    file, config = path.with_name(CONFIG), {}
     try:
         state = load_file(path)
-        if beside.is_file():
-            config = json.loads(beside.read_text(encoding="utf-8"))
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError(f"{CONFIG} holds no flags")
     except (SafetensorError, ValueError) as error:
@@ -166,7 +166,7 @@ def take_flags(args, checkpoint, path, flags):
 
 
 def log_expected(path, metrics):
-    """Log the published figures of a checkpoint beside those that were found, if there are any.
+    """Log the published figures of a checkpoint, if any, next to those that were found.
 
     Args:
         path: of the checkpoint.

@@ -22,8 +22,8 @@ from figures import METRICS, SHOTS, make_figures
 NEEDED = (
     "benchmark method seed target main_metrics higher_is_better metrics wall_seconds config"
 ).split()
-# Flags that say where a run ran, not what it trained, in results that do not name them yet as
-# `place_flags`: they do not part the seeds of one method.
+# Flags that say where a run ran, not what it trained: they do not part the seeds of one method.
+# Newer results name them as `place_flags`.
 FORMER_PLACE_FLAGS = (
     "resume overwrite evaluate eval_model store_root store_name suffix name log_file print_freq "
     "workers cache track device gpu cuda"
@@ -53,7 +53,7 @@ def load_run(folder):
     if not path.is_file():
         raise FileNotFoundError(
             f"no results.json in {folder}: it is no run folder, or its run has not finished "
-            f"({again} goes on with it)"
+            f"({again} resumes it)"
         )
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def group_seeds(runs):
     for run in runs:
         left_out = {"seed", *FORMER_PLACE_FLAGS, *run.get("place_flags", ())}
         config = {key: value for key, value in run["config"].items() if key not in left_out}
-        # The path of another run, as in --pretrained, may differ in that run's seed alone.
+        # The path of another run, as in --pretrained, may differ only in that run's seed.
         config = re.sub(r"_seed_\d+", "", json.dumps(config, sort_keys=True))
         groups.setdefault((run["method"], config), []).append(run)
     rows = {}

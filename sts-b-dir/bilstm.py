@@ -87,7 +87,7 @@ class LSTMEncoder(nn.Module):
         Returns:
             Tensor [N, 2·d_hid].
         """
-        # Packed, a batch holds its words alone: nothing is computed for what lies behind an end.
+        # Packed, a batch holds only its words: nothing is computed behind a sentence's end.
         lengths = torch.as_tensor(lengths, device="cpu")
         words = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
         embedded = self.dropout(self._highway_layer._module(self.words(words.data)))
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
 
     Args:
         encoder: a model of `transformers.AutoModel` that returns `last_hidden_state`.
-        dropout: of the hidden states, beside the encoder's own.
+        dropout: of the hidden states, in addition to the encoder's own.
         pooling: 'mean' or 'max' over the tokens.
     """
 

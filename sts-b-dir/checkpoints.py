@@ -1,6 +1,6 @@
 """Checkpoints of STS-B-DIR: weights and the rest in two files that belong together.
 
-As in the released code `model_state.th` holds the weights alone; what else a run needs to resume is
+As in the released code `model_state.th` holds only the weights; what else a run needs to resume is
 in `training_state.th`, which says by a digest to which weights it belongs. A crash at any moment
 leaves a pair that matches: new files get another name until both are whole.
 """

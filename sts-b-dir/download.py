@@ -110,7 +110,7 @@ def parse_args(argv=None):
     parser.add_argument("--raw_url", default=RAW_URL, help="of GLUE's STS-B.zip")
     parser.add_argument("--glove_url", default=GLOVE_URL, help="of a .zip of vectors as text")
     parser.add_argument("--max_gb", type=float, default=20, help="largest size when unpacked")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser.parse_args(argv)
 
 

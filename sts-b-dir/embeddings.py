@@ -28,7 +28,7 @@ def read_word_vectors(file, words, d_word, cache=None, quiet=False):
         words: N strings.
         d_word: size of a vector.
         cache: folder that keeps what was found, so that the next start does not read the file; or
-            None. A cache of another file, of other words or damaged is built anew.
+            None. A cache of another file or other words, or a damaged one, is built again.
         quiet: show no progress bar.
 
     Returns:
@@ -64,13 +64,13 @@ def read_word_vectors(file, words, d_word, cache=None, quiet=False):
         write_atomically(
             path, lambda out: np.savez(out, key=key, found=found, vectors=vectors[found])
         )
-    except OSError as error:  # the vectors are there: a full or read-only disk stops nothing
+    except OSError as error:  # the vectors are read: a full or read-only disk stops nothing
         logging.warning("the word vectors cannot be cached in %s: %s", cache, error)
     return vectors, found
 
 
 def _load_cache(path, key, count, d_word):
-    """Return the cached `found` and its vectors, or None where they must be read anew."""
+    """Return the cached `found` and its vectors, or None where they must be read again."""
     try:
         with np.load(path, allow_pickle=False) as arrays:  # the archive's CRC is verified
             if not np.array_equal(arrays["key"], key):
@@ -79,7 +79,7 @@ def _load_cache(path, key, count, d_word):
     except FileNotFoundError:
         return None
     except Exception as error:  # damage shows in a dozen ways; none of them matters here
-        logging.warning("the cache %s cannot be read and is built anew: %s", path, error)
+        logging.warning("the cache %s cannot be read and is built again: %s", path, error)
         return None
     whole = found.dtype == bool and found.shape == (count,) and vectors.dtype == np.float32
     return (found, vectors) if whole and vectors.shape == (found.sum(), d_word) else None
@@ -87,7 +87,7 @@ def _load_cache(path, key, count, d_word):
 
 def _scan(file, words, d_word, quiet):
     """Read the file from its first line to its last, or to where every word is found."""
-    # Numbers of wanted words alone are parsed: of 2.2 million lines that is one in a hundred. What
+    # Only wanted words' numbers are parsed: one in a hundred of 2.2 million lines. What
     # stands before a line's first space tells which lines may be of such a word.
     tokens = [word.encode("utf-8", "surrogatepass") for word in words]
     rows = {token: row for row, token in enumerate(dict.fromkeys(tokens))}

@@ -7,7 +7,7 @@ each bin go to validation, 50 to test and the rest to training, which keeps its 
 The paper's split was drawn without a seed, so that a draw here has its sizes and other pairs: the
 published numbers belong to the official files, which `python download.py --what split` fetches.
 
-    python prepare.py --check                                       # the files that are there
+    python prepare.py --check                                       # verifies the files
     python prepare.py --data_dir glue_data/seed_0                   # from GLUE's train and dev
     python prepare.py --meta my_pairs.tsv --data_dir data/my_pairs  # your own pairs
 """
@@ -99,7 +99,7 @@ def read_table(path):
     lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     header, *rows = [line.split("\t") for line in lines]
     if len(set(header)) < len(header):
-        raise ValueError(f"{path} has the columns {header}: give each a name of its own")
+        raise ValueError(f"{path} has the columns {header}: give each its own name")
     table = pd.DataFrame(rows, columns=header, dtype=str)
     for column in set(COLUMNS) - set(header):
         # The number of its row tells where a pair of your own came from.
@@ -119,7 +119,7 @@ def write_split(data_dir, tables):
 
 
 def report_counts(counts, expected=None):
-    """Print the number of pairs per split beside the expected one."""
+    """Print the number of pairs per split next to the expected one."""
     for name in FILES:
         note = f"   expected {expected[name]:>6,}" if expected else ""
         note += "   DIFFERS" if expected and counts[name] != expected[name] else ""
@@ -180,7 +180,7 @@ def parse_args(argv=None):
     if args.cap < 1:
         parser.error(f"--cap is {args.cap}: it must be >= 1")
     if args.meta and args.data_dir == DATA_DIR:
-        parser.error("--meta goes with a --data_dir of its own: the default is STS-B's")
+        parser.error("--meta needs its own --data_dir: the default is STS-B's")
     return args
 
 

@@ -3,7 +3,7 @@
 Each benchmark folder is complete in itself, so some files exist several times. GROUPS says which
 of them must be equal, and in which folder they are edited: the first. Any other file name that
 two folders hold must be in MAY_DIFFER, with a reason. The two age folders' `train.py` may differ
-in the docstring and in section 3 alone.
+only in the docstring and in section 3.
 
     python tools/copies.py          # report; exit status 1 if a copy differs
     python tools/copies.py --fix    # copy from the first folder
@@ -26,17 +26,18 @@ GROUPS = (  # files, folders: the first is where to edit
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
+    (("resample.py", "relevance.py"), ("agedb-dir", "uci-dir")),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
 )
-# Names that folders outside their group, if any, hold each with content of its own. The model
+# Names that folders outside their group, if any, hold each with its own content. The model
 # files depth_net.py, bilstm.py, sleep_net.py and mlp.py are not here: each belongs to one folder.
 MAY_DIFFER = {
     "README.md": "data, commands and results of one benchmark",
-    "requirements.txt": "what one folder alone needs",
-    "download.py": "each data set has sources and licences of its own",
-    "prepare.py": "each data set has a raw format and a split routine of its own",
+    "requirements.txt": "what one folder needs",
+    "download.py": "each data set has its own sources and licences",
+    "prepare.py": "each data set has its own raw format and split routine",
     "demo_data.py": "generates the format on disk of one data set",
     "train.py": "one benchmark's loop; the age pair is compared section by section",
     "datasets.py": "one data set's samples and buckets; equal in the age pair",
@@ -89,7 +90,7 @@ def check_groups(root, fix=False):
         folders = existing(root, folders)
         for name, folder in itertools.product(names, folders):
             source, copy = folders[0] / name, folder / name
-            # A link, be it of `demo` itself, would not survive copying the folder alone.
+            # A link, be it of `demo` itself, would not survive copying one folder.
             links = [p for p in (copy.parent, copy) if p != folder and p.is_symlink()]
             problem = None
             if links:

@@ -1,7 +1,7 @@
 """One loader of a folder's modules, for tests, tools, teaser and benchmarks.
 
 The benchmark folders hold modules of the same names, such as `fds` and `demo.faces`. Here each is
-loaded under a name of its own, so that a process can use those of several folders.
+loaded under its own name, so that a process can use those of several folders.
 """
 
 import importlib.util

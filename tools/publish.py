@@ -54,7 +54,7 @@ Deep imbalanced regression on {benchmark}, target: {target}. Trained by
 
 at commit {commit}, best epoch {best_epoch}, {hours:.1f} hours on {device}, torch {torch}.
 
-Evaluate it with the repository's code, which prints its own figures beside these:
+Evaluate it with the repository's code, which prints its own figures next to these:
 
 ```bash
 cd {benchmark}
@@ -163,7 +163,7 @@ def publish(run, out, name="", overwrite=False):
     try:
         card = make_card(results, name or str(out.resolve().name))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{run}/results.json is no whole one ({error!r}): train anew") from error
+        raise ValueError(f"{run}/results.json is incomplete ({error!r}): train again") from error
     out.mkdir(parents=True, exist_ok=True)
     for file in held:
         (out / file).unlink()

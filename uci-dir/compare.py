@@ -50,7 +50,7 @@ def train_all(args, run_name, train):
         run_name, train: of train.py: flags -> name of the run folder; trains as flags say.
 
     Raises:
-        ValueError: if a run of these flags is there, but of another preparation of the table.
+        ValueError: if a run of these flags exists, but of another preparation of the table.
     """
     note = Path(args.data_dir) / f"{args.dataset}.json"
     runs = {method: [] for method in METHODS}

@@ -69,7 +69,7 @@ def parse_args(argv=None):
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--rows", type=int, default=2000, help="of the generated table")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same table")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
     if args.rows < 50 or args.seed < 0:
         parser.error(f"--rows must be 50 or more and --seed 0 or more: {args.rows}, {args.seed}")

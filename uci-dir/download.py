@@ -91,7 +91,7 @@ def parse_args(argv=None):
     parser.add_argument("--set", choices=SETS, nargs="+", default=[*SETS], help="which tables")
     parser.add_argument("--files", type=Path, help="folder with the tables, instead of fetching")
     parser.add_argument("--base_url", default=BASE_URL, help="of the repository, for a mirror")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser.parse_args(argv)
 
 
@@ -104,7 +104,7 @@ def main(argv=None):
             file = raw / f"{name}.csv"
             if file.exists() and not args.overwrite:
                 check(name, file)
-                print(f"{file} is there, and right")
+                print(f"{file} exists, and is right")
                 continue
             given = (args.files or raw) / f"{name}{'' if args.files else '.download'}.csv"
             if not args.files:

@@ -38,7 +38,7 @@ def read_rows(file, preparation, overwrite=False):
 
     Raises:
         FileNotFoundError: without the table.
-        ValueError: naming the columns that are missing, or if predictions are there already.
+        ValueError: naming the columns that are missing, or if predictions exist already.
     """
     file = Path(file)
     out = file.with_name(f"{file.stem}.predictions.csv")

@@ -118,7 +118,7 @@ def prepare_file(args):
     """Read `args.csv`, prepare it and write both files; returns the path of the csv.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_table` and `prepare`; or if other files are there.
+        FileNotFoundError, ValueError: as `read_table` and `prepare`; or if other files exist.
     """
     name = args.name or args.csv.stem
     path, note = (args.data_dir / f"{name}.{suffix}" for suffix in ("csv", "json"))
