@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from flags import PLACE, method_name
+from flags import PLACE, RESAMPLING, method_name
 from utils import to_json, write_atomically
 
 
@@ -24,6 +24,9 @@ def write_results(run, metrics, **facts):
         metrics: `{split: {shot: {metric: value}}}`.
         facts: further entries: benchmark, target, main_metrics, best_epoch, wall_seconds.
     """
+    without_effect = run.parser.flags_of(PLACE)
+    if getattr(run.args, "resample", "none") == "none":
+        without_effect += [flag for flag in RESAMPLING if flag in run.parser.roles]
     results = {
         **run.facts,
         **facts,
@@ -33,7 +36,7 @@ def write_results(run, metrics, **facts):
         "processes": run.accelerator.num_processes,
         "metrics": metrics,
         "config": vars(run.args),
-        "place_flags": run.parser.flags_of(PLACE),  # those of config that change no result
+        "place_flags": without_effect,  # those of config that change no result
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     text = json.dumps(json.loads(to_json(results)), indent=1, ensure_ascii=False)

@@ -219,7 +219,7 @@ def method_name(args, parser):
         base = "FOCAL-R" if base == "VANILLA" else f"FOCAL-R {base}"
     base = f"RRT {base}" if args.retrain_fc else base
     if getattr(args, "resample", "none") != "none":  # not every benchmark has it
-        alone = base == "VANILLA" or args.lds and base in ("SQINV", "INV")
+        alone = base == "VANILLA" or (args.lds and base in ("SQINV", "INV"))
         base = args.resample.upper() + f" {base}" * (not alone)
     is_default = parser.is_default(args, "fds_variant")
     fds = "+FDS" if is_default else f"+FDS ({args.fds_variant})"

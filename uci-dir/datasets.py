@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from batches import Batches, Part
+from columns import encode
 from fds import UniformBuckets
 from lds import bucket_weights, label_density
 from table_file import MISSING
@@ -159,6 +160,21 @@ def read_prepared(data_dir, dataset):
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: {again}")
     return frame.assign(**{target: labels}), preparation
+
+
+def split_rows(table, preparation, place):
+    """Return {split: (inputs float32 [N, D], labels float64 [N])} of a prepared table.
+
+    Args:
+        table, preparation: as `read_prepared` returns them.
+        place: the table's file, for the message of a ValueError if a column is missing.
+    """
+    target = preparation["target"]["name"]
+    if target not in table:
+        raise ValueError(f"{place} has no column {target!r}")
+    inputs, _ = encode(table, preparation["columns"], place)
+    labels, splits = table[target].to_numpy(), table["split"].to_numpy()
+    return {split: (inputs[splits == split], labels[splits == split]) for split in SPLITS}
 
 
 def check_same_table(path, preparation):

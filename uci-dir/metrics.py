@@ -9,9 +9,9 @@ that `prepare.py` chose.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline
 
 from datasets import Bins, label_counts, label_to_bucket
+from relevance import relevance, relevance_points
 
 SHOTS = ("overall", "many", "medium", "few")
 METRICS = ("mae", "mse", "gm", "r2", "pearson", "bmae", "sera")
@@ -19,7 +19,6 @@ MAIN_METRICS = ("mae", "gm")
 HIGHER_IS_BETTER = ("r2", "pearson")
 # An error of zero would make the geometric mean zero: it counts as this (released code).
 SMALLEST_ERROR = 1e-10
-WHISKER = 1.5  # length of a box plot's whiskers, in quartile distances (Tukey)
 
 
 class ShotRule(NamedTuple):
@@ -28,47 +27,6 @@ class ShotRule(NamedTuple):
     bins: Bins
     many: int  # more training rows than this in a bucket
     few: int  # fewer than this
-
-
-# ---- relevance -----------------------------------------------------------------------------
-
-
-def relevance_points(labels):
-    """Return the control points of the relevance of labels: (label, relevance), rising.
-
-    The median has relevance 0. On each side the end of the whisker has 1 if labels lie beyond it;
-    else the last label has 0.
-
-    Args:
-        labels: of the training set [N].
-
-    Source: Ribeiro and Moniz, 2020, section 3.1, with the quartiles of R's `boxplot.stats`.
-    """
-    labels = np.sort(np.asarray(labels, dtype=np.float64))
-    N = len(labels)
-    depth = (N + 3) // 2 / 2  # of Tukey's hinges, counted from 1
-    low, high = (
-        (labels[int(np.floor(place)) - 1] + labels[int(np.ceil(place)) - 1]) / 2
-        for place in (depth, N + 1 - depth)
-    )
-    reach = WHISKER * (high - low)
-    inside = labels[(labels >= low - reach) & (labels <= high + reach)]
-    ends = ((inside[0], inside[0] > labels[0]), (inside[-1], inside[-1] < labels[-1]))
-    points = {end: float(beyond) for end, beyond in ends}
-    points[float(np.median(labels))] = 0.0
-    return sorted(points.items())
-
-
-def relevance(labels, points):
-    """Return the relevance of labels [N], in [0, 1].
-
-    A piecewise cubic Hermite polynomial (PCHIP) with slope 0 at the control points, constant
-    beyond the outer ones.
-    """
-    if len(points) < 2:
-        return np.zeros(len(labels))
-    x, y = np.array(points).T
-    return CubicHermiteSpline(x, y, np.zeros_like(y))(np.clip(labels, x[0], x[-1]))
 
 
 def sera(preds, labels, points):

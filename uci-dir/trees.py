@@ -92,12 +92,12 @@ def fit(run, model, data):
     run_folder.start_epochs(run, 0, 0)
     progress = {"epoch": args.epoch, "best_loss": float("inf"), "best_epoch": None}
     metric = "mse" if args.loss == "mse" else "mae"
-    loader, train_labels = data.loaders["val"], data.loaders["train"].labels
+    loader = data.loaders["val"]
     stages = fitted.staged_predict(loader.tensors[0].cpu().numpy())
     for epoch, (preds, on_train) in enumerate(zip(stages, fitted.staged_predict(inputs))):
         error = np.abs(on_train - targets) ** (2 if args.loss == "mse" else 1)
         row = {"epoch": epoch, "lr": LR, "train_loss": float(np.mean(error * weights))}
-        row["val"] = shot_metrics(data.scale.invert(preds), loader.labels, train_labels, data.rule)
+        row["val"] = shot_metrics(data.scale.invert(preds), loader.labels, data.labels, data.rule)
         if row["val"]["overall"][metric] < progress["best_loss"]:
             progress |= {"best_loss": row["val"]["overall"][metric], "best_epoch": epoch}
         run_folder.write_epoch(run, model, row, MAIN_METRICS)
