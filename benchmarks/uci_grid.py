@@ -29,7 +29,7 @@ METHODS = (
     "", "--reweight inverse", "--reweight sqrt_inv", f"--reweight sqrt_inv {LDS}",
     f"--reweight sqrt_inv {FDS}", f"--reweight sqrt_inv {LDS} {FDS}", "--loss focal_l1",
     "--reweight inverse --retrain_fc --pretrained {vanilla}", TREES,
-    f"{TREES} --reweight sqrt_inv {LDS}",
+    f"{TREES} --reweight sqrt_inv {LDS}", "--resample smoter", "--resample smogn",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def parse_args(argv=None):
     add("--work", type=Path, required=True, help="folder for prepared tables and runs")
     add("--out", type=Path, default=ROOT / "results/uci-dir", help="folder of the results")
     add("--seeds", type=int, default=10, help="of each method")
+    add("--only", default="", help="run the methods whose flags contain this")
     return parser.parse_args(argv)
 
 
@@ -88,7 +89,7 @@ def main(argv=None):
     for seed in range(args.seeds):
         for name in TARGETS:
             vanilla = ""
-            for method in METHODS:
+            for method in (flags for flags in METHODS if args.only in flags):
                 flags = method.format(vanilla=f"checkpoint/{vanilla}/ckpt.best.pth.tar").split()
                 flags = ["--dataset", name, *flags, "--seed", str(seed), "--track", "none"]
                 run = run_once(train, flags, out)
