@@ -206,6 +206,15 @@ def test_split_is_balanced_and_seeded():
     assert (found != split.balanced_split(buckets, 12, seed=4)).any()
 
 
+@pytest.mark.parametrize(
+    ("counts", "cap"),
+    # 33 of 333 rows are 10 %: 10 + 1 + 22. Too few rows, and very many, end at 5 and at 150.
+    [([30, 3, 300], 22), ([9, 9], 5), ([10**6, 10**5, 10], 150)],
+)
+def test_automatic_cap(counts, cap):
+    assert split.automatic_cap(np.array(counts)) == cap
+
+
 def test_groups_stay_together():
     rng = np.random.default_rng(0)
     buckets, groups = rng.integers(0, 5, 600), rng.integers(0, 150, 600).astype(str)

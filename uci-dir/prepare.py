@@ -185,7 +185,7 @@ def parse_args(argv=None):
     add(
         "--cap",
         type=int,
-        help="most rows of a bucket in val, and in test [10 %% of the rows, >= 5]",
+        help="most rows of a bucket in val, and in test [10 %% of the rows in each, 5 to 150]",
     )
     add("--many", type=int, help="many-shot: buckets with more training rows [a third of test]")
     add("--few", type=int, help="few-shot: buckets with fewer training rows [a third of test]")

@@ -12,7 +12,7 @@ from metrics import SHOTS, shots_of_buckets
 
 MIN_BINS, MAX_BINS = 10, 100  # automatic ones; those of the ages and of depth are 100
 EVAL_SHARE = 0.10  # of the rows at most in validation, and in test, if --cap does not say it
-LEAST_CAP = 5  # even where that is more
+LEAST_CAP, MOST_CAP = 5, 150  # rows of a bucket in each; the paper's largest, of IMDB-WIKI, is 150
 
 # ---- buckets -------------------------------------------------------------------------------
 
@@ -70,13 +70,13 @@ def trained_bins(bins, train_labels):
 
 
 def automatic_cap(counts):
-    """Return the largest cap at which val and test have at most 10 % of the rows each; 5 at least.
+    """Return the largest cap, from 5 to 150, at which val and test have at most 10 % of the rows.
 
     Args:
         counts: rows per bucket [B].
     """
     cap = LEAST_CAP
-    while cap < counts.max() // 3:
+    while cap < min(counts.max() // 3, MOST_CAP):
         if np.minimum(counts // 3, cap + 1).sum() > EVAL_SHARE * counts.sum():
             break
         cap += 1
