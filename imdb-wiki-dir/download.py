@@ -1,6 +1,6 @@
 """Raw data of IMDB-WIKI-DIR: the archives of cropped faces, and the official split file.
 
-    python download.py                # says what there is
+    python download.py                # says how to get the data
     python download.py --images       # data/imdb_crop, data/wiki_crop: about 8 GB to fetch
     python download.py --split_file   # data/imdb_wiki.csv
     python download.py --checkpoint lds_fds    # a released network: lds, fds or lds_fds
@@ -46,9 +46,9 @@ Then `python prepare.py --check` verifies both. To try the code without the face
 
 
 def bytes_needed(archives, base_url):
-    """Return how many bytes the disk must have for archives and what comes of them.
+    """Return how many bytes the disk must have for the archives and the unpacked faces.
 
-    Where the host says no length ahead, each archive is judged by itself when its turn comes.
+    If the host tells no length, room for an archive is checked when its turn comes.
 
     Args:
         archives: paths; existing ones are only unpacked.
@@ -63,7 +63,7 @@ def bytes_needed(archives, base_url):
 
 
 def fetch_images(data_dir, base_url=BASE_URL, overwrite=False):
-    """Fetch and unpack both archives; what is done already is left as it is.
+    """Fetch and unpack both archives; finished ones stay as they are.
 
     Raises:
         ValueError: what `fetch` and `unpack_archive` refuse, or the disk is too full for all.

@@ -28,7 +28,7 @@ def is_demo(path):
 def unpack_archive(path, data_dir, overwrite=False):
     """Unpack `<source>_crop.tar` into `<data_dir>/<source>_crop`, which appears when it is whole.
 
-    The sha256 of the first archive is recorded and compared from then on, the demo's apart: no
+    The sha256 of the first archive is recorded and compared from then on, but not a demo's: no
     checksum is published.
 
     Returns:

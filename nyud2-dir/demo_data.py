@@ -4,7 +4,7 @@ It writes `nyu2_train/<scene>_out/*.jpg` with 8-bit depths, `nyu2_test/*` with 1
 lists, the FDS subset and the balanced test mask. Depths are skewed as indoor scenes' are: most
 pixels between 1 and 4 m, few near 10 m. No number obtained on them says anything about real rooms.
 
-    # About a minute of CPU time, shared among the processes.
+    # About two minutes of CPU time, shared among the processes.
     python demo_data.py --out ./data --scenes 200 --frames 3 --test 100 --seed 0
     # Again, with a sheet to look at.
     python demo_data.py --out ./data --overwrite --contact_sheet rooms.png

@@ -142,7 +142,7 @@ class DepthNet(nn.Module):
         imagenet_weights: start the encoder from torchvision's `IMAGENET1K_V1`.
 
     Raises:
-        ValueError: for an unknown name, FDS of another width, or weights that cannot be had.
+        ValueError: for an unknown name, FDS of another width, or weights that cannot be fetched.
     """
 
     def __init__(self, name="resnet50", fds=None, imagenet_weights=False):
@@ -150,7 +150,7 @@ class DepthNet(nn.Module):
         if name not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
         if imagenet_weights and name == "mini":
-            raise ValueError("there are no ImageNet weights of mini: --no-pretrained_encoder")
+            raise ValueError("mini has no ImageNet weights: use --no-pretrained_encoder")
         block, _, width, branch = ENCODERS[name]
         widths = [width * 2**number * block.expansion for number in range(4)]
         if fds is not None and fds.feature_dim != feature_dim_of(name):

@@ -36,7 +36,7 @@ def choose_pairs(sizes):
         sizes: {name: bytes} of the archive's files.
 
     Raises:
-        ValueError: the pairs are not there.
+        ValueError: if pairs or lists are missing.
     """
     chosen = {}
     for name in sizes:

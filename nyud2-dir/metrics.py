@@ -2,7 +2,7 @@
 
 A pixel's shot follows from its depth's bucket of 0.1 m, by lists that the released code fixes: in
 the 50,688 training images many-shot buckets hold more than 2.6e7 pixels, few-shot ones less than
-1.0e7. Nothing is kept of a pixel but sums per bucket.
+1.0e7. Only sums per bucket are kept.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ METRICS = ("mse", "rmse", "abs_rel", "log10", "mae", "delta1", "delta2", "delta3
 MAIN_METRICS = ("rmse", "delta1")  # the columns of the paper's table
 HIGHER_IS_BETTER = ["delta1", "delta2", "delta3"]
 SUMS = ("count", "mse", "mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
-# Neither a ratio nor a logarithm exists of a prediction of zero or less: it counts as this there.
+# A prediction of zero or less has no ratio and no logarithm: there it counts as this.
 SMALLEST_DEPTH = 1e-3  # metres
 
 
@@ -78,7 +78,7 @@ class BucketSums:
 
         Args:
             balanced: weigh every bucket alike, which is what a balanced mask gives on average;
-                what is nearer than the first bucket counts to it.
+                pixels nearer than the first bucket count in it.
 
         Returns:
             `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pixel.
@@ -117,7 +117,7 @@ def shot_metrics(preds, labels, train_labels=None):
 
     Args:
         preds, labels: tensors or arrays of one shape, in metres; pixels without depth are left out.
-        train_labels: not used, the shots are fixed; taken for the sake of the other benchmarks.
+        train_labels: not used, the shots are fixed; accepted as in the other benchmarks.
 
     Returns:
         As `BucketSums.metrics`.

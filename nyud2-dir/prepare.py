@@ -63,7 +63,9 @@ def unpack_labeled(path, data_dir, is_test):
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} is no whole MATLAB 7.3 file ({error}): fetch it again") from error
+        raise ValueError(
+            f"{path} is no MATLAB 7.3 file or cut ({error}): fetch again"
+        ) from error
     with file:
         lacking = [name for name in ("images", "depths", "scenes") if name not in file]
         if lacking or len(file["images"]) != len(is_test):
@@ -104,7 +106,7 @@ def write_pair(file, i, data_dir, is_test):
         scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
         if not re.fullmatch(r"\w+", scene):  # it becomes the name of a folder
             raise ValueError(
-                f"{file.filename} names a scene {scene!a}: only letters, digits and _ may stand in it"
+                f"{file.filename} names a scene {scene!a}: use letters, digits and _ only"
             )
         names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
         values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
@@ -152,7 +154,7 @@ def test_buckets(data_dir):
     """Return the bucket of each test pixel within the crop: uint8 [N, 228, 304].
 
     It is 255 for a pixel without depth, and for one nearer than the first bucket: evaluation
-    counts those to buckets of their own.
+    counts those in other buckets.
     """
     table = read_pairs(data_dir, TEST)
     files = [[Path(data_dir) / name for name in row] for row in table.to_numpy()]

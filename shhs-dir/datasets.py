@@ -43,7 +43,7 @@ def label_counts(labels):
         labels: scores [N], 0 to 100.
 
     Raises:
-        ValueError: for scores that are not finite or below 0.
+        ValueError: for scores that are not finite, or are below 0.
     """
     labels = np.asarray(labels).reshape(-1)
     if not (np.isfinite(labels) & (labels >= 0)).all():
@@ -221,7 +221,7 @@ class Loader(Batches):
         self.weights = np.asarray(weights, dtype=np.float32)[label_to_bucket(self.labels)]
 
     def train(self, epoch, statistics=False):
-        """Yield shuffled batches; the statistics pass draws an order of its own."""
+        """Yield shuffled batches; the statistics pass draws its own order."""
         rng = np.random.default_rng([self.sharing.seed, epoch, int(statistics)])
         order = rng.permutation(self.N)
         yield from self._batches(self.parts(self.cut(order)))

@@ -1,8 +1,8 @@
 """Raw data of SHHS-DIR: how to ask for it, and fetching it with the token that you were given.
 
 The Sleep Heart Health Study is given by the National Sleep Research Resource (sleepdata.org) to
-those whose request it has granted; it may not be passed on. Without a token nothing is asked of any
-host.
+those whose request it has granted; it may not be passed on. Without a token no host is
+contacted.
 
     python download.py                                              # says how to get the data
     python download.py --token_file token.txt --list                # what it would fetch
@@ -62,7 +62,7 @@ def list_files(base_url, token, folder, pattern):
     """Return (path, size or 0, MD5 or None) of a folder's files whose name matches, by path.
 
     Raises:
-        ValueError: the host refuses, sends no list or one of none, or names a file outside of the
+        ValueError: the host refuses, sends no list or an empty one, or names a file outside of the
             folder.
     """
     query = urllib.parse.urlencode({"auth_token": token, "path": folder})
@@ -99,7 +99,7 @@ def list_files(base_url, token, folder, pattern):
 
 
 def difference(path, size, md5):
-    """Return in words how a file differs from the host's size and MD5, as far as it gave them."""
+    """Return in words how a file differs from the host's size and MD5, as far as it gives them."""
     if size and (found := path.stat().st_size) != size:
         return f"has {found:,} bytes, the host says {size:,}"
     with open(path, "rb") as file:
@@ -112,7 +112,7 @@ def fetch_file(base_url, token, path, size, md5, target):
     """Fetch one file unless it exists, and compare its size and MD5.
 
     Raises:
-        ValueError: the host refuses, or the file is another than it says.
+        ValueError: the host refuses, or the file does not match its size and MD5.
     """
     if target.is_file() and not difference(target, size, md5):
         return

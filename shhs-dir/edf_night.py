@@ -144,7 +144,7 @@ def read_night(path, min_minutes=120.0, unit=""):
 
     Args:
         path: of the file.
-        min_minutes: a shorter recording is no night, nor is one of less than a frame.
+        min_minutes: a shorter recording is no night; it needs a frame at least.
         unit: of EEG and ECG where the file gives none: 'uV', 'mV' or 'V'.
 
     Returns:
@@ -189,7 +189,7 @@ def read_night(path, min_minutes=120.0, unit=""):
 
 
 def source_of(path, min_minutes, unit):
-    """Return what tells whether a night made before still belongs to its EDF file, or a Fault."""
+    """Return facts that tell whether an earlier night still matches its EDF file, or a Fault."""
     try:
         facts = os.stat(path)
     except OSError as error:  # a link that leads nowhere, or a file that is gone by now

@@ -4,8 +4,8 @@
     python night_figures.py data/nights/*.h5 --out pictures
 
 Sleep stages are drawn where the recording had them as annotations (the simulated nights do). The
-network never sees them; what it does see is the rest, and the ratio of slow to fast waves, which
-falls and rises with the depth of sleep, is drawn for each night.
+network never sees them; it sees the rest. The ratio of slow to fast waves is drawn for each night:
+it falls and rises with the depth of sleep.
 """
 
 import argparse

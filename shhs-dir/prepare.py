@@ -4,7 +4,7 @@ Each recording becomes `<data_dir>/nights/<id>.h5` (spectrograms of EEG and ECG,
 `night_signals.py`); `shhs.csv` (`id,score,path,split`) lists those that can be used and
 `skipped.csv` (`id,path,reason,detail`) all others. Validation and test are balanced over the
 scores. A stopped run is resumed; a night is made again if its file (size, time of change),
---min_minutes or --unit is another than when it was made.
+--min_minutes or --unit has changed since.
 
     python prepare.py                                     # what download.py or demo_data.py wrote
     python prepare.py --raw /data/shhs --covariates scores.csv --score_column gh
@@ -57,7 +57,7 @@ def find_files(raw):
 
 
 def version_of(path):
-    """Return what puts 0.10 behind 0.9: the whole numbers in a file's name, then the name."""
+    """Return a sort key that puts 0.10 behind 0.9: a name's whole numbers, then the name."""
     return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
@@ -97,7 +97,7 @@ def prepare_night(task):
     file, target, min_minutes, unit = task
     try:
         source = source_of(file, min_minutes, unit)
-        # One that is damaged, or no night at all, is made again.
+        # A damaged one is made again.
         with contextlib.suppress(OSError, KeyError), h5py.File(target) as made:
             if made.attrs["source"] == source:
                 return "", made.attrs["lacking"]
@@ -110,7 +110,7 @@ def prepare_night(task):
 
 
 def end_with_parent():
-    """Let a worker end with prepare.py even where that is killed and can tell it nothing."""
+    """Let a worker end with prepare.py, even if that is killed and cannot stop it."""
 
     def watch():
         multiprocessing.parent_process().join()

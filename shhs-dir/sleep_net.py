@@ -4,14 +4,14 @@ For each signal a residual CNN turns a frame of 30 seconds into a vector, a recu
 over the night's frames, and the mean over them is the signal's vector. The three are concatenated;
 an MLP makes the features, a linear layer the score.
 
-The CNN sees one frame at a time, so nothing reaches over a frame's edge: neither does padding, nor
-does it matter how a night is cut into chunks. For the same reason there is no batch norm, whose
-statistics would hold the padding and the other nights; the group norm is taken per frame. What
-happens over more than 30 seconds is the recurrent layer's part.
+The CNN sees one frame at a time, so nothing reaches over a frame's edge. Padding has no effect, and
+the cut of a night into chunks has none. For the same reason group norm is taken per frame: the
+statistics of batch norm would hold the padding and the other nights. What happens over more than
+30 seconds is the recurrent layer's part.
 
 The paper (from notes) says residual blocks and SRU, 256 features a signal, an MLP of three layers;
-it leaves widths and kernels open, and a GRU or an LSTM stands here for the SRU, which is no part
-of PyTorch.
+it leaves widths and kernels open. Here a GRU or an LSTM replaces the SRU, which is no part of
+PyTorch.
 """
 
 import torch
@@ -140,7 +140,7 @@ class SleepNet(nn.Module):
         self.FDS = fds
 
     def set_input_scale(self, scale):
-        """Take over `{signal: (mean, std)}` of the training set, of `datasets.Nights.scale`."""
+        """Set mean and spread from `{signal: (mean, std)}` of `datasets.Nights.scale`."""
         for name, (mean, std) in scale.items():
             self.encoders[name].input_mean.copy_(mean)
             self.encoders[name].input_std.copy_(std)
@@ -150,7 +150,7 @@ class SleepNet(nn.Module):
 
         Args:
             signals: `{signal: [N, channels, columns]}` as `night_signals` describes, of any
-                floating type; what lies behind a night's frames is never looked at.
+                floating type; what lies behind a night's frames is not read.
             frames: long [N], >= 1: real frames of each night.
             labels: [N, 1], 0 to 100, needed for FDS in training.
             epoch: number of the running epoch, needed for FDS in training.

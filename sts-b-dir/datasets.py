@@ -39,7 +39,7 @@ def label_to_bucket(labels, edges=EDGES):
     Args:
         labels: similarities, 0 ... 5, of any shape.
         edges: of the bins [B + 1], from `bucket_edges`. Bin i holds edges[i] <= y < edges[i + 1]
-            in float32, the last one 5.0 too.
+            in float32, the last one holds 5.0 too.
     """
     if isinstance(labels, torch.Tensor):
         inner = torch.from_numpy(edges[1:-1]).to(labels.device)

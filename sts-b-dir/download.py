@@ -1,6 +1,6 @@
 """Raw data of STS-B-DIR: the official split, GLUE's STS-B and the word vectors of GloVe.
 
-    python download.py                   # says what there is
+    python download.py                   # says how to get the data
     python download.py --what split      # glue_data/STS-B/*_new.tsv, 1.3 MB
     python download.py --what raw        # glue_data/STS-B/{train,dev}.tsv, for prepare.py
     python download.py --checkpoint lds  # a released network: lds, fds or lds_fds
@@ -115,7 +115,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    """Say what there is, or fetch it."""
+    """Say how to get the data, or fetch them."""
     args = parse_args(argv)
     if not (args.checkpoint or args.what):
         return print(INSTRUCTIONS)

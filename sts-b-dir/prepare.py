@@ -4,7 +4,7 @@ The similarities of GLUE's train and dev sets together are cut into 20 bins on [
 each bin go to validation, 50 to test and the rest to training, which keeps its imbalance:
 5,249 / 1,000 / 1,000 pairs.
 
-The paper's split was drawn without a seed, so that a draw here has its sizes and other pairs: the
+The paper's split was drawn without a seed, so a draw here has its sizes but other pairs. The
 published numbers belong to the official files, which `python download.py --what split` fetches.
 
     python prepare.py --check                                       # verifies the files

@@ -94,7 +94,7 @@ def test_another_labelled_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="of 1449 pairs are needed"):
         prepare.main(["--data_dir", str(tmp_path), "--labeled_mat", str(tmp_path / "labeled.mat")])
     (tmp_path / "broken.mat").write_bytes(b"MATLAB 7.3" * 100)
-    with pytest.raises(ValueError, match=r"no whole MATLAB 7\.3 file"):
+    with pytest.raises(ValueError, match=r"no MATLAB 7\.3 file"):
         prepare.unpack_labeled(tmp_path / "broken.mat", tmp_path, np.zeros(1, bool))
     with pytest.raises(FileNotFoundError, match=r"download\.py"):
         prepare.unpack_labeled(tmp_path / "none.mat", tmp_path, np.zeros(1, bool))

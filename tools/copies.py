@@ -25,8 +25,9 @@ GROUPS = (  # files, folders: the first is where to edit
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
+    (("synthetic_faces.py",), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
-    (("resample.py", "relevance.py"), ("agedb-dir", "uci-dir")),
+    (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "uci-dir")),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
@@ -49,12 +50,12 @@ BANNER = re.compile(r"^# -{2,} (\d) .* -{2,}$")
 
 
 def existing(root, folders):
-    """Return those of `folders` that hold Python files, as paths; the others are to come."""
+    """Return those of `folders` that hold Python files, as paths; the others do not exist."""
     return [root / name for name in folders if any((root / name).glob("*.py"))]
 
 
 def numbered_lines(path):
-    """Return the lines of a file as (number, text); a byte that is no text stays told apart."""
+    """Return the lines of a file as (number, text); a byte that is no text stays distinct."""
     text = path.read_bytes().decode("utf-8", errors="surrogateescape")
     return list(enumerate(text.split("\n"), start=1))
 
@@ -79,7 +80,7 @@ def first_difference(path, other, lines, other_lines):
 
 
 def check_groups(root, fix=False):
-    """Return a message for each copy that is missing, a link, or other than the first folder's.
+    """Return a message for each copy that is missing, a link, or unlike the first folder's.
 
     Args:
         root: path of the folder that holds the benchmark folders.

@@ -147,7 +147,7 @@ def publish(run, out, name="", overwrite=False):
         overwrite: replace an earlier such folder.
 
     Raises:
-        FileNotFoundError, ValueError: the run is not whole, or `out` holds something.
+        FileNotFoundError, ValueError: the run is incomplete, or `out` is not empty.
     """
     results = without_places(read_results(run))
     path = run / BEST[results["benchmark"]]
@@ -195,7 +195,7 @@ def upload(out, repository, private):
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         url = api.upload_folder(repo_id=repository, folder_path=out, commit_message="Publish a run")
-    except Exception as error:  # those of its HTTP library have no common ground with others
+    except Exception as error:  # those of its HTTP library have no common base
         raise ValueError(
             f"the Hub refuses {repository} ({error}): log in with `hf auth login`, or check the "
             f"name; {out} is made and stays"
