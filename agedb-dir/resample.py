@@ -123,7 +123,8 @@ class Synthetic(NamedTuple):
         Returns:
             Array [m, ..., D].
         """
-        ways = self.ways[numbers].reshape(len(numbers), *[1] * (seeds.ndim - 2), -1)
+        ways = self.ways[numbers]
+        ways = ways.reshape(len(ways), *[1] * (seeds.ndim - 2), ways.shape[1])
         made = seeds + ways * (partners - seeds)
         for row in np.flatnonzero(self.noise[numbers]):
             number = numbers[row]

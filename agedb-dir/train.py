@@ -28,6 +28,7 @@ import flags
 import loss as losses
 import released
 import report
+import resample
 import results
 import run_folder
 import utils
@@ -43,8 +44,9 @@ from datasets import (
 from fds import FDS
 from image_cache import Images
 from lds import bucket_weights, label_density
-from metrics import MAIN_METRICS, shot_metrics, shots_of_buckets
+from metrics import MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
 from resnet import MODELS, AgeResNet, feature_dim_of
+from synthetic_faces import with_synthetic_faces
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "agedb-dir"
@@ -57,6 +59,8 @@ TARGET = {"name": "age", "unit": "years"}
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 FOCAL_BETA = 0.2  # 1 / years (released code, ages)
 HUBER_BETA = 1.0  # years
+# What is rare: few- and medium-shot ages. Torgo et al. (2013) add 200 %.
+RELEVANCE, OVERSAMPLE = "density", 2.0
 LR_FACTOR = 0.1  # at each epoch of --schedule
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -76,6 +80,7 @@ def make_parser():
     flags.add_lds(parser, "years", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
+    resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
     # Those that are not appended stand in the released name already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING, appended=False)
     add("--model", default="resnet50", choices=MODELS, role=flags.NETWORK, help="network")
@@ -101,6 +106,7 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     flags.check(parser, args, positive=("epoch", "img_size", "workers"))
+    resample.check_resample(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     return args
@@ -121,8 +127,9 @@ class Data(NamedTuple):
     """A run's data."""
 
     meta: pd.DataFrame  # rows of the meta file
+    labels: np.ndarray  # ages of its training images [N], which decide the shots
     loaders: dict  # `Loader` of each split
-    counts: np.ndarray  # training images of each age, long [121]
+    counts: np.ndarray  # training images of each age, with the synthetic ones, long [121]
     density: tuple  # label density before and after LDS, [121] each
     weights: np.ndarray  # weight of a sample by its age, float32 [121]
 
@@ -135,17 +142,22 @@ def build_data(run):
     quiet = not accelerator.is_local_main_process
     options = {"workers": args.workers, "quiet": quiet}
     images = Images(args.data_dir, meta["path"], args.img_size, cache, args.dataset, **options)
-    check_last_batch(args, (meta["split"] == "train").sum(), accelerator.num_processes)
-    ages = meta["age"].to_numpy()
-    counts = label_counts(ages[meta["split"] == "train"])
+    ages, parts = meta["age"].to_numpy(), {}
+    for split in SPLITS:
+        rows = np.flatnonzero(meta["split"] == split)
+        parts[split] = images, rows, ages[rows]
+    labels = parts["train"][2]
+    if args.resample != "none":
+        parts["train"] = with_synthetic_faces(*parts["train"], shot_of(labels, labels), args)
+    check_last_batch(args, len(parts["train"][1]), accelerator.num_processes)
+    counts = label_counts(parts["train"][2])
     density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
     weights = bucket_weights(density, counts, args.reweight)
     loaders = {}
-    for split in SPLITS:
-        rows = np.flatnonzero(meta["split"] == split)
+    for split, part in parts.items():
         own = weights if split == "train" else np.ones(AGE_BUCKETS)
-        loaders[split] = Loader(images, rows, ages[rows], own, Sharing.of(args, accelerator))
-    return Data(meta, loaders, counts, density, weights)
+        loaders[split] = Loader(*part, own, Sharing.of(args, accelerator))
+    return Data(meta, labels, loaders, counts, density, weights)
 
 
 def check_last_batch(args, N, processes):
@@ -271,12 +283,12 @@ def evaluate(run, model, data, split):
     utils.broadcast_buffers(model)
     model.eval()
     preds = []
-    loader, train_labels = data.loaders[split], data.loaders["train"].labels
+    loader = data.loaders[split]
     for batch in loader.evaluate():
         with run.accelerator.autocast():
             preds.extend(model(batch.images)[0].float().flatten().tolist())
     preds = np.asarray(gather(run.accelerator, preds), dtype=np.float32)
-    return shot_metrics(preds, loader.labels, train_labels), preds
+    return shot_metrics(preds, loader.labels, data.labels), preds
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -320,7 +332,7 @@ def finish(run, model, data, progress):
         text = pd.concat(tables)[["path", "label", "prediction", "split"]]
         text = text.to_csv(index=False, lineterminator="\n")
         utils.write_atomically(folder / "predictions.csv", text.encode())
-        shots = shots_of_buckets(data.loaders["train"].labels)
+        shots = shots_of_buckets(data.labels)
         ages = np.arange(AGE_BUCKETS)
         results.write_label_density(folder, ages, shots, data.counts, data.density, data.weights)
         if args.fds:
