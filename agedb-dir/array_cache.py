@@ -22,9 +22,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 class ArrayCache:
     """Rows made from files, read by row number as uint8 [n, *shape].
 
-    A subclass has `load_row(*files)`, which returns one row from the paths of its files, and sets
-    `what` (its rows in messages), `shape` (of a row) and `settings` (a text: what a row
-    depends on apart from its files) before it calls this.
+    A subclass has `load_row(*files)`, which returns one row from the paths of its files. Before it
+    calls this, it sets `what` (its rows in messages), `shape` (of a row) and `settings` (a text:
+    what a row depends on apart from its files).
 
     Args:
         data_dir: folder of the files.
@@ -39,7 +39,7 @@ class ArrayCache:
         ValueError: naming the first ten of the rows that cannot be made; or the disk is too full,
             or the array is damaged.
 
-    The array's name holds a digest of the settings, the paths and the files' sizes and times: a
+    The array's name holds a digest of the settings, the paths and the files' sizes and times. So a
     changed file gives another name, and the array is built again. An interrupted build resumes.
     """
 

@@ -1,7 +1,7 @@
 """Meta file of AgeDB-DIR, `<data_dir>/agedb.csv` (`age,path,split`), with the balanced split.
 
-The training set keeps the imbalance of the ages; validation and test get at most 30 faces of
-each age, so that frequent ages weigh no more there than others: 12,208 / 2,140 / 2,140 faces.
+The training set keeps the imbalance of the ages. Validation and test get at most 30 faces of each
+age, so that frequent ages weigh no more there than others: 12,208 / 2,140 / 2,140 faces.
 
 The split depends on the order of the rows. The published numbers belong to the official
 `agedb.csv`, which `python download.py --split_file` fetches; a folder listing has another order

@@ -1,9 +1,9 @@
 """Draw a small set of made-up faces in IMDB-WIKI's format, so that the folder runs without it.
 
-It writes `imdb_crop.tar` and `wiki_crop.tar`, each with a MATLAB file of the real one's fields,
-then unpacks them by `download.py` and makes `imdb_wiki.csv` by `prepare.py`, as is done with the
-real set. Among the faces that count stand rows of every kind that `prepare.py` leaves out.
-Nobody in the pictures exists, and no number obtained on them says anything about real faces.
+It writes `imdb_crop.tar` and `wiki_crop.tar`, each with a MATLAB file of the real one's fields.
+Then it unpacks them as `download.py` does and makes `imdb_wiki.csv` as `prepare.py` does. Among the
+faces that count are rows of every kind that `prepare.py` leaves out. Nobody in the pictures exists,
+and no number obtained on them says anything about real faces.
 
     # About a minute of CPU time, shared among the processes.
     python demo_data.py --out ./data --num_images 3000 --img_size 96 --seed 0

@@ -1,8 +1,8 @@
 """Regression losses with a weight per sample, for LDS and re-weighting (equation 2 of the paper).
 
 Each loss takes `inputs` and `targets` of one shape (N first) and is the mean over all elements.
-`weights` scales each sample's part: a tensor, numpy array or list of shape [N] or [N, 1], or a
-tensor of the targets' own shape for a weight per element (pixel).
+`weights` scales each sample's part. It is a tensor, numpy array or list of shape [N] or [N, 1], or
+of the targets' own shape for a weight per element (pixel).
 """
 
 import torch

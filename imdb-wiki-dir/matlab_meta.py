@@ -1,9 +1,9 @@
 """Faces and ages from the MATLAB files of IMDB-WIKI, `imdb.mat` and `wiki.mat`.
 
-Each file holds one struct whose fields have an entry for every image: `dob`, the date of birth
-as MATLAB counts days; `photo_taken`, a year; `full_path`; `face_score` of the detector, -Inf where
-it found no face; `second_face_score`, NaN where it found only one face; and others that are not
-needed here. An image counts if it shows one clear face and its age can be told.
+Each file holds one struct whose fields have an entry for every image. `dob` is the date of birth
+as MATLAB counts days, `photo_taken` a year, `full_path` the image. `face_score` of the detector is
+-Inf where it found no face, `second_face_score` NaN where it found only one. Other fields are not
+needed. An image counts if it shows one clear face and its age can be told.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The meta file of an age data set, `age,path,split`: reading, the balanced split, checks.
 
-The training set keeps the imbalance of the ages; validation and test get at most `cap` faces of
+The training set keeps the imbalance of the ages. Validation and test get at most `cap` faces of
 each age, so that frequent ages weigh no more there than others. The split depends on the order of
 the rows.
 """
@@ -19,9 +19,9 @@ MAX_AGE = 120  # the split goes through the ages 0 to 120; older faces stay in t
 def balanced_split(ages, paths, cap, seed=666):
     """Assign each face to train, val or test so that val and test are balanced over the ages.
 
-    For each whole age 0 to 120 in turn its faces are shuffled in row order, then
+    For each whole age 0 to 120 in turn its faces are shuffled in row order. Then
     n = min(count // 3, cap) go to val, the next n to test and the rest to train. Faces older than
-    120 stay in train, which leaves the draw of the others as it is.
+    120 stay in train, without a draw.
 
     Args:
         ages: [N] ages in years, >= 0; a fraction counts for the whole age below it.

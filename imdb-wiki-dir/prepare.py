@@ -1,6 +1,6 @@
 """Meta file of IMDB-WIKI-DIR, `<data_dir>/imdb_wiki.csv` (`age,path,split`), balanced split.
 
-The training set keeps the imbalance of the ages; validation and test get at most 150 faces of
+The training set keeps the imbalance of the ages. Validation and test get at most 150 faces of
 each age, so that frequent ages weigh no more there than others: 191,509 / 11,022 / 11,022 faces.
 
     python prepare.py                                          # from imdb.mat and wiki.mat

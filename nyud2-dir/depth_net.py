@@ -1,8 +1,8 @@
 """Depth network: encoder, up-projection decoder, multi-scale fusion, refinement head with FDS.
 
 The network of "Revisiting Single Image Depth Estimation" (WACV 2019), on which the paper's
-appendix builds its NYUD2-DIR baseline, under the parameter names of the released checkpoints:
-`E` encoder, `D` decoder, `MFF` fusion, `R` refinement. Any image size; depth at half of it.
+appendix builds its NYUD2-DIR baseline. Parameters are named as in the released checkpoints: `E`
+encoder, `D` decoder, `MFF` fusion, `R` refinement. Any image size; depth at half of it.
 """
 
 import torch

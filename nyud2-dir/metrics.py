@@ -1,6 +1,6 @@
 """Metrics of NYUD2-DIR over pixels, over all and by shot (section 4 of the paper).
 
-A pixel's shot follows from its depth's bucket of 0.1 m, by lists that the released code fixes: in
+A pixel's shot follows from its depth's bucket of 0.1 m, by lists that the released code fixes. In
 the 50,688 training images many-shot buckets hold more than 2.6e7 pixels, few-shot ones less than
 1.0e7. Only sums per bucket are kept.
 """

@@ -63,9 +63,7 @@ def unpack_labeled(path, data_dir, is_test):
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(
-            f"{path} is no MATLAB 7.3 file or cut ({error}): fetch again"
-        ) from error
+        raise ValueError(f"{path} is no MATLAB 7.3 file or cut ({error}): fetch again") from error
     with file:
         lacking = [name for name in ("images", "depths", "scenes") if name not in file]
         if lacking or len(file["images"]) != len(is_test):

@@ -1,8 +1,8 @@
 """Images and depth maps as the network takes them, a whole batch at a time on its device.
 
-What the released code does file by file with Pillow and SciPy (DESIGN of the training set: flip,
-rotation, crop, lighting, colour jitter, normalisation) is here one sampling of a grid, and one
-affine map of the colours of each image.
+The released code works file by file with Pillow and SciPy: flip, rotation, crop, lighting, colour
+jitter, normalisation. Here all that is one sampling of a grid, and one affine map of the colours of
+each image.
 """
 
 import functools

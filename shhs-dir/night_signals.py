@@ -8,8 +8,8 @@ The paper says EEG, ECG and breathing; window lengths, frequencies and scaling a
 | ecg | 22 frequencies, 2 to 44 Hz in steps of 2, four columns a second | dB re 1 µV²/Hz |
 | breathing | chest, abdomen, airflow, ten samples a second | median 0, spread 1 |
 
-A column of the EEG covers two seconds and resolves the bands of sleep; one of the ECG covers half a
-second, so that a heart beat is a column or two and its distance to the next can be read off.
+A column of the EEG covers two seconds and resolves the bands of sleep. One of the ECG covers half a
+second: a heart beat is a column or two, and its distance to the next can be read off.
 """
 
 from fractions import Fraction

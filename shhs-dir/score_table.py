@@ -1,6 +1,6 @@
 """The table of scores of SHHS, and the split that is balanced over them.
 
-The training set keeps the imbalance of the scores; validation and test get at most `cap` nights of
+The training set keeps the imbalance of the scores. Validation and test get at most `cap` nights of
 each score, so that frequent scores weigh no more there than others.
 """
 
@@ -20,7 +20,7 @@ SCORE_COLUMNS = ("gh_s2", "gh_s1")
 def balanced_split(scores, cap=None, seed=666):
     """Assign each night to train, val or test so that val and test are balanced over the scores.
 
-    For each bucket of the score in turn its nights are shuffled in row order; then
+    For each bucket of the score in turn its nights are shuffled in row order. Then
     n = min(count // 3, cap) go to val, the next n to test and the rest to train.
 
     Args:

@@ -1,6 +1,6 @@
 """Network from a night's signals to a health score, with FDS on the features before its last layer.
 
-For each signal a residual CNN turns a frame of 30 seconds into a vector, a recurrent layer runs
+For each signal a residual CNN turns a frame of 30 seconds into a vector. A recurrent layer runs
 over the night's frames, and the mean over them is the signal's vector. The three are concatenated;
 an MLP makes the features, a linear layer the score.
 

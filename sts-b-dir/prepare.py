@@ -1,6 +1,6 @@
 """The split of STS-B-DIR, `train_new.tsv dev_new.tsv test_new.tsv`, from GLUE's STS-B.
 
-The similarities of GLUE's train and dev sets together are cut into 20 bins on [0, 5]; 50 pairs of
+The similarities of GLUE's train and dev sets together are cut into 20 bins on [0, 5]. 50 pairs of
 each bin go to validation, 50 to test and the rest to training, which keeps its imbalance:
 5,249 / 1,000 / 1,000 pairs.
 

@@ -1,8 +1,8 @@
 """The LSTM's recurrence with our own backward pass, for training on the CPU.
 
 Its numbers are those of `torch.nn.LSTM`, up to rounding. With torch's own, a training step on 128
-pairs takes 1.6 times as long at 64 and at 128 units each way, 1.4 times at 256 and 1.5 times at the
-paper's 1500 (two layers, one thread, PyTorch 2.15). Up to 256 units, this measures it again:
+pairs takes longer: 1.6 times at 64 and at 128 units each way, 1.4 times at 256 and 1.5 times at the
+paper's 1500. (Two layers, one thread, PyTorch 2.15.) Up to 256 units, this measures it again:
 
     OMP_NUM_THREADS=1 python benchmarks/sentences.py
 """
@@ -16,7 +16,7 @@ from torch import nn
 class PackedRecurrence(torch.autograd.Function):
     """One direction of one LSTM layer over packed sequences, for training on the CPU.
 
-    PyTorch's own backward pass makes a zero tensor of the whole batch for every time step; here
+    PyTorch's own backward pass makes a zero tensor of the whole batch for every time step. Here
     each step's gradient is written into its place, and the weights' gradient is one product.
     """
 

@@ -41,7 +41,7 @@ def load_run(folder):
     Returns:
         The dictionary of `results.json` with `folder` (Path), `epochs` (list of dictionaries, in
         order), `predictions`, `label_density` (DataFrame) and `fds_statistics` (dictionary of
-        arrays); the last three are None where the run has no such file.
+        arrays). The last three are None where the run has no such file.
 
     Raises:
         FileNotFoundError: without `results.json`.

@@ -20,7 +20,7 @@ from load import ROOT, load
 report = load("agedb-dir", "report")  # the same file in every folder
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 # A line per benchmark: folder, name and metric, the paper's figures (its tables 1 to 5) for all and
-# for few-shot labels, the methods below, and where our runs ran: a folder of results/, in words.
+# for few-shot labels, the methods below, and where our runs are: a folder of results/, in words.
 # Three methods: plain training, weights with LDS, and both LDS and FDS.
 BENCHMARKS = (
     ("agedb-dir", "AgeDB-DIR, MAE", "MAE", "7.77 7.67 7.55", "13.67 10.89 10.79", "SQINV",

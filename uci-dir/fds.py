@@ -1,8 +1,8 @@
 """Feature distribution smoothing (FDS), section 3.2 of "Delving into Deep Imbalanced Regression".
 
-The mean and variance of the last layer's features are tracked for each bucket of the label,
-smoothed over neighbouring buckets, and each training feature is moved from its bucket's own
-statistics to the smoothed ones. Nothing is done at inference. One epoch e of training runs
+The mean and variance of the last layer's features are tracked for each bucket of the label, and
+smoothed over neighbouring buckets. Each training feature is moved from its bucket's own statistics
+to the smoothed ones. Nothing is done at inference. One epoch e of training runs
 
     smoothed = fds.smooth(features, labels, e)       # in the forward pass of training
     fds.accumulate(features, labels, e)              # raw features, per batch of the training set
@@ -18,8 +18,8 @@ from torch import nn
 
 from lds import get_lds_kernel_window
 
-# Rows of one pass over whole arrays are taken in pieces of this many numbers (2 MiB of float32),
-# so that the temporaries stay in the cache and do not grow with the number of samples.
+# A pass over whole arrays takes pieces of this many numbers (2 MiB of float32): the temporaries
+# stay in the processor's cache and do not grow with the number of samples.
 CHUNK_NUMEL = 2**19
 CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow bucket its digits
 MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
