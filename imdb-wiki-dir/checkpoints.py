@@ -50,6 +50,10 @@ def restore(run, path, model, optimizer):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
+    if checkpoint["epoch"] > run.args.epoch:
+        raise ValueError(
+            f"{path} has {checkpoint['epoch']} epochs already: --epoch {run.args.epoch} is too few"
+        )
     untouched = load_state(model, weights_of(checkpoint, path), path)
     if "FDS.epoch" in untouched:
         run_folder.start_statistics(model.FDS, int(checkpoint["epoch"]), path)

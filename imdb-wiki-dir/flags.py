@@ -1,10 +1,10 @@
 """Command-line flags that the benchmark folders share, each declared in one place.
 
-Every flag has a role, from which follow the run folder's name, the warning on resume, the grouping
-of seeds in tables and what is published:
+Every flag has a role. The run folder's name, the warning on resume, the grouping of seeds in tables
+and what is published follow from it:
 
 - NETWORK: makes the network; an evaluation takes it from the checkpoint.
-- TRAINING: changes what is trained in another way.
+- TRAINING: changes what is trained, with the same network.
 - PLACE: says where and how a run runs, not what it trains.
 """
 
@@ -104,7 +104,7 @@ def add_fds(parser, bucket_num=100, bucket_start=0, ks=5, sigma=2, variant="offi
     add("--fds_sigma", type=float, default=sigma, help="width of the window, buckets")
     add("--start_update", type=int, default=0, help="first epoch in the statistics")
     add("--start_smooth", type=int, default=1, help="first epoch with calibrated features")
-    add("--bucket_num", type=int, default=bucket_num, help="number after the last bucket", appended=True)
+    add("--bucket_num", type=int, default=bucket_num, help="last bucket + 1", appended=True)
     add("--bucket_start", type=int, default=bucket_start, help="first bucket", appended=True)
     add("--fds_mmt", type=float, default=0.9, help="momentum of the statistics")
     add("--fds_variant", default=variant, choices=variants, help="the paper's or the released rule")
@@ -129,6 +129,8 @@ def add_output(parser, store_name=""):
     add("--print_freq", type=int, default=10, help="steps between two looks at the loss")
     resume_help = "resume the run in the run folder, or from the given checkpoint"
     add("--resume", nargs="?", const="auto", default="", help=resume_help)
+    changed_help = "resume although rows, labels or splits of the data have changed"
+    add("--data_changed", action="store_true", help=changed_help)
     add("--overwrite", action="store_true", help="replace the run in the run folder")
     add("--evaluate", action="store_true", help="only evaluate --eval_model, --resume or the best")
     add("--eval_model", default="", help="checkpoint to evaluate")

@@ -1,17 +1,20 @@
-"""A run and its folder: finding, opening and resuming it, and its epochs."""
+"""A run and its folder: finding, opening and resuming it."""
 
-import json
+import hashlib
 import logging
+import os
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
 
 import utils
 from flags import PLACE, Parser
-from utils import to_json, write_atomically
+from utils import write_atomically
 
 # What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
 OUTPUTS = (
@@ -19,6 +22,7 @@ OUTPUTS = (
     "events *.log *.pth.tar *.th .*.tmp"
 ).split()
 # What shows that a run got as far as the end of an epoch: it is not replaced unasked.
+HOLDER = ".holder"  # who holds the folder's lock
 RESULTS = ("results.json", "epochs.jsonl", "*.pth.tar", "*.th")
 
 
@@ -31,11 +35,18 @@ class Run:
     accelerator: object  # accelerate's: device, precision, processes
     folder: Path
     facts: dict  # commit, command and versions at its start
+    data: str = ""  # digest of the rows it trains and is judged on
+    lock: FileLock | None = None  # of the folder, in the process that writes files
 
     @property
     def is_main(self):
         """Whether this is the process that writes files."""
         return self.accelerator.is_main_process
+
+    def note_data(self, table):
+        """Note a DataFrame's rows, so that a resumed run notices if they are others."""
+        rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
+        self.data = hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def start(args, parser, name):
@@ -127,17 +138,45 @@ def find_checkpoint(run, last):
 
 
 def open_run_folder(run, log="training.log"):
-    """Make the run folder, remove an earlier run's output with --overwrite, and start the log."""
+    """Make the run folder, remove an earlier run's output with --overwrite, and start the log.
+
+    Raises:
+        ValueError: if another process is at work in the folder.
+    """
     folder = run.folder
     run.accelerator.wait_for_everyone()  # every process has looked before one changes anything
     if run.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(run)
         patterns = OUTPUTS if run.args.overwrite else [".*.tmp"]
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
     run.accelerator.wait_for_everyone()
     utils.setup_logging(folder, log, main_process=run.is_main)
     logging.info("Run folder %s, device %s", folder, run.accelerator.device)
+
+
+def hold(run):
+    """Keep other processes out of a run's folder; the lock dies with the process."""
+    # Within one process, a notebook's say, a run that failed does not lock its successor out.
+    run.lock = FileLock(run.folder / ".lock", is_singleton=True)
+    holder = run.folder / HOLDER
+    try:
+        run.lock.acquire(timeout=0)
+    except Timeout:
+        said = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise ValueError(
+            f"{said} is at work in {run.folder}: wait for it, or give --store_name NAME"
+        ) from None
+    write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def close(run):
+    """End the run's trackers, and let others into its folder."""
+    run.accelerator.end_training()
+    if run.is_main:
+        (run.folder / HOLDER).unlink(missing_ok=True)
+        run.lock.release(force=True)
 
 
 def start_statistics(module, epoch, path):
@@ -155,7 +194,7 @@ def start_statistics(module, epoch, path):
 
 def training_state(run, optimizer):
     """Return what a checkpoint holds apart from weights and progress."""
-    state = {"optimizer": optimizer.state_dict(), "config": vars(run.args)}
+    state = {"optimizer": optimizer.state_dict(), "config": vars(run.args), "data": run.data}
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
     return state
@@ -170,8 +209,13 @@ def restore_training(run, path, checkpoint, optimizer):
         optimizer: of the run.
 
     Raises:
-        ValueError: if it is another optimizer's, or one of other parameters.
+        ValueError: if it is another optimizer's, or one of other parameters, or of other data.
     """
+    if checkpoint.get("data", run.data) != run.data and not run.args.data_changed:
+        raise ValueError(
+            f"{path} was trained on other rows, labels or splits than there are now: restore them, "
+            "or give --data_changed to continue with these"
+        )
     place = run.parser.flags_of(PLACE)
     for flag, before in checkpoint.get("config", {}).items():
         now = getattr(run.args, flag, before)
@@ -209,83 +253,3 @@ def keep_best(run, path, name):
     if run.is_main:
         write_atomically(best, (near if near.is_file() else Path(path)).read_bytes())
     return near.is_file()
-
-
-# ---- epochs --------------------------------------------------------------------------------
-
-
-def start_epochs(run, first, held):
-    """Open the event files, and cut `epochs.jsonl` back to what the checkpoint holds.
-
-    Args:
-        run: `Run`.
-        first: next step among the events; those from there on are written again.
-        held: lines of epochs below this number stay.
-    """
-    args, file = run.args, run.folder / "epochs.jsonl"
-    if args.track != "none":
-        config = {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str, bool))}
-        options = {"tensorboard": {"purge_step": first}} if args.track == "tensorboard" else {}
-        run.accelerator.init_trackers("events", config=config, init_kwargs=options)
-    if run.is_main and file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if epoch_of(line) < held]
-        write_atomically(file, "".join(kept).encode())
-
-
-def epoch_of(line):
-    """Return the epoch of a line of `epochs.jsonl`, infinity if it was cut off or is damaged."""
-    try:
-        return json.loads(line)["epoch"] if line.endswith("\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def check_epoch(model, row, metric):
-    """Refuse an epoch that must not be saved: it would take the place of a good checkpoint.
-
-    Args:
-        model: the network after the epoch.
-        row: the epoch's, as for `write_epoch`.
-        metric: the one that must be finite.
-
-    Raises:
-        FloatingPointError: for weights, or a validation error, that are not finite.
-    """
-    where, stays = f"after epoch {row['epoch']:g}", "the last good checkpoint stays"
-    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise FloatingPointError(
-            f"weights are not finite {where} ({', '.join(broken[:3])}), so the loss has exploded: "
-            f"{stays}; try a smaller --lr, or --precision fp32"
-        )
-    value = row["val"]["overall"][metric]
-    if not np.isfinite(value):
-        raise FloatingPointError(
-            f"the validation {metric} is {value} {where}, though all weights are finite: {stays}; "
-            "look for NaN and infinities in the validation data"
-        )
-
-
-def write_epoch(run, model, row, main_metrics):
-    """Add a line to `epochs.jsonl`, to the events and to the log, if the epoch is sound.
-
-    Args:
-        run, model: of the run.
-        row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds; `step`
-            places it among the events where the epoch is no whole number.
-        main_metrics: names of the metrics that the log shows.
-
-    Raises:
-        FloatingPointError: as `check_epoch`.
-    """
-    check_epoch(model, row, main_metrics[0])
-    if run.is_main:
-        with open(run.folder / "epochs.jsonl", "a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
-    events = {"train/loss": row["train_loss"], "train/lr": row["lr"]}
-    for shot, metrics in row["val"].items():
-        events |= {f"val/{shot}/{m}": v for m, v in metrics.items() if np.isfinite(v)}
-    run.accelerator.log(events, step=row.get("step", row["epoch"]))
-    shown = ", ".join(f"{name} {row['val']['overall'][name]:.3f}" for name in main_metrics)
-    logging.info("Epoch %g: train loss %.4f, validation %s", row["epoch"], row["train_loss"], shown)

@@ -72,14 +72,19 @@ def restore(run, path, model, optimizer):
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
     epoch = int(checkpoint["epoch"]) + 1
+    if checkpoint["epoch"] >= run.args.epochs:
+        raise ValueError(
+            f"{path} has {checkpoint['epoch'] + 1} epochs already: --epochs {run.args.epochs} is "
+            "too few"
+        )
     untouched = load_weights(model, weights_of(checkpoint, path), path)
     if FDS + "epoch" in untouched:
         run_folder.start_statistics(model.FDS, epoch, path)
     run_folder.restore_training(run, path, checkpoint, optimizer)
     if "optimizer" not in checkpoint:
         logging.warning("%s holds no optimizer: a fresh one starts from its weights", path)
-    # The official error is the test set's, and of an epoch whose weights are not in the file; with
-    # another --select or --seed it is of other pictures than the ones that choose now.
+    # The official error is the test set's, and of an epoch whose weights are not in the file. With
+    # another --select or --seed it is of other pictures than those that choose the epoch now.
     config = checkpoint.get("config", {})
     same = all(config.get(flag) == getattr(run.args, flag) for flag in ("select", "seed"))
     known = checkpoint.get("format") == FORMAT and same

@@ -2,14 +2,14 @@
 
 Source: "Delving into Deep Imbalanced Regression" (ICML 2021), section 4.
 
-A run of two minutes on generated rooms, on a CPU (RMSE 1.7 m, 3.4 of predicting the mean):
-    python demo_data.py --out data
+A run of 2 to 8 minutes on one core, on rendered rooms (test RMSE 1.8 m, predicting the mean 3.4):
+    python demo_data.py
     python train.py --model mini --downscale 4 --batch_size 6 --lr 1e-3 --epochs 12 --lr_step 9
-The headline run (paper: RMSE 1.338, few-shot 1.880; for GPUs):
-    python train.py --reweight inverse --lds --lds_kernel gaussian --lds_ks 5 --lds_sigma 2 \
-        --fds --fds_kernel gaussian --fds_ks 5 --fds_sigma 2
-Evaluation of a checkpoint, ours or an official one (minutes):
-    python train.py --evaluate --eval_model checkpoint_best.pth.tar
+The headline run (paper: RMSE 1.338, few-shot 1.880; not run here):
+    python train.py --reweight inverse --lds --fds
+Evaluation of a checkpoint, ours or an official one; here the first run's (half a minute):
+    python train.py --evaluate --eval_model \
+        checkpoint/nyud2_lr_0.001_bs_6_model_mini_downscale_4_lr_step_9/checkpoint_best.pth.tar
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
@@ -172,6 +172,7 @@ def build_data(run):
     held_out = np.zeros(len(images), dtype=bool)
     if args.select == "heldout":
         held_out = hold_out(images, args.seed)
+    run.note_data(table.assign(held_out=held_out))
     train = np.flatnonzero(~held_out)
     counts = TRAIN_COUNTS
     if args.counts == "data" or (args.counts == "auto" and len(images) != TRAIN_PAIRS):
@@ -290,7 +291,7 @@ def update_fds_statistics(run, model, loader, epoch):
 
 @torch.no_grad()
 def evaluate(run, model, data, split, sample=None):
-    """Predict a split and sum its errors per bucket; nothing is kept of a pixel.
+    """Predict a split and sum its errors per bucket; no pixel is kept.
 
     Args:
         run, model, data, split: of the run; 'val' or 'test'.
@@ -342,7 +343,7 @@ def train(run, net, model, optimizer, data, progress):
             progress |= {"error": metric["rmse"], "best_epoch": epoch}
         wall_seconds = time.perf_counter() - started
         progress |= {"epoch": epoch + 1, "metric": metric, "wall_seconds": wall_seconds}
-        run_folder.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 
@@ -383,7 +384,7 @@ def finish(run, model, data, progress):
         draw_depths(run, model, data, errors[-1])
         table = results.metrics_table(metrics["test"])
         logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
-    run.accelerator.end_training()
+    run_folder.close(run)
     return metrics["test"]
 
 
@@ -436,7 +437,7 @@ def main(argv=None):
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     progress["epoch"] = args.start_epoch or progress["epoch"]
-    run_folder.start_epochs(run, progress["epoch"], progress["epoch"])
+    results.start_epochs(run, progress["epoch"], progress["epoch"])
     train(run, net, model, optimizer, data, progress)
     return finish(run, model, data, progress)
 

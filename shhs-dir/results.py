@@ -1,6 +1,7 @@
-"""What a finished run leaves in its folder: metrics, label density, statistics of FDS."""
+"""What a run writes: its epochs and, at its end, metrics, label density, statistics of FDS."""
 
 import json
+import logging
 import time
 
 import numpy as np
@@ -8,6 +9,88 @@ import pandas as pd
 
 from flags import PLACE, RESAMPLING, method_name
 from utils import to_json, write_atomically
+
+# ---- epochs --------------------------------------------------------------------------------
+
+
+def start_epochs(run, first, held):
+    """Open the event files, and cut `epochs.jsonl` back to what the checkpoint holds.
+
+    Args:
+        run: `Run`.
+        first: next step among the events; those from there on are written again.
+        held: lines of epochs below this number stay.
+    """
+    args, file = run.args, run.folder / "epochs.jsonl"
+    if args.track != "none":
+        config = {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str, bool))}
+        options = {"tensorboard": {"purge_step": first}} if args.track == "tensorboard" else {}
+        run.accelerator.init_trackers("events", config=config, init_kwargs=options)
+    if run.is_main and file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if epoch_of(line) < held]
+        write_atomically(file, "".join(kept).encode())
+
+
+def epoch_of(line):
+    """Return the epoch of a line of `epochs.jsonl`, infinity if it was cut off or is damaged."""
+    try:
+        return json.loads(line)["epoch"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def check_epoch(model, row, metric):
+    """Refuse an epoch that must not be saved: it would take the place of a good checkpoint.
+
+    Args:
+        model: the network after the epoch.
+        row: the epoch's, as for `write_epoch`.
+        metric: the one that must be finite.
+
+    Raises:
+        FloatingPointError: for weights, or a validation error, that are not finite.
+    """
+    where, stays = f"after epoch {row['epoch']:g}", "the last good checkpoint stays"
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"weights are not finite {where} ({', '.join(broken[:3])}), so the loss has exploded: "
+            f"{stays}; try a smaller --lr, or --precision fp32"
+        )
+    value = row["val"]["overall"][metric]
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            f"the validation {metric} is {value} {where}, though all weights are finite: {stays}; "
+            "look for NaN and infinities in the validation data"
+        )
+
+
+def write_epoch(run, model, row, main_metrics):
+    """Add a line to `epochs.jsonl`, to the events and to the log, if the epoch is sound.
+
+    Args:
+        run, model: of the run.
+        row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds; `step`
+            places it among the events where the epoch is no whole number.
+        main_metrics: names of the metrics that the log shows.
+
+    Raises:
+        FloatingPointError: as `check_epoch`.
+    """
+    check_epoch(model, row, main_metrics[0])
+    if run.is_main:
+        with open(run.folder / "epochs.jsonl", "a", encoding="utf-8") as file:
+            file.write(to_json(row) + "\n")
+    events = {"train/loss": row["train_loss"], "train/lr": row["lr"]}
+    for shot, metrics in row["val"].items():
+        events |= {f"val/{shot}/{m}": v for m, v in metrics.items() if np.isfinite(v)}
+    run.accelerator.log(events, step=row.get("step", row["epoch"]))
+    shown = ", ".join(f"{name} {row['val']['overall'][name]:.3f}" for name in main_metrics)
+    logging.info("Epoch %g: train loss %.4f, validation %s", row["epoch"], row["train_loss"], shown)
+
+
+# ---- results -------------------------------------------------------------------------------
 
 
 def metrics_table(metrics):
@@ -36,6 +119,7 @@ def write_results(run, metrics, **facts):
         "processes": run.accelerator.num_processes,
         "metrics": metrics,
         "config": vars(run.args),
+        "data": run.data,
         "place_flags": without_effect,  # those of config that change no result
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

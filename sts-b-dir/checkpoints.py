@@ -24,7 +24,7 @@ PROGRESS = ("step", "history", "best_loss", "best_step", "wall_seconds")
 
 
 def write_pair(folder, weights, training, is_best):
-    """Write the pair, and before it the best weights if these are.
+    """Write the pair, and first the best weights, if these are the best.
 
     Args:
         folder: the run folder.
@@ -137,6 +137,11 @@ def restore(run, path, model, optimizer):
         FileNotFoundError, ValueError: as `read_pair`, and if it is another model's or optimizer's.
     """
     weights, training = read_pair(path)
+    done = len(training["history"])
+    if done > run.args.max_vals:
+        raise ValueError(
+            f"{path} has {done} validations already: --max_vals {run.args.max_vals} is too few"
+        )
     untouched = load_state(model, weights, path)
     progress = {key: training[key] for key in PROGRESS}
     if "FDS.epoch" in untouched:
@@ -154,7 +159,7 @@ def restore(run, path, model, optimizer):
 
 
 def restore_moments(run, path, moments, module):
-    """Give FDS back what the running epoch had gathered, from `gather_moments`."""
+    """Give FDS back what `gather_moments` saved of the running epoch."""
     processes = run.accelerator.num_processes
     if len(moments) != processes:
         raise ValueError(

@@ -305,6 +305,49 @@ def test_an_existing_run_is_kept(contract, data, finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_does_not_mix_with_other_data_or_fewer_epochs(contract, data, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / finished.name)
+    kept = {
+        p.name: p.read_bytes() for p in finished.iterdir() if p.is_file() and p.suffix != ".log"
+    }
+    more = (*contract.lds_fds.split(), "--resume")
+    with pytest.raises(ValueError, match="already"):
+        here(contract, data, tmp_path, *contract.lines(2), *more)
+    note = contract.train.run_folder.Run.note_data
+
+    def other_rows(run, table):
+        note(run, table.iloc[::-1].reset_index(drop=True))
+
+    with mock.patch.object(contract.train.run_folder.Run, "note_data", other_rows):
+        with pytest.raises(ValueError, match=r"other rows, labels or splits.*--data_changed"):
+            here(contract, data, tmp_path, *contract.lines(4), *more)
+        for name, content in kept.items():
+            assert (tmp_path / finished.name / name).read_bytes() == content, name
+        here(contract, data, tmp_path, *contract.lines(4), *more, "--data_changed")
+    assert len(rows_of(tmp_path / finished.name)) == 4
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_share_a_folder(contract, data, tmp_path):
+    """The second is refused while the first lives; a killed one leaves the folder free."""
+    argv = contract.argv(data, tmp_path, *contract.lines(500))
+    process = start(contract.train.main, argv)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/.holder")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for more in (["--resume"], ["--overwrite"]):
+        with pytest.raises(ValueError, match=rf"process {process.pid} on .* is at work"):
+            here(contract, data, tmp_path, *contract.lines(500), *more)
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    here(contract, data, tmp_path, *contract.lines(1), "--overwrite")
+    folder = only_run(tmp_path)
+    assert len(rows_of(folder)) == 1
+    assert not (folder / ".holder").exists()
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_named(contract, data, finished, tmp_path):
     best = finished / contract.best
     with pytest.raises(ValueError, match="another model's weights"):
@@ -420,8 +463,8 @@ def test_an_epoch_that_is_not_finite_is_not_saved(contract, data, finished, tmp_
     """The last step may explode, or the validation data hold NaN: what was good stays."""
     train, folder = contract.train, tmp_path / finished.name
     shutil.copytree(finished, folder)
-    before = {path.name: path.read_bytes() for path in folder.glob("*") if path.suffix != ".log"
-              and path.is_file()}  # fmt: skip
+    files = [p for p in folder.glob("[!.]*") if p.is_file() and p.suffix != ".log"]
+    before = {path.name: path.read_bytes() for path in files}
     evaluate, fit = train.evaluate, train.train_one_epoch
 
     def broken_evaluate(run, model, *more):

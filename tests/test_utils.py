@@ -242,7 +242,7 @@ def test_a_folder_is_found_whatever_the_order_of_its_flags(tmp_path):
 def test_epochs_are_cut_back_to_the_checkpoint(tmp_path):
     rows = "".join(json.dumps({"epoch": e}) + "\n" for e in (0, 1, 2))
     (tmp_path / "epochs.jsonl").write_text(rows + '{"epoch": 3, "tra')
-    run_folder.start_epochs(fake_run(tmp_path), 2, 2)
+    load("agedb-dir", "results").start_epochs(fake_run(tmp_path), 2, 2)
     lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 

@@ -77,8 +77,7 @@ def make_parser():
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
     add = parser.section("model", flags.NETWORK)
-    model_help = "perceptron or trees"
-    add("--model", default="mlp", choices=("mlp", trees.NAME), appended=False, help=model_help)
+    add("--model", default="mlp", choices=("mlp", trees.NAME), appended=False, help="kind of model")
     add("--hidden", type=int, nargs="+", default=[*HIDDEN], help="widths of the hidden layers")
     scale_help = "what the model predicts: the label, standardised, or its logarithm"
     add("--target_scale", default="standard", choices=datasets.TARGET_SCALES, help=scale_help)
@@ -151,6 +150,7 @@ def build_data(run, preparation=None):
     """
     args = run.args
     table, own = read_prepared(args.data_dir, args.dataset)
+    run.note_data(table)
     preparation = preparation or own
     bins = Bins(*preparation["bins"])
     args.preparation, args.bucket_num = preparation, min(args.bucket_num, bins.number)
@@ -318,7 +318,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": val_loss, "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
-        run_folder.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 
@@ -359,7 +359,7 @@ def finish(run, model, data, progress):
             report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
         logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
-    run.accelerator.end_training()
+    run_folder.close(run)
     return metrics["test"]
 
 
@@ -428,7 +428,7 @@ def train_and_finish(args):
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
-    run_folder.start_epochs(run, progress["epoch"], progress["epoch"])
+    results.start_epochs(run, progress["epoch"], progress["epoch"])
     train(run, net, model, optimizer, data, progress)
     return finish(run, model, data, progress)
 
