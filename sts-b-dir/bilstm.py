@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from recurrence import run_packed
+from synthetic_pairs import mix
 
 
 class Highway(nn.Module):
@@ -77,12 +78,13 @@ class LSTMEncoder(nn.Module):
         """The embedding, [vocab_size, d_word]."""
         return self._text_field_embedder.token_embedder_words
 
-    def forward(self, ids, lengths):
+    def forward(self, ids, lengths, shift=None):
         """Encode sentences.
 
         Args:
             ids: long [N, T], 0 behind a sentence's end.
             lengths: N numbers of tokens, each at least 1: a list, or a tensor on the CPU.
+            shift: what is added to the vectors of each sentence's words [N, d_word], or None.
 
         Returns:
             Tensor [N, 2·d_hid].
@@ -90,7 +92,12 @@ class LSTMEncoder(nn.Module):
         # Packed, a batch holds only its words: nothing is computed behind a sentence's end.
         lengths = torch.as_tensor(lengths, device="cpu")
         words = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
-        embedded = self.dropout(self._highway_layer._module(self.words(words.data)))
+        vectors = self.words(words.data)
+        if shift is not None:
+            owners = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
+            owners = pack_padded_sequence(owners, lengths, batch_first=True, enforce_sorted=False)
+            vectors = vectors + shift[owners.data]
+        embedded = self.dropout(self._highway_layer._module(vectors))
         encoded = run_packed(self._phrase_layer._module, words._replace(data=embedded))
         encoded = encoded._replace(data=self.dropout(encoded.data))
         x, _ = pad_packed_sequence(encoded, batch_first=True, padding_value=float("-inf"))
@@ -112,11 +119,15 @@ class TextEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.sentence_dim = encoder.config.hidden_size
 
-    def forward(self, ids, lengths):
+    def forward(self, ids, lengths, shift=None):
         """Encode sentences; arguments and result as for `LSTMEncoder.forward`."""
         lengths = torch.as_tensor(lengths).to(ids.device, non_blocking=True)
         held = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
-        x = self.encoder(input_ids=ids, attention_mask=held.long()).last_hidden_state
+        words = {"input_ids": ids}
+        if shift is not None:
+            vectors = self.encoder.get_input_embeddings()(ids)
+            words = {"inputs_embeds": vectors + shift.unsqueeze(1)}
+        x = self.encoder(**words, attention_mask=held.long()).last_hidden_state
         x, held = self.dropout(x), held.unsqueeze(2)
         if self.pooling == "max":
             return x.masked_fill(~held, float("-inf")).amax(dim=1)
@@ -147,21 +158,27 @@ class SimilarityRegressor(nn.Module):
         """The last layer; the released checkpoints' name for it is no Python name."""
         return getattr(self, "sts-b_pred_layer")
 
-    def pair_features(self, ids, lengths):
+    def pair_features(self, ids, lengths, blend=None):
         """Return [u; v; |u − v|; u ∗ v], [N, 4·sentence_dim], of the pairs.
 
         Args:
             ids: long [2·N, T], all first sentences and then all second ones.
             lengths: 2·N numbers of tokens, as a list.
+            blend: `synthetic_pairs.Blend`, if some of the pairs are synthetic. Then N counts their
+                neighbours too, and there are features of the others alone.
         """
-        u, v = self.pair_encoder(ids, lengths).chunk(2)  # all sentences go through in one call
+        shift = () if blend is None else (blend.shift,)
+        # All sentences go through in one call.
+        u, v = self.pair_encoder(ids, lengths, *shift).chunk(2)
+        if blend is not None:
+            u, v = mix(u, blend), mix(v, blend)
         return torch.cat([u, v, (u - v).abs(), u * v], dim=1)
 
-    def forward(self, ids, lengths, labels=None, epoch=None):
+    def forward(self, ids, lengths, labels=None, epoch=None, blend=None):
         """Predict similarities / 5; in training with FDS, from calibrated features.
 
         Args:
-            ids, lengths: as for `pair_features`.
+            ids, lengths, blend: as for `pair_features`.
             labels: [N, 1] in 0 ... 5, needed for FDS in training.
             epoch: number of the running epoch, needed for FDS in training.
 
@@ -169,7 +186,7 @@ class SimilarityRegressor(nn.Module):
             Predictions [N, 1] on [0, 1], and the raw features [N, D], of which FDS takes its
             statistics.
         """
-        features = self.pair_features(ids, lengths)
+        features = self.pair_features(ids, lengths, blend)
         calibrated = features
         if self.training and self.FDS is not None:
             calibrated = self.FDS.smooth(features, labels, epoch)

@@ -173,6 +173,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # float32 [n, 1], 0 ... 5
     weights: torch.Tensor  # float32 [n, 1]
     share: float  # as in `batches.Part`
+    blend: tuple | None = None  # `synthetic_pairs.Blend`, where there are synthetic pairs
 
 
 class Loader(Batches):
@@ -219,10 +220,15 @@ class Loader(Batches):
         """Yield this process's part of the split in order, as `Batch`."""
         yield from self._batches(self.parts_in_order())
 
+    def held(self, rows):
+        """Return the numbers of the pairs whose sentences a batch of these pairs holds."""
+        return rows
+
     def read(self, rows):
         """Return ids, labels and weights of some of the pairs, as in `Batch`."""
-        ids = self.ids[rows, :, : self.lengths[rows].max()]
-        ids = torch.from_numpy(ids.swapaxes(0, 1).reshape(2 * len(rows), -1))
+        held = self.held(rows)
+        ids = self.ids[held, :, : self.lengths[held].max()]
+        ids = torch.from_numpy(ids.swapaxes(0, 1).reshape(2 * len(held), -1))
         labels, weights = (
             torch.from_numpy(values[rows]).unsqueeze(1) for values in (self.labels, self.weights)
         )
@@ -230,6 +236,6 @@ class Loader(Batches):
 
     def _batches(self, parts):
         """Read parts ahead and yield each as `Batch`."""
-        for part, (ids, labels, weights) in self.read_ahead(parts, self.read):
-            lengths = self.lengths[part.rows].T.flatten().tolist()
-            yield Batch(ids, lengths, labels, weights, part.share)
+        for part, (ids, labels, weights, *blend) in self.read_ahead(parts, self.read):
+            lengths = self.lengths[self.held(part.rows)].T.flatten().tolist()
+            yield Batch(ids, lengths, labels, weights, part.share, *blend)

@@ -147,6 +147,13 @@ def word_vectors(args, corpus):
     return vectors
 
 
+def vectors_of(args, corpus):
+    """Return the vectors of all ids from which training starts, float32 [V, d_word]."""
+    if args.encoder:
+        return load_encoder(args.encoder, True).get_input_embeddings().weight.detach().numpy()
+    return word_vectors(args, corpus)
+
+
 def check_rows(state_dict, words, path):
     """Raise ValueError if a checkpoint's embedding has another number of rows than words."""
     weight = state_dict.get(WORDS, state_dict.get(f"module.{WORDS}"))

@@ -353,7 +353,7 @@ def test_trees_learn_from_synthetic_rows(tables, tmp_path):
 # ---- flags ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", ["agedb-dir", "imdb-wiki-dir", "uci-dir"])
+@pytest.mark.parametrize("folder", ["agedb-dir", "imdb-wiki-dir", "sts-b-dir", "uci-dir"])
 def test_flags(folder, capsys):
     own = load(folder, "train")
     plain = "".join(own.run_name(own.parse_args([])))
@@ -472,3 +472,138 @@ def test_faces_train_and_resume_with_synthetic_ones(faces, tmp_path):
         assert torch.equal(states[1][name], value), name
     rows = pd.read_csv(folder / "label_density.csv")["count"].sum()
     assert states[0]["FDS.num_samples_tracked"].sum() == 4 * rows > 4 * 49
+
+
+# ---- sentence pairs ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return contract.make_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+PAIRS = next(c for c in contract.CONTRACTS if c.folder == "sts-b-dir")
+RARE = ("--relevance_threshold", "1")  # few-shot alone: the small set holds all shots
+
+
+def pair_data(pairs, store, *more):
+    own = PAIRS.train
+    args = own.parse_args(PAIRS.argv(pairs, store, *more))
+    run = own.run_folder.start(args, own.make_parser(), own.run_name(args))
+    return own, run, own.build_data(run)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_synthetic_pairs_mix_the_encodings(pairs, tmp_path, method):
+    own, run, plain = pair_data(pairs, tmp_path)
+    more = ("--resample", method, *RARE, "--perturbation", "0.2", "--oversample", "3")
+    _, _, data = pair_data(pairs, tmp_path, *more)
+    real, loader = plain.loaders["train"], data.loaders["train"]
+    N, M = real.N, loader.N - real.N
+    partners, ways, shift = loader.pairs
+    assert (partners[:N] == -1).all()
+    assert (partners[N:] >= 0).all()
+    assert M > 10
+    shots = load("sts-b-dir", "metrics").shot_of(loader.labels)
+    bins = load("sts-b-dir", "datasets").label_to_bucket(loader.labels)
+    # A bin without a pair parts no region, whatever its shot.
+    assert all(shot == "few" or b not in bins[:N] for shot, b in zip(shots[N:], bins[N:]))
+    model = own.build_model(run.args, data.corpus, fresh=True).eval()
+    vectors = model.pair_encoder.words.weight.detach().numpy()
+
+    def sentences(row):
+        ids = loader.ids[row]
+        return [ids[column, : loader.lengths[row, column]].tolist() for column in (0, 1)]
+
+    def encode(row, shifts):
+        """Both sentences alone, their word vectors replaced by shifted ones."""
+        found = []
+        for sentence, moved in zip(sentences(row), shifts):
+            stand_in = torch.arange(len(sentence)).unsqueeze(0)
+            kept = model.pair_encoder.words.weight.data
+            model.pair_encoder.words.weight.data = torch.tensor(vectors[sentence] + moved)
+            found.append(model.pair_encoder(stand_in, [len(sentence)])[0])
+            model.pair_encoder.words.weight.data = kept
+        return found
+
+    noisy, seen = 0, 0
+    with torch.no_grad():
+        for batch, rows in zip(loader.train(0), loader.order(0)):
+            _, features = model(batch.ids, batch.lengths, blend=batch.blend)
+            assert len(features) == len(batch.labels) == len(rows)
+            np.testing.assert_array_equal(batch.labels.ravel(), loader.labels[rows])
+            for row, feature in zip(rows, features):
+                seen += 1
+                noisy += np.abs(shift[row]).max() > 0
+                u, v = encode(row, shift[row])
+                if partners[row] >= 0:
+                    way = float(ways[row, 0])
+                    others = encode(partners[row], np.zeros_like(shift[row]))
+                    u, v = (own + way * (near - own) for own, near in zip((u, v), others))
+                expected = torch.cat([u, v, (u - v).abs(), u * v])
+                torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
+    assert seen == N + M
+    assert (noisy > 0) == (method == "smogn")
+    # Neighbours are near by the mean word vectors, within a run of rare labels.
+    home = [next(r for r in range(N) if sentences(r) == sentences(row)) for row in range(N, N + M)]
+    points = [[vectors[sentence].mean(axis=0) for sentence in sentences(row)] for row in range(N)]
+    points, y = np.array(points).reshape(N, -1), real.labels
+    frequent = y[shots[:N] != "few"]
+    for row, seed in zip(range(N, N + M), home):
+        region = [
+            r
+            for r in np.flatnonzero(shots[:N] == "few")
+            if r != seed
+            and not ((frequent > min(y[r], y[seed])) & (frequent < max(y[r], y[seed]))).any()
+        ]
+        region.sort(key=lambda r: np.linalg.norm(points[r] - points[seed]))
+        assert partners[row] in region[:5]
+        if not shift[row].any():
+            low, high = sorted(y[[seed, partners[row]]])
+            assert low - 1e-6 <= loader.labels[row] <= high + 1e-6
+    for split in ("val", "test"):
+        ours, theirs = data.loaders[split], plain.loaders[split]
+        np.testing.assert_array_equal(ours.ids, theirs.ids)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+    assert data.counts.sum() == N + M
+
+
+def test_a_hugging_face_encoder_takes_shifted_vectors():
+    transformers = pytest.importorskip("transformers")
+    bilstm = load("sts-b-dir", "bilstm")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    encoder = bilstm.TextEncoder(transformers.BertModel(config)).eval()
+    ids, lengths = torch.tensor([[1, 2, 3], [4, 5, 0]]), [3, 2]
+    shift = torch.randn(2, 8)
+    with torch.no_grad():
+        plain, moved = encoder(ids, lengths), encoder(ids, lengths, shift)
+        still = encoder(ids, lengths, torch.zeros(2, 8))
+        torch.testing.assert_close(still, plain)
+        words = encoder.encoder.embeddings.word_embeddings.weight
+        words[4] += shift[1]
+        words[5] += shift[1]
+        torch.testing.assert_close(encoder(ids, lengths)[1], moved[1])
+
+
+@pytest.mark.slow
+def test_pairs_resume_and_two_processes_equal_one(pairs, tmp_path):
+    more = ("--resample", "smogn", *RARE, *PAIRS.lds_fds.split(), "--dropout", "0")
+    states = {}
+    for store, lengths in (("whole", (4,)), ("parts", (2, 4)), ("two", (4,))):
+        for number, n in enumerate(lengths):
+            resume = ("--resume",) if number else ()
+            argv = PAIRS.argv(pairs, tmp_path / store, *more, *PAIRS.lines(n), *resume)
+            if store == "two":
+                launcher = uci.TORCHRUN
+                uci.run(*argv, launcher=launcher, cwd=uci.ROOT / "sts-b-dir")
+            else:
+                PAIRS.train.main(argv)
+        folder = uci.only_run(tmp_path / store)
+        states[store] = uci.load_state(folder / "model_state.th")
+    for name, value in states["whole"].items():
+        torch.testing.assert_close(states["parts"][name], value, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(states["two"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert json.loads((folder / "results.json").read_text())["method"] == "SMOGN+LDS+FDS"

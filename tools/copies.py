@@ -27,7 +27,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("synthetic_faces.py",), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
-    (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "uci-dir")),
+    (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "uci-dir")),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
