@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import checkpoints
-import run_folder
+import results
 from metrics import MAIN_METRICS, shot_metrics
 from utils import save_checkpoint
 
@@ -89,7 +89,7 @@ def fit(run, model, data):
         early_stopping=False, random_state=args.seed,
     )  # fmt: skip
     fitted.fit(inputs, targets, sample_weight=weights)
-    run_folder.start_epochs(run, 0, 0)
+    results.start_epochs(run, 0, 0)
     progress = {"epoch": args.epoch, "best_loss": float("inf"), "best_epoch": None}
     metric = "mse" if args.loss == "mse" else "mae"
     loader = data.loaders["val"]
@@ -100,7 +100,7 @@ def fit(run, model, data):
         row["val"] = shot_metrics(data.scale.invert(preds), loader.labels, data.labels, data.rule)
         if row["val"]["overall"][metric] < progress["best_loss"]:
             progress |= {"best_loss": row["val"]["overall"][metric], "best_epoch": epoch}
-        run_folder.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, MAIN_METRICS)
     model.take(fitted, progress["best_epoch"] + 1)
     progress["wall_seconds"] = time.perf_counter() - started
     if run.is_main:
