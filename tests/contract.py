@@ -127,6 +127,13 @@ def make_nights(folder):
     return folder
 
 
+def make_table(folder):
+    """A generated table of 129 rows, with its preparation."""
+    words = ["--out", str(folder / "data"), "--rows", "129"]
+    load("uci-dir", "demo_data").main(words)
+    return folder / "data"
+
+
 # ---- released files ------------------------------------------------------------------------
 
 
@@ -254,6 +261,23 @@ CONTRACTS = [
             **dict(store_name="shhs", lr=1e-3, batch_size=32, loss="l1", epoch=80, schedule=[]),
             **dict(width=64, d_signal=256, d_hid=256, rnn="gru", chunk=4096, weight_decay=0.0),
             **dict(max_grad_norm=5.0),
+        },
+    ),
+    Contract(
+        folder="uci-dir",
+        make_data=make_table,
+        flags=f"--data_dir {{data}} --dataset demo --hidden 8 8 --batch_size 16 {NO_CUDA}",
+        length="--epoch {n}",
+        lds_fds="--reweight sqrt_inv --lds --fds",
+        last="ckpt.pth.tar",
+        best="ckpt.best.pth.tar",
+        head="linear.",
+        learning="--epoch 60 --lr 0.01",
+        other="--hidden 9",
+        defaults={
+            **SHARED,
+            **dict(bucket_num=1000, store_name="", lr=1e-3, batch_size=64, loss="l1", epoch=200),
+            **dict(schedule=[], model="mlp", hidden=[20, 30, 10], target_scale="standard"),
         },
     ),
 ]

@@ -228,6 +228,8 @@ def test_evaluation_gives_the_runs_own_metrics(contract, data, finished, tmp_pat
 @pytest.mark.slow
 def test_a_released_file_evaluates(contract, data, finished, tmp_path):
     """In the official format, with DataParallel's names, wanted with FDS or without."""
+    if contract.official is None:
+        pytest.skip("no official code of it exists")
     utils = load("agedb-dir", "utils")
     file = tmp_path / f"official{Path(contract.best).suffix}"
     torch.save(contract.official(utils.load_checkpoint(finished / contract.best)), file)

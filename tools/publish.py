@@ -21,12 +21,6 @@ from safetensors.torch import save_file
 from load import load
 
 released = load("agedb-dir", "released")  # the same file in every folder
-# Each benchmark's best weights, those that its results.json is of.
-BEST = {
-    "agedb-dir": "ckpt.best.pth.tar", "imdb-wiki-dir": "ckpt.best.pth.tar",
-    "nyud2-dir": "checkpoint_best.pth.tar", "sts-b-dir": "model_state_best.th",
-    "shhs-dir": "ckpt.best.pth.tar",
-}  # fmt: skip
 NEEDED = ("benchmark", "method", "metrics", "config", "commit", "seed", "command")
 # Where a run lay on a disk is no part of what it was.
 PLACES = (
@@ -38,6 +32,7 @@ LICENCES = {
     "nyud2-dir": "trained on NYU Depth v2", "sts-b-dir": "trained on the STS benchmark",
     "shhs-dir": "SHHS is given on request; what may be published of it is a matter of that "
     "agreement",
+    "uci-dir": "the UCI sets are CC BY 4.0; of another table its owner decides",
 }  # fmt: skip
 CARD = """---
 library_name: pytorch
@@ -85,7 +80,7 @@ def read_results(run):
         )
     results = json.loads(path.read_text(encoding="utf-8"))
     lacking = [key for key in NEEDED if key not in results]
-    if lacking or results["benchmark"] not in BEST:
+    if lacking or results["benchmark"] not in LICENCES:
         raise ValueError(f"{path} lacks {lacking or 'a known benchmark'}: is it a run of train.py?")
     return results
 
@@ -150,7 +145,7 @@ def publish(run, out, name="", overwrite=False):
         FileNotFoundError, ValueError: the run is incomplete, or `out` is not empty.
     """
     results = without_places(read_results(run))
-    path = run / BEST[results["benchmark"]]
+    path = run / load(results["benchmark"], "checkpoints").BEST
     state = released.weights_of(released.load(path), path)
     if out.is_file():
         raise ValueError(f"{out} is a file: --out FOLDER")
