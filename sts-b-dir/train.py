@@ -10,7 +10,7 @@ The headline run (paper: MSE 0.907, Pearson 76.0 %; not run here):
     python train.py --reweight inverse --lds --fds
 Evaluation of a checkpoint, ours or an official one; here the first run's (seconds):
     python train.py --data_dir glue_data/demo --d_word 32 --d_hid 64 --evaluate \
-        --eval_model checkpoint/sts_*_d_hid_64/model_state_best.th
+        --eval_model checkpoint/sts_mse_*_d_hid_64/model_state_best.th
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
