@@ -19,7 +19,9 @@ DEFAULTS = dict(
     dataset="agedb", data_dir="./data", model="resnet50", gpu=None, optimizer="adam", loss="l1",
     epoch=90, momentum=0.9, weight_decay=1e-4, schedule=[60, 80], print_freq=10, img_size=224,
     workers=32, seed=0, device="auto", precision=None, compile=False, fds_variant="official",
-    fds_stats="extra_pass", overwrite=False, track="tensorboard",
+    fds_stats="extra_pass", overwrite=False, data_changed=False, track="tensorboard",
+    resample="none", relevance="density", relevance_threshold=0.5, k_neighbors=5,
+    perturbation=0.02, oversample=2.0, undersample=False,
 )  # fmt: skip
 
 
