@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 SPLITS = ("train", "val", "test")
-MAX_AGE = 120  # the split goes through the ages 0 to 120; older faces stay in train
+LAST_SPLIT_AGE = 120  # the split goes through the ages 0 to 120; older faces stay in train
 
 
 def balanced_split(ages, paths, cap, seed=666):
@@ -47,12 +47,12 @@ def balanced_split(ages, paths, cap, seed=666):
         first = paths[int(np.flatnonzero(duplicates)[0])]
         raise ValueError(f"{duplicates.sum()} paths occur twice, the first {first!a}: keep one row")
 
-    whole = np.minimum(ages, MAX_AGE + 1).astype(np.int64)
+    whole = np.minimum(ages, LAST_SPLIT_AGE + 1).astype(np.int64)
     order = np.argsort(whole, kind="stable")  # row order within an age
-    edges = np.searchsorted(whole[order], np.arange(MAX_AGE + 2))
+    edges = np.searchsorted(whole[order], np.arange(LAST_SPLIT_AGE + 2))
     split = np.full(len(ages), "train", dtype=object)
     rng = random.Random(seed)
-    for age in range(MAX_AGE + 1):
+    for age in range(LAST_SPLIT_AGE + 1):
         # A shuffle depends only on the length of the list: rows stand for their paths.
         rows = order[edges[age] : edges[age + 1]].tolist()
         rng.shuffle(rows)
@@ -62,7 +62,7 @@ def balanced_split(ages, paths, cap, seed=666):
     return split.tolist()
 
 
-def read_meta(path, columns):
+def read_ages(path, columns):
     """Read a CSV file of `age`, `path` and what else `columns` names; ages become numbers."""
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -97,7 +97,7 @@ def report_counts(split, expected=None):
 
 def check_meta(path, data_dir, cap, seed=666, expected=None):
     """Print the counts of a meta file and return what is wrong with it, as a list of sentences."""
-    meta, problems = read_meta(path, ("age", "path", "split")), []
+    meta, problems = read_ages(path, ("age", "path", "split")), []
     counts = report_counts(meta["split"], expected)
     if expected is not None and counts != expected:
         problems.append(f"the counts are not the expected {expected}")

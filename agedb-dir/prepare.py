@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from meta_file import balanced_split, check_meta, missing_paths, read_meta, report_counts
+from meta_file import balanced_split, check_meta, missing_paths, read_ages, report_counts
 from utils import write_atomically
 
 EXPECTED = {"train": 12_208, "val": 2_140, "test": 2_140}  # AgeDB-DIR, paper and official file
@@ -85,7 +85,7 @@ def main(argv=None):
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
     if args.meta:
-        meta = read_meta(args.meta, ("age", "path"))
+        meta = read_ages(args.meta, ("age", "path"))
         missing = missing_paths(args.data_dir, meta["path"])
         if missing:
             first = ", ".join(map(ascii, missing[:10]))

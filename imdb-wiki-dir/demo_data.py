@@ -28,7 +28,7 @@ from tqdm import tqdm
 from demo.picture import make_face
 from fetch import sole_use
 from matlab_meta import MATLAB_YEAR, MID_YEAR, SOURCES
-from meta_file import missing_paths, read_meta
+from meta_file import missing_paths, read_ages
 from prepare import DATASET, faces_of_sources, write_meta
 from unpack import MARK, is_demo, unpack_archive
 
@@ -155,7 +155,7 @@ def write_archive(path, rows, images):
 def lists_demo(path):
     """Return whether a meta file exists and lists only faces of the folders next to it."""
     try:
-        return not missing_paths(path.parent, read_meta(path, ("age", "path"))["path"])
+        return not missing_paths(path.parent, read_ages(path, ("age", "path"))["path"])
     except (OSError, ValueError):
         return False
 

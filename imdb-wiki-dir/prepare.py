@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from matlab_meta import LARGEST_AGE, SOURCES, read_faces
-from meta_file import balanced_split, check_meta, missing_paths, read_meta, report_counts
+from meta_file import balanced_split, check_meta, missing_paths, read_ages, report_counts
 from utils import write_atomically
 
 DATASET = "imdb_wiki"
@@ -40,7 +40,7 @@ def faces_of_sources(data_dir):
 
 def faces_of_table(path, data_dir):
     """Return the rows (`age`, `path`) of your own table; its images must exist."""
-    meta = read_meta(path, ("age", "path"))
+    meta = read_ages(path, ("age", "path"))
     missing = missing_paths(data_dir, meta["path"])
     if missing:
         first = ", ".join(map(ascii, missing[:10]))
