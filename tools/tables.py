@@ -5,7 +5,8 @@ A table stands between two lines of a README:
     <!-- table: results/agedb-dir/utkface -->
     <!-- end of table -->
 
-The table of the root README, a line per benchmark, stands after `<!-- table: benchmarks -->`.
+With `/*` behind the folder, it is one table of all the sets in it. The table of the root README, a
+line per benchmark, stands after `<!-- table: benchmarks -->`.
 
     python tools/tables.py            # check; exit status 1 if a table differs
     python tools/tables.py --write    # write them again
@@ -60,11 +61,31 @@ def table_of(folder):
     return f"\n{markdown}\nCommit {commits}; commands and all metrics are in `{place}/`.\n\n"
 
 
+def cells_of(folder):
+    """Return the cells of a folder's table: the header's, and each row's."""
+    lines = report.make_table(runs_below(folder))[0].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return header, rows
+
+
+def sets_table(folder, metric="MAE"):
+    """Return the table of a benchmark of several sets: for each, all labels and few-shot ones."""
+    columns = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        header, rows = cells_of(place)
+        if columns.setdefault("method", [row[0] for row in rows]) != [row[0] for row in rows]:
+            raise ValueError(f"{place} has other methods than {columns['method']}")
+        for shot in ("all", "few"):
+            cells = [row[header.index(f"{metric} {shot}")] for row in rows]
+            columns[f"{place.name.replace('_', ' ').capitalize()}, {shot}"] = cells
+    lines = [[*columns], ["---"] + ["---:"] * (len(columns) - 1), *zip(*columns.values())]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
 def our_cells(folder, metric, methods):
     """Return what our runs gave for all and for few-shot labels, and the number of seeds."""
-    lines = report.make_table(runs_below(folder))[0].replace("**", "").splitlines()
-    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    rows = {row[0]: dict(zip(header, row)) for row in rows}
+    header, rows = cells_of(folder)
+    rows = {row[0]: dict(zip(header, [cell.strip("*") for cell in row])) for row in rows}
     columns = (f"{metric} all", f"{metric} few", "seeds")
     cells = [[rows[method][column] for method in methods] for column in columns]
     return [" → ".join(cell) for cell in cells[:2]], min(cells[2])
@@ -89,7 +110,12 @@ def renew(text, root=ROOT):
     """Return a README's text with its tables rebuilt."""
 
     def table(match):
-        made = benchmark_table(root) if match[2] == "benchmarks" else table_of(root / match[2])
+        if match[2] == "benchmarks":
+            made = benchmark_table(root)
+        elif match[2].endswith("/*"):
+            made = sets_table(root / match[2].removesuffix("/*"))
+        else:
+            made = table_of(root / match[2])
         return match[1] + made + match[4]
 
     return TABLE.sub(table, text)
@@ -101,7 +127,8 @@ def main(argv=None):
     parser.add_argument("--write", action="store_true", help="write the tables again")
     args = parser.parse_args(argv)
     stale = []
-    for path in sorted([ROOT / "README.md", *ROOT.glob("*-dir/README.md")]):
+    readmes = ("README.md", "*-dir/README.md", "results/*/README.md")
+    for path in sorted(path for pattern in readmes for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if renew(text) != text:
             stale.append(path.relative_to(ROOT))
