@@ -14,7 +14,7 @@ from pathlib import Path
 
 from archive import unpack
 from fetch import compare_with_record, fetch_small, sole_use, write_record
-from prepare import NAME, missing_paths, read_meta
+from prepare import NAME, missing_paths, read_ages
 from released import fetch_official
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
@@ -82,7 +82,7 @@ def match_names(data_dir):
     pages 866 and 437. Number, age and gender tell which face is meant.
     """
     faces = Path(data_dir) / "AgeDB"
-    paths = read_meta(Path(data_dir) / "agedb.csv", ("path", "age"))["path"]
+    paths = read_ages(Path(data_dir) / "agedb.csv", ("path", "age"))["path"]
     missing = [NAME.fullmatch(Path(path).name) for path in missing_paths(data_dir, paths)]
     wanted = {match.group(1, 3, 4): match.group() for match in missing if match}
     known, renamed = {Path(path).name for path in paths}, 0

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from flags import RESAMPLING, TRAINING
+from flags import SYNTHETIC, TRAINING
 from relevance import RELEVANCES, relevance_of
 
 METHODS = ("none", "smoter", "smogn")
@@ -43,7 +43,7 @@ def amount(text):
 
 def add_resample(parser, relevance, oversample):
     """Add the flags; `relevance` and `oversample` are the benchmark's defaults."""
-    add = parser.section("synthetic samples", TRAINING)
+    add = parser.section(SYNTHETIC, TRAINING)
     add("--resample", default="none", choices=METHODS, help="method of the synthetic samples")
     relevance_help = "what is rare: ends of a box plot, or few- and medium-shot buckets"
     add("--relevance", default=relevance, choices=RELEVANCES, help=relevance_help)
@@ -64,7 +64,8 @@ def check_resample(parser, args):
         parser.error(f"--k_neighbors must be 1 or more, got {args.k_neighbors}")
     if not 0 <= args.perturbation < float("inf"):
         parser.error(f"--perturbation must be 0 or more, got {args.perturbation}")
-    changed = [f"--{flag}" for flag in RESAMPLING if not parser.is_default(args, flag)]
+    group = parser.groups[SYNTHETIC]
+    changed = [f"--{flag}" for flag in group if not parser.is_default(args, flag)]
     if changed and args.resample == "none":
         parser.error(f"{', '.join(changed)} needs --resample smoter or --resample smogn")
 

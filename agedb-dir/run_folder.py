@@ -22,8 +22,9 @@ OUTPUTS = (
     "events *.log *.pth.tar *.th .*.tmp"
 ).split()
 # What shows that a run got as far as the end of an epoch: it is not replaced unasked.
-HOLDER = ".holder"  # who holds the folder's lock
 RESULTS = ("results.json", "epochs.jsonl", "*.pth.tar", "*.th")
+HOLDER = ".holder"  # says who holds the folder's lock
+LENGTHS = ("epoch", "epochs", "max_vals")  # a resumed run may be longer
 
 
 @dataclass
@@ -130,11 +131,33 @@ def find_checkpoint(run, last):
                 f"The run in {folder} is finished but its {last} is missing, so it cannot be "
                 "resumed: --overwrite replaces it, --pretrained starts another from its weights"
             )
-        near = sorted(path.parent.name for path in folder.parent.glob(f"*/{last}"))
-        others = f"; other runs there: {', '.join(near[:10])}" if near else ""
-        logging.warning("Nothing to resume in %s: starting with epoch 0%s", folder, others)
-        return None
+        return find_by_flags(run, last)
     return folder / last if resume else None
+
+
+def find_by_flags(run, last):
+    """Look for the run among its neighbours, under a name that an earlier version gave it.
+
+    Returns:
+        Path of the last epoch's checkpoint of the run whose flags are this one's, whose folder
+        then becomes the run's; or None.
+    """
+    free = {*run.parser.flags_of(PLACE), *LENGTHS}
+    own = {flag: value for flag, value in vars(run.args).items() if flag not in free}
+    near = sorted(run.folder.parent.glob(f"*/{last}"))
+    for path in near:
+        try:
+            config = utils.load_checkpoint(path).get("config", {})
+        except (ValueError, AttributeError):
+            continue  # damaged, or not one of our files
+        if all(config.get(flag, run.parser.get_default(flag)) == own[flag] for flag in own):
+            logging.info("%s is the run of these flags, under its earlier name", path.parent)
+            run.folder = path.parent
+            return path
+    names = ", ".join(path.parent.name for path in near[:10])
+    others = f"; other runs there: {names}" if near else ""
+    logging.warning("Nothing to resume in %s: starting with epoch 0%s", run.folder, others)
+    return None
 
 
 def open_run_folder(run, log="training.log"):

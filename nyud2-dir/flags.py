@@ -9,6 +9,7 @@ and what is published follow from it:
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
@@ -16,11 +17,17 @@ from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
 NETWORK, TRAINING, PLACE = "network", "training", "place"
 MOST_LR = 1e6
 MOST_BUCKETS = 10_000  # their statistics take 2 · D numbers each, several times
-# What they say counts only with --resample, so it does not part runs without it in tables.
-RESAMPLING = (
-    "resample relevance relevance_threshold k_neighbors perturbation oversample undersample"
-).split()
+SYNTHETIC = "synthetic samples"  # group whose flags count only with --resample
 LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber")
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help texts with the default behind them, where there is one."""
+
+    def _get_help_string(self, action):
+        return (
+            action.help if action.default in (None, "", False) else super()._get_help_string(action)
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,10 +40,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc):
         super().__init__(
             description=doc.split("\n\n")[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
             allow_abbrev=False,
         )
         self.roles = {}  # role of each flag, by its name in the parsed arguments
+        self.groups = {}  # flags of each group, by its title
         self.appended = []  # flags that stand in the run folder's name if not at their default
 
     def section(self, title, role, appended=True):
@@ -50,6 +58,7 @@ class Parser(argparse.ArgumentParser):
         def add(*names, role=role, appended=appended, **options):
             action = group.add_argument(*names, **options)
             self.roles[action.dest] = role
+            self.groups.setdefault(title, []).append(action.dest)
             if appended and role != PLACE:
                 self.appended.append(action.dest)
 
@@ -69,8 +78,9 @@ class Parser(argparse.ArgumentParser):
                 continue
             if isinstance(value, list):
                 value = "-".join(map(str, value))
-            elif isinstance(value, str):
-                value = Path(value).name  # the end of a path
+            elif isinstance(value, str) and Path(value).name != value:
+                # The end of a path, and a mark that tells it from another of that end.
+                value = f"{Path(value).name}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
             parts.append(flag if value is True else f"{flag}_{value}")
         return [f"_{part}" for part in parts]
 
@@ -107,7 +117,7 @@ def add_fds(parser, bucket_num=100, bucket_start=0, ks=5, sigma=2, variant="offi
     add("--bucket_num", type=int, default=bucket_num, help="last bucket + 1", appended=True)
     add("--bucket_start", type=int, default=bucket_start, help="first bucket", appended=True)
     add("--fds_mmt", type=float, default=0.9, help="momentum of the statistics")
-    add("--fds_variant", default=variant, choices=variants, help="the paper's or the released rule")
+    add("--fds_variant", default=variant, choices=variants, help="see the README: Departures")
     help_text = "statistics from one more pass, or from the training pass"
     add("--fds_stats", default="extra_pass", choices=passes, help=help_text, appended=True)
 
@@ -117,7 +127,8 @@ def add_two_stage(parser, head="last layer", taken=None):
     add = parser.section("two-stage training (RRT)", TRAINING, appended=False)
     taken = taken or f"all but its {head}"
     add("--retrain_fc", action="store_true", help=f"train the {head} of --pretrained again")
-    add("--pretrained", default="", help=f"checkpoint to start from, {taken}")
+    pretrained_help = f"checkpoint to start from, {taken}"
+    add("--pretrained", default="", appended=True, help=pretrained_help)
 
 
 def add_output(parser, store_name=""):

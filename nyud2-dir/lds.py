@@ -145,6 +145,8 @@ def bucket_weights(density, counts, reweight=None):
         weights = 1.0 / value[filled]
         weights *= counts.sum() / (counts[filled] * weights).sum()
     if not (np.isfinite(weights) & (weights > 0)).all():
-        raise ValueError(f"a weight is not finite: the densities of filled buckets are {value}")
+        raise ValueError(
+            f"a weight is not finite: the densities of filled buckets are {value[filled]}"
+        )
     nearest = np.abs(np.arange(len(counts))[:, None] - filled).argmin(axis=1)
     return weights[nearest].astype(np.float32)

@@ -172,7 +172,7 @@ def build_data(run):
     held_out = np.zeros(len(images), dtype=bool)
     if args.select == "heldout":
         held_out = hold_out(images, args.seed)
-    run.note_data(table.assign(held_out=held_out))
+    run.note_data(table)  # which scenes are held out follows from the flags
     train = np.flatnonzero(~held_out)
     counts = TRAIN_COUNTS
     if args.counts == "data" or (args.counts == "auto" and len(images) != TRAIN_PAIRS):
@@ -421,6 +421,7 @@ def main(argv=None):
     if args.evaluate:
         return run_evaluation(run)
     checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
+    # Before the data, which take minutes to decode: ImageNet's weights may not be fetched.
     model = build_model(args, fresh=checkpoint is None and not args.pretrained)
     data = build_data(run)
     if args.pretrained:

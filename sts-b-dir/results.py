@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from flags import PLACE, RESAMPLING, method_name
+from flags import PLACE, SYNTHETIC, method_name
 from utils import to_json, write_atomically
 
 # ---- epochs --------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def write_results(run, metrics, **facts):
     """
     without_effect = run.parser.flags_of(PLACE)
     if getattr(run.args, "resample", "none") == "none":
-        without_effect += [flag for flag in RESAMPLING if flag in run.parser.roles]
+        without_effect += run.parser.groups.get(SYNTHETIC, [])
     results = {
         **run.facts,
         **facts,

@@ -315,6 +315,7 @@ def evaluate(run, model, data, split):
         Metrics of `metrics.shot_metrics`, and the predictions [N], 0 ... 5, in the split's order;
         the same in every process.
     """
+    utils.broadcast_buffers(model)
     model.eval()
     preds, loader = [], data.loaders[split]
     for batch in loader.evaluate():

@@ -145,7 +145,7 @@ def test_what_changes_a_run_changes_its_folder(contract):
     plain = "".join(contract.train.run_name(contract.train.parse_args([])))
     args = contract.train.parse_args([])
     # Methods stand in the name when they are used; the length of a run may grow on resume.
-    silent = {"epoch", "epochs", "max_vals", "start_epoch", "data_dir", "compile", "pretrained"}
+    silent = {"epoch", "epochs", "max_vals", "start_epoch", "data_dir", "compile"}
     silent |= {name for name in vars(args) if name.startswith(("lds_", "fds_", "start_"))}
     silent |= {"huber_beta", "lds", "retrain_fc"}
     silent -= {"fds_stats"}
@@ -327,6 +327,19 @@ def test_a_run_does_not_mix_with_other_data_or_fewer_epochs(contract, data, fini
             assert (tmp_path / finished.name / name).read_bytes() == content, name
         here(contract, data, tmp_path, *contract.lines(4), *more, "--data_changed")
     assert len(rows_of(tmp_path / finished.name)) == 4
+
+
+@pytest.mark.slow
+def test_a_run_under_an_earlier_name_is_found_by_its_flags(contract, data, finished, tmp_path):
+    """Earlier versions left some flags out of the name; another run's folder is not taken."""
+    earlier = tmp_path / "earlier_name"
+    shutil.copytree(finished, earlier)
+    more = (*contract.lines(3), *contract.lds_fds.split(), "--resume")
+    assert_same_metrics(here(contract, data, tmp_path, *more), results_of(finished))
+    assert only_run(tmp_path) == earlier
+    here(contract, data, tmp_path, *contract.lines(1), "--resume")  # a run without LDS and FDS
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(rows_of(earlier)) == 3
 
 
 @pytest.mark.slow

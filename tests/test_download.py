@@ -311,7 +311,7 @@ def test_names_become_those_of_the_official_file(work, capsys):
 
 
 def test_ids_of_the_official_file_tell_the_faces_apart(shared_data):
-    paths = prepare.read_meta(shared_data / "agedb.csv", ("age", "path"))["path"]
+    paths = prepare.read_ages(shared_data / "agedb.csv", ("age", "path"))["path"]
     matches = [prepare.NAME.fullmatch(path.removeprefix("AgeDB/")) for path in paths]
     assert len({match[1] for match in matches}) == len(paths) == 16_488
     assert sum(not path.isascii() for path in paths) == 131

@@ -207,7 +207,7 @@ NAMES = {
     "--fds --fds_ks 5 --fds_sigma 2 --optimizer sgd --lr 0.1":
         "agedb_resnet50_fds_gau_5_2.0_0_1_0.9_sgd_l1_0.1_256",
     "--retrain_fc --pretrained f --reweight inverse --seed 3":
-        "agedb_resnet50_inverse_retrain_fc_adam_l1_0.001_256_seed_3",
+        "agedb_resnet50_inverse_retrain_fc_adam_l1_0.001_256_pretrained_f_seed_3",
     "--fds --fds_variant paper --img_size 64 --schedule 4 5 --fds_stats online":
         "agedb_resnet50_fds_gau_9_1_0_1_0.9_adam_l1_0.001_256_paper_img_size_64"
         "_fds_stats_online_schedule_4-5",

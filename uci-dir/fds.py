@@ -353,7 +353,8 @@ class FDS(nn.Module):
     @staticmethod
     def _calibrate(features, bucket, table):
         """Apply equation 3, as one scale and one shift: x·√(v2/v1) + (m2 − m1·√(v2/v1))."""
-        table = table.to(torch.promote_types(features.dtype, torch.float32))
+        digits = torch.promote_types(features.dtype, torch.float32)
+        table = table.to(features.device, digits)
         scale, shift = nn.functional.embedding(bucket, table).chunk(2, dim=-1)
         if features.ndim == 4:
             scale, shift = scale.permute(0, 3, 1, 2), shift.permute(0, 3, 1, 2)

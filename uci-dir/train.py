@@ -8,7 +8,7 @@ A run of seconds on a generated table, on a CPU (expect a test MAE near 18, few-
 The headline run (Abalone; half a minute on one core):
     python train.py --dataset abalone --reweight sqrt_inv --lds --fds
 Evaluation of a checkpoint (seconds):
-    python train.py --dataset abalone --evaluate --eval_model ckpt.best.pth.tar
+    python train.py --dataset demo --epoch 30 --evaluate
 With `--csv mine.csv --target price --compare` it goes from your table to the answer which method
 helps; with `--predict new.csv --eval_model ckpt.best.pth.tar` to predictions for new rows.
 """
