@@ -146,14 +146,13 @@ class Data(NamedTuple):
 def build_data(run, preparation=None):
     """Return the run's `Data`, by the table's own preparation or by that of a checkpoint.
 
-    The flags get the preparation, so that checkpoints hold it, and its number of buckets.
+    The flags get the preparation, so that checkpoints hold it.
     """
     args = run.args
     table, own = read_prepared(args.data_dir, args.dataset)
     run.note_data(table)
-    preparation = preparation or own
+    args.preparation = preparation = preparation or own
     bins = Bins(*preparation["bins"])
-    args.preparation, args.bucket_num = preparation, min(args.bucket_num, bins.number)
     rule = ShotRule(bins, **preparation["shots"])
     scale = TargetScale(args.target_scale, preparation["target"])
     parts = datasets.split_rows(table, preparation, f"{args.dataset}.csv")
@@ -180,6 +179,7 @@ def build_model(args, state=None):
         bins = Bins(*args.preparation["bins"])
         bucket = functools.partial(label_to_bucket, bins=bins)
         options = flags.fds_options(args)
+        options["bucket_num"] = min(args.bucket_num, bins.number)
         module = FDS(args.hidden[-1], **options, clip=FDS_CLIP, label_to_bucket=bucket)
     return MLP(width_of(args.preparation["columns"]), args.hidden, module)
 
@@ -343,7 +343,7 @@ def finish(run, model, data, progress):
         shots = shots_of_buckets(data.labels, data.rule)
         results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
         if args.fds:
-            buckets = slice(args.bucket_start, args.bucket_num)
+            buckets = slice(model.FDS.bucket_start, model.FDS.bucket_num)
             results.write_fds_statistics(folder, model.FDS, edges[buckets])
         results.write_results(
             run,
