@@ -100,7 +100,8 @@ def parse_args(argv=None):
 def main(argv=None):
     """Write the faces, then the meta file, and print the counts."""
     args = parse_args(argv)
-    meta_path, folder = args.out / "agedb.csv", args.out / "AgeDB"
+    meta_path = args.out / "agedb.csv"
+    folder = args.out / "AgeDB"
     if meta_path.exists() and not args.overwrite:
         raise ValueError(f"{meta_path} exists: replace it with --overwrite or give another --out")
     folder.mkdir(parents=True, exist_ok=True)

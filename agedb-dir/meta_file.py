@@ -97,7 +97,8 @@ def report_counts(split, expected=None):
 
 def check_meta(path, data_dir, cap, seed=666, expected=None):
     """Print the counts of a meta file and return what is wrong with it, as a list of sentences."""
-    meta, problems = read_ages(path, ("age", "path", "split")), []
+    meta = read_ages(path, ("age", "path", "split"))
+    problems = []
     counts = report_counts(meta["split"], expected)
     if expected is not None and counts != expected:
         problems.append(f"the counts are not the expected {expected}")

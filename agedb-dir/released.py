@@ -16,7 +16,9 @@ from fetch import compare_with_record, fetch_from_drive, write_record
 from flags import NETWORK
 from utils import load_checkpoint, weights_of, write_atomically
 
-WEIGHTS, CONFIG, RESULTS = "model.safetensors", "config.json", "results.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+RESULTS = "results.json"
 FILES = (WEIGHTS, CONFIG, RESULTS, "vocab.txt", "README.md")  # of a published folder
 EXPECTED = ".expected.json"  # appended to an official file's name
 SHOTS = ("overall", "many", "medium", "few")
@@ -156,7 +158,8 @@ def take_flags(args, checkpoint, path, flags):
     """
     config = checkpoint.get("config") or {}
     for flag in flags:
-        value, now = config.get(flag, getattr(args, flag)), getattr(args, flag)
+        value = config.get(flag, getattr(args, flag))
+        now = getattr(args, flag)
         if value != now:
             numbers = isinstance(value, (int, float)) and value < 0
             if numbers or (None not in (value, now) and type(value) is not type(now)):

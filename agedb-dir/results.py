@@ -51,7 +51,8 @@ def check_epoch(model, row, metric):
     Raises:
         FloatingPointError: for weights, or a validation error, that are not finite.
     """
-    where, stays = f"after epoch {row['epoch']:g}", "the last good checkpoint stays"
+    where = f"after epoch {row['epoch']:g}"
+    stays = "the last good checkpoint stays"
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise FloatingPointError(

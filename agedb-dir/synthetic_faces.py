@@ -39,8 +39,11 @@ class WithSynthetic:
     """
 
     def __init__(self, images, rows, synthetic, seed):
-        self.images, self.synthetic, self.seed = images, synthetic, seed
-        self.seeds, self.partners = rows[synthetic.seeds], rows[synthetic.partners]
+        self.images = images
+        self.synthetic = synthetic
+        self.seed = seed
+        self.seeds = rows[synthetic.seeds]
+        self.partners = rows[synthetic.partners]
         H, W, C = images.shape
         pixels = 255 * synthetic.deviations.reshape(-1, THUMBNAIL, THUMBNAIL, C)
         # A pixel's noise is as large as that of the thumbnail's pixel in its place.

@@ -125,7 +125,7 @@ def print_memory_of(what):
 
 
 def dense_share(module_device):
-    """Time dense smoothing, forward and backward, beside a copy of the same bytes."""
+    """Time dense smoothing, forward and backward, next to a copy of the same bytes."""
     shape = (32, 128, 114, 152)  # NYUD2: batch, channels, height, width
     module = fds.FDS(128, 100, 7, label_to_bucket=lambda depth_m: (depth_m * 10).long())
     module = module.to(module_device)

@@ -351,7 +351,7 @@ def measure_gpu(train, images, batch_size, cases, common):
         common: flags of all cases.
 
     Returns:
-        A dictionary per case: images/s and shares, each beside its goal.
+        A dictionary per case: images/s and shares, each next to its goal.
     """
     count = len(images) // batch_size * batch_size
     labels = np.clip(np.random.default_rng(0).gamma(9, 4, count), 0, 100)

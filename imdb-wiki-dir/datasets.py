@@ -180,7 +180,8 @@ def crop_by_slices(images, top, left, flip):
     H, W = images.shape[1:3]
     crops = torch.zeros_like(images)
     # Of an image smaller than the padding nothing may be left: an offset ends at its size.
-    down, right = (top - CROP_PADDING).clamp(-H, H), (left - CROP_PADDING).clamp(-W, W)
+    down = (top - CROP_PADDING).clamp(-H, H)
+    right = (left - CROP_PADDING).clamp(-W, W)
     draws = zip(down.tolist(), right.tolist(), flip.tolist())
     for crop, image, (down, right, mirror) in zip(crops, images, draws):
         # The crop lies `down` rows below the image's top; a negative number is above it.

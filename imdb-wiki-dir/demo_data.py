@@ -62,7 +62,8 @@ def draw_rows(num_images, rng):
     ages[rng.permutation(len(kinds))[: num_images // 500]] = rng.choice(MISTAKEN, num_images // 500)
     rows = []
     for number, (kind, age) in enumerate(zip(kinds, ages.tolist())):
-        month, year = int(rng.integers(1, 13)), int(rng.integers(1990, 2016))
+        month = int(rng.integers(1, 13))
+        year = int(rng.integers(1990, 2016))
         # The rule of the ages, solved for the year of birth.
         born = date(year - age - (month >= MID_YEAR), month, int(rng.integers(1, 29)))
         born = born.replace(year=year + 3) if kind == "not born" else born
@@ -134,13 +135,15 @@ def matlab_file(rows, source):
 def write_archive(path, rows, images):
     """Write `<source>_crop.tar`: mark, folders, images, and the MATLAB file that describes them."""
     top = path.name.removesuffix(".tar")
-    source, unfinished = top.removesuffix("_crop"), path.with_suffix(".demo")
+    source = top.removesuffix("_crop")
+    unfinished = path.with_suffix(".demo")
     with tarfile.open(unfinished, "w") as archive:
 
         def add(name, content=None):
             member = tarfile.TarInfo(f"{top}/{name}".rstrip("/"))
             member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
-            member.mode, member.size = 0o755 if content is None else 0o644, len(content or b"")
+            member.mode = 0o755 if content is None else 0o644
+            member.size = len(content or b"")
             archive.addfile(member, io.BytesIO(content or b""))
 
         add(MARK, b"")  # first, so that `is_demo` finds it at once

@@ -362,8 +362,10 @@ class FDS(nn.Module):
 
     def _refresh_calibration(self):
         """Turn the statistics into one scale and one shift per bucket and feature."""
-        m1, v1 = self.running_mean_last_epoch.double(), self.running_var_last_epoch.double()
-        m2, v2 = self.smoothed_mean_last_epoch.double(), self.smoothed_var_last_epoch.double()
+        m1 = self.running_mean_last_epoch.double()
+        v1 = self.running_var_last_epoch.double()
+        m2 = self.smoothed_mean_last_epoch.double()
+        v2 = self.smoothed_var_last_epoch.double()
         usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= MIN_SUM)
         ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
         scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)

@@ -230,7 +230,9 @@ def draw_fds_similarity(run, anchor):
 
 def make_figures(run, split, anchor):
     """Return {name: figure} of a run, arguments as for `draw_run`."""
-    density, fds, figures = run["label_density"], run["fds_statistics"], {}
+    density = run["label_density"]
+    fds = run["fds_statistics"]
+    figures = {}
     if run["predictions"] is not None:
         figures["predictions"] = draw_predictions(run, split)
         if density is not None:

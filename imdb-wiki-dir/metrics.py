@@ -24,7 +24,8 @@ def shot_of(labels, train_labels):
     Args:
         labels, train_labels: arrays of ages in years; an age counts as its integer part.
     """
-    ages, train_ages = np.floor(labels).astype(int), np.floor(train_labels).astype(int)
+    ages = np.floor(labels).astype(int)
+    train_ages = np.floor(train_labels).astype(int)
     counts = np.bincount(train_ages, minlength=max(ages.max(initial=0), 0) + 1)[ages]
     return np.select([counts > MANY_SHOT, counts < FEW_SHOT], ["many", "few"], "medium")
 

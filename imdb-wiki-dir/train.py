@@ -260,7 +260,8 @@ def update_fds_statistics(run, model, loader, epoch):
     start = time.perf_counter()
     if run.args.fds_stats == "extra_pass":
         model.train()
-        batches, title = loader.train(epoch, statistics=True), f"Epoch {epoch}, FDS statistics"
+        batches = loader.train(epoch, statistics=True)
+        title = f"Epoch {epoch}, FDS statistics"
         for batch in Steps(run.accelerator, batches, title, len(loader)):
             with run.accelerator.autocast():
                 _, features = model(batch.images, batch.labels, epoch)
@@ -323,7 +324,9 @@ def train(run, net, model, optimizer, data, progress):
 def finish(run, model, data, progress):
     """Evaluate the best epoch and write results, predictions and figures."""
     run.accelerator.wait_for_everyone()
-    args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
+    args = run.args
+    folder = run.folder
+    best = run.folder / checkpoints.BEST
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
     metrics, tables = {}, []
     for split in ("val", "test"):

@@ -143,7 +143,8 @@ class ArrayCache:
 
     def _build(self, target):
         """Fill a partial array and note which rows are done; rename it when all are."""
-        partial, noted = target.with_suffix(".partial"), target.with_suffix(".rows")
+        partial = target.with_suffix(".partial")
+        noted = target.with_suffix(".rows")
         shape = (len(self), *self.shape)
         try:
             array = np.lib.format.open_memmap(partial, mode="r+")
@@ -210,7 +211,8 @@ def reserve(partial, noted):
         partial: path of the array.
         noted: path of the notes of its rows, deleted with it if the disk is too full.
     """
-    facts, free = partial.stat(), shutil.disk_usage(partial.parent).free
+    facts = partial.stat()
+    free = shutil.disk_usage(partial.parent).free
     needed = facts.st_size - 512 * facts.st_blocks  # st_blocks counts 512 bytes
     try:
         if needed > free:

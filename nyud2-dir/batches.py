@@ -125,7 +125,9 @@ class Steps:
     """
 
     def __init__(self, accelerator, batches, title, number, look_every=10, first=0):
-        self.accelerator, self.title, self.look_every = accelerator, title, look_every
+        self.accelerator = accelerator
+        self.title = title
+        self.look_every = look_every
         quiet = not accelerator.is_local_main_process
         self.bar = tqdm(batches, title, number, leave=False, disable=quiet)
         self.first, self.pending = first, []

@@ -9,7 +9,9 @@ import logging
 import run_folder
 from utils import load_checkpoint, load_state, save_checkpoint, weights_of
 
-LAST, BEST, FINAL = "checkpoint.pth.tar", "checkpoint_best.pth.tar", "checkpoint_final.pth.tar"
+LAST = "checkpoint.pth.tar"
+BEST = "checkpoint_best.pth.tar"
+FINAL = "checkpoint_final.pth.tar"
 FORMAT = "nyud2-dir"  # tells our files from the official ones
 PROGRESS = ("error", "best_epoch", "wall_seconds")
 FDS = "R.FDS."  # where the statistics lie in the network

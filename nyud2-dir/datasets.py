@@ -122,7 +122,9 @@ class Loader(Batches):
 
     def __init__(self, pairs, rows, sharing, weights=None, mask=None):
         super().__init__(len(rows), sharing)
-        self.pairs, self.rows, self.mask = pairs, np.asarray(rows), mask
+        self.pairs = pairs
+        self.rows = np.asarray(rows)
+        self.mask = mask
         self.weights = None if weights is None else torch.as_tensor(weights, device=self.device)
         self.buffer = None
 

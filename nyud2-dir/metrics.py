@@ -125,7 +125,8 @@ def shot_metrics(preds, labels, train_labels=None):
     Raises:
         ValueError: if shapes differ.
     """
-    preds, labels = torch.as_tensor(preds), torch.as_tensor(labels)
+    preds = torch.as_tensor(preds)
+    labels = torch.as_tensor(labels)
     sums = BucketSums(labels.device)
     sums.add(preds, labels)
     return sums.metrics()

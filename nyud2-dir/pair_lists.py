@@ -9,7 +9,8 @@ import pandas as pd
 from transforms import CROP, SIZE
 
 TRAIN, TEST = "nyu2_train.csv", "nyu2_test.csv"
-SUBSET, MASK = "nyu2_train_FDS_subset.csv", "test_balanced_mask.npy"
+SUBSET = "nyu2_train_FDS_subset.csv"
+MASK = "test_balanced_mask.npy"
 HELD_OUT = 0.1  # share of the training scenes that are held out to choose the epoch
 BLOCK = 25  # consecutive files that stand for a scene where nothing tells the scene
 LABELED = 1449  # pairs of the labelled file of NYU Depth v2

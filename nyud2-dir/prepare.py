@@ -140,7 +140,8 @@ def balanced_mask(buckets, seed, least=0):
     counts = np.bincount(buckets.reshape(-1), minlength=256)[:BUCKETS]
     if not counts.any():
         raise ValueError("the test set has no pixel with a depth: nothing to choose")
-    each, rng = max(counts[counts > 0].min(), least), np.random.default_rng(seed)
+    each = max(counts[counts > 0].min(), least)
+    rng = np.random.default_rng(seed)
     mask = np.zeros(buckets.size, dtype=np.uint8)
     for bucket in np.flatnonzero(counts):
         places = np.flatnonzero(buckets.reshape(-1) == bucket)
@@ -188,7 +189,8 @@ def make_mask(data_dir, seed, least=0):
 
 def check(data_dir):
     """Print the rows of the lists next to the expected ones; return what is wrong, in sentences."""
-    problems, tables = [], {name: read_pairs(data_dir, name) for name in EXPECTED}
+    problems = []
+    tables = {name: read_pairs(data_dir, name) for name in EXPECTED}
     for name, table in tables.items():
         print(f"{name:>30} {len(table):>7,}   expected {EXPECTED[name]:>7,}")
         if len(table) != EXPECTED[name]:

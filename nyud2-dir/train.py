@@ -390,7 +390,8 @@ def finish(run, model, data, progress):
 
 def draw_depths(run, model, data, errors):
     """Draw the test set's errors by depth, and some of its images."""
-    method, folder = flags.method_name(run.args, run.parser), run.folder / "figures"
+    method = flags.method_name(run.args, run.parser)
+    folder = run.folder / "figures"
     title = f"{BENCHMARK}: {method}, seed {run.args.seed}\ntest set"
     fig = depth_figures.draw_error_by_depth(errors, data.counts, title)
     depth_figures.save(fig, folder / "error_by_depth.png")

@@ -102,7 +102,8 @@ def colour_map(n, device, draws=None, mean_colour=None):
 def apply_colour_map(pixels, matrix, shift, out):
     """Write matrix · pixel / 255 + shift of pixels [n, 3, H, W] into `out`, of their shape."""
     # Sums of products, not a matrix product: on a GPU that would be rounded to TF32.
-    matrix, out = matrix[..., None, None] / 255.0, out.copy_(shift[..., None, None].expand_as(out))
+    matrix = matrix[..., None, None] / 255.0
+    out = out.copy_(shift[..., None, None].expand_as(out))
     for k in range(3):
         out.addcmul_(matrix[:, :, k], pixels[:, k : k + 1])
     return out
@@ -121,7 +122,9 @@ def rotate_and_crop(pixels, draws, crop):
     dy = torch.arange(height, dtype=torch.float64, device=pixels.device) + top - (H - 1) / 2
     dx = torch.arange(width, dtype=torch.float64, device=pixels.device) + left - (W - 1) / 2
     angle = torch.deg2rad(draws.angle)[:, None, None]
-    cos, sin, dy = angle.cos(), angle.sin(), dy[:, None]
+    cos = angle.cos()
+    sin = angle.sin()
+    dy = dy[:, None]
     x = (cos * dx - sin * dy) * torch.where(draws.flip, -1.0, 1.0)[:, None, None]
     y = sin * dx + cos * dy
     grid = torch.stack([x * (2 / (W - 1)), y * (2 / (H - 1))], dim=-1).to(pixels.dtype)
@@ -135,9 +138,11 @@ def bicubic_matrix(size, target):
     matrix = np.zeros((size, target))
     for i in range(target):
         centre, support = (i + 0.5) * scale, 2 * scale
-        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
+        low = max(int(centre - support + 0.5), 0)
+        high = min(int(centre + support + 0.5), size)
         x = np.abs(np.arange(low, high) + 0.5 - centre) / scale
-        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        near = (1.5 * x - 2.5) * x * x + 1
+        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
         weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
         matrix[low:high, i] = np.round(weights / weights.sum() * 2**22) / 2**22
     return torch.from_numpy(matrix)

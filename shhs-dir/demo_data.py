@@ -60,7 +60,8 @@ def write_edf(path, stages, channels):
         writer.writeSamples(samples)
         edges = np.flatnonzero(np.diff(stages, prepend=-1, append=-1))
         for start, end in itertools.pairwise(edges):
-            onset, duration = start * FRAME_SECONDS, (end - start) * FRAME_SECONDS
+            onset = start * FRAME_SECONDS
+            duration = (end - start) * FRAME_SECONDS
             writer.writeAnnotation(onset, duration, f"Sleep stage {STAGES[stages[start]]}")
     os.replace(temporary, path)
 

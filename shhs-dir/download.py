@@ -76,7 +76,8 @@ def list_files(base_url, token, folder, pattern):
     try:
         for row in json.loads(content):
             if row["is_file"]:
-                size, md5 = row.get("file_size"), row.get("file_checksum_md5")
+                size = row.get("file_size")
+                md5 = row.get("file_checksum_md5")
                 path = PurePosixPath(row["full_path"])
                 listed.append((row["full_path"], path, int(size or 0), (md5 or "").lower() or None))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -65,12 +65,15 @@ def check_length(path):
         if len(head) < 256 or head[:8].strip() != b"0":
             raise Fault("unreadable", "it does not begin as an EDF file")
         try:
-            header, records, n = int(head[184:192]), int(head[236:244]), int(head[252:256])
+            header = int(head[184:192])
+            records = int(head[236:244])
+            n = int(head[252:256])
             file.seek(256 + 216 * n)
             samples = [int(file.read(8)) for _ in range(n)]
         except ValueError:
             raise Fault("unreadable", "its header is damaged or cut off") from None
-    expected, size = header + 2 * records * sum(samples), os.path.getsize(path)
+    expected = header + 2 * records * sum(samples)
+    size = os.path.getsize(path)
     if records < 1 or header != 256 * (n + 1):
         raise Fault("unreadable", f"its header gives {records} records and {header} bytes")
     if size < expected:
@@ -167,7 +170,9 @@ def read_night(path, min_minutes=120.0, unit=""):
         if not least <= minutes <= 60 * LONGEST_HOURS:
             limits = f"{least:g} minutes to {LONGEST_HOURS:g} hours"
             raise Fault("length", f"{minutes:.2f} minutes, taken are {limits}")
-        night, lacking, layout = {}, {}, SIGNALS["breathing"]
+        night = {}
+        lacking = {}
+        layout = SIGNALS["breathing"]
         for name in ("eeg", "ecg"):
             night[name] = spectrogram(name, *read_channel(reader, name, unit))
         # Rates that do not divide the length may leave one signal a column short of a frame.

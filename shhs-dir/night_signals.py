@@ -99,7 +99,8 @@ def spectrogram(name, samples, rate):
         window is centred on the middle of the column's share of time; the ends are mirrored.
     """
     signal = SIGNALS[name]
-    samples, hop = resample(samples, rate, SPECTRUM_RATE), SPECTRUM_RATE // signal.columns
+    samples = resample(samples, rate, SPECTRUM_RATE)
+    hop = SPECTRUM_RATE // signal.columns
     columns = len(samples) // (SPECTRUM_RATE * FRAME_SECONDS) * signal.frame
     margin = (signal.window - hop) // 2
     samples = np.pad(samples[: columns * hop], margin, mode="reflect")

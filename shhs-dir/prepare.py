@@ -67,7 +67,9 @@ def choose_nights(table, files, template):
     Returns:
         DataFrame (id, score, file) and a list of (id, path, reason, detail).
     """
-    skipped, kept, used = [], [], set()
+    skipped = []
+    kept = []
+    used = set()
     names = [template.replace("{id}", night).lower() for night in table["id"]]
     times = Counter(names)  # ids that differ only in case would share a file
     for number, (night, score, name) in enumerate(zip(table["id"], table["score"], names)):

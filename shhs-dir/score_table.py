@@ -37,7 +37,8 @@ def balanced_split(scores, cap=None, seed=666):
     if cap is None:
         held = np.minimum(counts[:, None] // 3, np.arange(1, max(counts.max() // 3, 1) + 1))
         cap = 1 + int(np.abs(held.sum(axis=0) - SHARE * len(buckets)).argmin())
-    split, rng = np.full(len(buckets), "train", dtype=object), random.Random(seed)
+    split = np.full(len(buckets), "train", dtype=object)
+    rng = random.Random(seed)
     for bucket in np.flatnonzero(counts):
         rows = np.flatnonzero(buckets == bucket).tolist()
         rng.shuffle(rows)

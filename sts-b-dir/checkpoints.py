@@ -15,8 +15,11 @@ from fds import BucketMoments
 from fetch import sha256_of
 from utils import load_checkpoint, load_state, save_checkpoint, weights_of
 
-MODEL, LAST, BEST = "model_state.th", "training_state.th", "model_state_best.th"
-NEXT_MODEL, NEXT_LAST = "model_state_next.th", "training_state_next.th"
+MODEL = "model_state.th"
+LAST = "training_state.th"
+BEST = "model_state_best.th"
+NEXT_MODEL = "model_state_next.th"
+NEXT_LAST = "training_state_next.th"
 PROGRESS = ("step", "history", "best_loss", "best_step", "wall_seconds")
 
 

@@ -77,10 +77,13 @@ def main(argv=None):
     if foreign:
         raise ValueError(f"{foreign[0]} holds other pairs: give another --out")
 
-    rng, tables, seen = np.random.default_rng(args.seed), {}, set()
+    rng = np.random.default_rng(args.seed)
+    tables = {}
+    seen = set()
     sizes = {"train": args.n_train, "val": args.n_val, "test": args.n_test}
     for split, size in sizes.items():
-        rows, shares = [], TRAIN_COUNTS if split == "train" else np.ones(BINS)
+        rows = []
+        shares = TRAIN_COUNTS if split == "train" else np.ones(BINS)
         for score in draw_scores(spread(size, shares), rng):
             while (pair := make_pair(score, rng)) in seen:
                 pass  # no pair is in two splits, nor twice in one

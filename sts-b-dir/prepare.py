@@ -72,7 +72,9 @@ def balanced_split(scores, pairs, cap=CAP, seed=0):
     outside = np.flatnonzero(~((scores >= 0) & (scores <= MAX_SCORE)))
     if len(outside):
         raise ValueError(f"row {outside[0]} has the score {scores[outside[0]]}: it must be 0 to 5")
-    bins, occurrences, rng = score_bins(scores), Counter(pairs), random.Random(seed)
+    bins = score_bins(scores)
+    occurrences = Counter(pairs)
+    rng = random.Random(seed)
     split = np.full(len(pairs), "train", dtype=object)
     for number in range(BINS):
         rows = np.flatnonzero(bins == number).tolist()
@@ -133,7 +135,8 @@ def check_split(data_dir, cap=CAP, expected=None, source=None):
         data_dir, cap: folder of the three files; largest number of pairs per bin in val and test.
         expected, source: number of pairs by split, and the table that was split, or None.
     """
-    paths, problems = {name: Path(data_dir) / file for name, file in FILES.items()}, []
+    paths = {name: Path(data_dir) / file for name, file in FILES.items()}
+    problems = []
     tables = {name: read_table(path) for name, path in paths.items()}
     counts = {name: len(table) for name, table in tables.items()}
     report_counts(counts, expected)

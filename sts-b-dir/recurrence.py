@@ -35,14 +35,16 @@ class PackedRecurrence(torch.autograd.Function):
             Hidden states [M, H].
         """
         H, gates = weight.shape[1], gates.clone()
-        hidden, cell = gates.new_empty(len(gates), H), gates.new_empty(len(gates), H)
+        hidden = gates.new_empty(len(gates), H)
+        cell = gates.new_empty(len(gates), H)
         starts = [0, *itertools.accumulate(sizes)]
         steps, before = [], (0, 0)  # start and number of the rows of the step before
         for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
             start, n = starts[t], sizes[t]
             k = min(n, before[1])  # in reverse, the other sequences only begin here
             steps.append((start, n, before[0], k))
-            now, prior = slice(start, start + n), slice(before[0], before[0] + k)
+            now = slice(start, start + n)
+            prior = slice(before[0], before[0] + k)
             rows, c = gates[now], cell[now]
             if k:
                 rows[:k].addmm_(hidden[prior], weight.T)
@@ -62,13 +64,18 @@ class PackedRecurrence(torch.autograd.Function):
     def backward(ctx, grad_hidden):
         """Return the gradients of gates and weight."""
         gates, hidden, cell, weight = ctx.saved_tensors
-        grad_hidden, grad_cell = grad_hidden.clone(), torch.zeros_like(cell)
-        grad_gates, earlier = torch.empty_like(gates), torch.zeros_like(hidden)
+        grad_hidden = grad_hidden.clone()
+        grad_cell = torch.zeros_like(cell)
+        grad_gates = torch.empty_like(gates)
+        earlier = torch.zeros_like(hidden)
         for start, n, prior_start, k in reversed(ctx.steps):
-            now, prior = slice(start, start + n), slice(prior_start, prior_start + k)
+            now = slice(start, start + n)
+            prior = slice(prior_start, prior_start + k)
             i, f, g, o = gates[now].chunk(4, dim=1)
             di, df, dg, do = grad_gates[now].chunk(4, dim=1)
-            tanh_c, dh, dc = cell[now].tanh(), grad_hidden[now], grad_cell[now]
+            tanh_c = cell[now].tanh()
+            dh = grad_hidden[now]
+            dc = grad_cell[now]
             torch.mul(dh, tanh_c, out=do).mul_(o * (1 - o))
             dc.addcmul_(dh * o, 1 - tanh_c.square())
             torch.mul(dc, g, out=di).mul_(i * (1 - i))

@@ -168,7 +168,8 @@ def draw(labels, shots, points, args, categories=None):
     for members in others:
         few = args.undersample and len(members) > size
         stay.append(rng.choice(members, round(size), replace=False) if few else members)
-    synthetic, stay = Synthetic(*map(np.concatenate, zip(*parts))), np.sort(np.concatenate(stay))
+    synthetic = Synthetic(*map(np.concatenate, zip(*parts)))
+    stay = np.sort(np.concatenate(stay))
     message = "%s: %d synthetic samples from %d rare ones in %d regions; %d of %d samples stay"
     sizes = len(synthetic.seeds), sum(map(len, rare)), len(rare), len(stay), len(labels)
     logging.info(message, args.resample.upper(), *sizes)

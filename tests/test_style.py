@@ -28,6 +28,7 @@ BANNERS = [
     "2 imports", "3 benchmark constants", "4 arguments", "5 builders", "6 train_one_epoch",
     "7 update_fds_statistics", "8 evaluate", "9 train", "10 finish", "11 main",
 ]  # fmt: skip
+PACKED = 185  # assignments of several values in one line, a shared file counted once
 FMT_SKIPS = 30  # in all folders, a shared file counted once
 
 FILES = [path for folder in BENCHMARK_FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -113,6 +114,16 @@ def test_nothing_waits_or_stays_behind(file):
 def test_lines_kept_from_the_formatter_are_few():
     skipped = sum(path.read_text(encoding="utf-8").count("# fmt: skip") for path in UNIQUE)
     assert skipped <= FMT_SKIPS
+
+
+def test_few_lines_assign_two_things():
+    """`a, b = x, y` is for a pair that belongs together, in a short line."""
+    packed = 0
+    for path in UNIQUE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            pair = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple)
+            packed += pair and isinstance(node.value, ast.Tuple)
+    assert packed <= PACKED
 
 
 @pytest.mark.parametrize("folder", BENCHMARK_FOLDERS)

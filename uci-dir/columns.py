@@ -176,7 +176,9 @@ def encode(frame, columns, place="the table"):
             f"{place} lacks the columns {', '.join(map(repr, lacking))}: it has "
             f"{', '.join(map(repr, frame.columns))}"
         )
-    inputs, unknown, start = np.zeros((len(frame), width_of(columns)), np.float32), {}, 0
+    inputs = np.zeros((len(frame), width_of(columns)), np.float32)
+    unknown = {}
+    start = 0
     for column in columns:
         values = frame[column["name"]]
         code = encode_numbers if column["kind"] == NUMBER else encode_categories

@@ -69,7 +69,8 @@ def train_all(args, run_name, train):
                     f"{folder} is of another preparation of {args.dataset}, or another --epoch: "
                     "--overwrite replaces it, --store_root FOLDER keeps it"
                 )
-            mae, seconds = run["metrics"]["val"]["overall"]["mae"], run["wall_seconds"]
+            mae = run["metrics"]["val"]["overall"]["mae"]
+            seconds = run["wall_seconds"]
             print(f"{method}, seed {seed}: validation MAE {mae:.4g} ({seconds:.0f} s)", flush=True)
             runs[method].append(run)
     return runs
@@ -207,7 +208,8 @@ def compare(args, run_name, train):
     shots = runs[PLAIN][0]["label_density"]["shot"].to_numpy()[buckets]
     markdown, digits = make_table(errors, shots)
     best, reasons = decide(errors_of(runs, "val")[0])
-    many, few = preparation["shots"]["many"], preparation["shots"]["few"]
+    many = preparation["shots"]["many"]
+    few = preparation["shots"]["few"]
     answer = f"take {best}" if best else "take none of them: plain training is as good"
     unit = figures.with_unit(runs[PLAIN][0], "mae")
     text = f"""# {args.dataset}: {unit} on the test set, {args.seeds} seeds

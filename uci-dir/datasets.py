@@ -146,7 +146,8 @@ def read_prepared(data_dir, dataset):
             )
     try:
         preparation = json.loads(note.read_text(encoding="utf-8"))
-        bins, target = Bins(*preparation["bins"]), preparation["target"]["name"]
+        bins = Bins(*preparation["bins"])
+        target = preparation["target"]["name"]
         marks = [*MISSING, *preparation["missing"]]
         frame = pd.read_csv(file, keep_default_na=False, na_values=marks, low_memory=False)
         labels = pd.to_numeric(frame[target]).to_numpy(dtype=np.float64)
@@ -173,7 +174,8 @@ def split_rows(table, preparation, place):
     if target not in table:
         raise ValueError(f"{place} has no column {target!r}")
     inputs, _ = encode(table, preparation["columns"], place)
-    labels, splits = table[target].to_numpy(), table["split"].to_numpy()
+    labels = table[target].to_numpy()
+    splits = table["split"].to_numpy()
     return {split: (inputs[splits == split], labels[splits == split]) for split in SPLITS}
 
 

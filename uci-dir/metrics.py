@@ -74,7 +74,8 @@ def shot_metrics(preds, labels, train_labels=None, rule=None):
         raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
     if not np.isfinite(labels).all():
         raise ValueError("labels must be finite: remove those that are NaN or infinite first")
-    parts, points = {"overall": np.ones(len(labels), dtype=bool)}, []
+    parts = {"overall": np.ones(len(labels), dtype=bool)}
+    points = []
     buckets = np.unique(labels, return_inverse=True)[1]
     if rule is not None:
         buckets = label_to_bucket(labels, rule.bins)
@@ -96,7 +97,8 @@ def _metrics(preds, labels, buckets, points):
     error = np.abs(preds - labels)
     counts = np.bincount(buckets)
     by_bucket = np.bincount(buckets, weights=error)[counts > 0] / counts[counts > 0]
-    spread, spread_of_preds = labels - labels.mean(), preds - preds.mean()
+    spread = labels - labels.mean()
+    spread_of_preds = preds - preds.mean()
     with np.errstate(divide="ignore", invalid="ignore"):
         r2 = 1 - np.sum(error**2) / np.sum(spread**2)
         product = np.sum(spread * spread_of_preds)

@@ -34,7 +34,8 @@ def choose_bins(labels, number=None, width=None):
     if width:
         why = f"--bin_width {width:g}"
     elif whole and high - low < MAX_BINS:
-        width, why = 1.0, "the labels are whole numbers: one bucket each, as with ages"
+        width = 1.0
+        why = "the labels are whole numbers: one bucket each, as with ages"
     else:
         width, why = automatic_width(labels)
     # Whole labels lie in the middle of their bucket, where no rounding moves them to the next.
@@ -47,7 +48,8 @@ def automatic_width(labels):
     """Return a round width by the rule of Freedman and Diaconis (1981), and how it came about."""
     distance = np.subtract(*np.percentile(labels, (75, 25)))
     ideal = 2 * distance / np.cbrt(len(labels))
-    least, most = np.ptp(labels) / (MAX_BINS - 1), np.ptp(labels) / MIN_BINS
+    least = np.ptp(labels) / (MAX_BINS - 1)
+    most = np.ptp(labels) / MIN_BINS
     widths = [factor * 10.0**power for power in range(-12, 13) for factor in (1, 2, 5)]
     fitting = [width for width in widths if least <= width <= most] or [most]
     width = min(fitting, key=lambda w: abs(np.log(w / max(ideal, least))))
@@ -59,10 +61,12 @@ def trained_bins(bins, train_labels):
     """Return the bins from the first to the last that has a training row, two at least."""
     train_buckets = label_to_bucket(train_labels, bins)
     width = (bins.high - bins.low) / bins.number
-    first, last = train_buckets.min(), max(train_buckets.max(), train_buckets.min() + 1)
+    first = train_buckets.min()
+    last = max(train_buckets.max(), train_buckets.min() + 1)
     if (first, last) == (0, bins.number - 1):
         return bins
-    low, high = bins.low + first * width, bins.low + (last + 1) * width
+    low = bins.low + first * width
+    high = bins.low + (last + 1) * width
     return Bins(float(low), float(high), int(last - first + 1))
 
 
@@ -103,7 +107,8 @@ def balanced_split(buckets, cap, seed, groups=None):
     if groups is not None:
         table["group"] = pd.factorize(groups)[0]
     units = table.groupby("group")["bucket"].agg(["median", "size"])
-    bucket_of, sizes = units["median"].to_numpy().astype(int), units["size"].to_numpy()
+    bucket_of = units["median"].to_numpy().astype(int)
+    sizes = units["size"].to_numpy()
     rng = np.random.default_rng(seed)
     split = np.full(len(units), "train", dtype=object)
     for bucket in np.unique(bucket_of):

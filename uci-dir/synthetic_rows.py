@@ -22,7 +22,9 @@ def distance_of(inputs, columns):
 
     Source: Wilson and Martinez, "Improved Heterogeneous Distance Functions" (JAIR 6, 1997).
     """
-    scale, categories, start = np.ones(inputs.shape[1]), np.full(inputs.shape[1], -1), 0
+    scale = np.ones(inputs.shape[1])
+    categories = np.full(inputs.shape[1], -1)
+    start = 0
     for column in columns:
         if column["kind"] == NUMBER:
             scale[start] = np.ptp(inputs[:, start]) or 1.0
@@ -48,7 +50,8 @@ def with_synthetic_rows(inputs, labels, shots, args):
     scale, categories = distance_of(inputs, args.preparation["columns"])
     synthetic, stay = draw(labels, shots, lambda rows: inputs[rows] / scale, args, categories)
     parents = inputs[synthetic.seeds], inputs[synthetic.partners]
-    numbers, deviations = np.arange(len(synthetic.labels)), synthetic.deviations * scale
+    numbers = np.arange(len(synthetic.labels))
+    deviations = synthetic.deviations * scale
     made = synthetic.make(numbers, *parents, deviations, args.seed)
     inputs = np.concatenate([inputs[stay], made]).astype(np.float32)
     return inputs, np.concatenate([labels[stay], synthetic.labels])

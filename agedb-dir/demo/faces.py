@@ -103,7 +103,9 @@ class Pen:
     """Fills shapes given in face units; one pose shifts, scales, rolls and yaws them."""
 
     def __init__(self, size, rng):
-        self.size, self.yaw, self.draw = size, rng.normal(0, 0.09), None
+        self.size = size
+        self.yaw = rng.normal(0, 0.09)
+        self.draw = None
         self.turn = rng.uniform(0.285, 0.335) * np.exp(1j * rng.normal(0, 0.07))
         self.centre = rng.normal(0.5, 0.02) + 1j * rng.normal(0.49, 0.02)
 
@@ -122,14 +124,18 @@ def draw_traits(age, male, rng):
     knots = np.array(knots[1:], float)
     rows = {name: np.array(row, float) * rng.normal(1, 0.02) for name, *row in rows}
     f = SimpleNamespace(**{name: np.interp(look, knots, row) for name, row in rows.items()})
-    f.look, f.male, f.adult, f.old = look, male, ramp(look, 11, 19), ramp(look, 30, 95)
+    f.look = look
+    f.male = male
+    f.adult = ramp(look, 11, 19)
+    f.old = ramp(look, 30, 95)
     tone = rng.beta(1.2, 2.2) * (len(SKIN) - 1)
     skin = [np.interp(tone, range(len(SKIN)), channel) for channel in zip(*SKIN)]
     skin = mix(skin, [np.mean(skin) + 12] * 3, 0.3 * f.old)  # paler with age
     hair = mix((205, 170, 115), HAIR[rng.integers(len(HAIR))], ramp(look, -10, 14))
     grey = min(max(ramp(look, 32, 74) * rng.uniform(0.8, 1.2) + rng.normal(0, 0.05), 0), 1)
     grey *= male or look < 16 or rng.random() > 0.15  # the others dye their hair
-    shadow, white = mix(skin, (70, 20, 10), 0.5), [rng.uniform(190, 225)] * 3
+    shadow = mix(skin, (70, 20, 10), 0.5)
+    white = [rng.uniform(190, 225)] * 3
     lipstick = not male and look > 15 and rng.random() < 0.4
     red = (185, 35, 55) if lipstick else mix(skin, (170, 60, 60), 0.5 - 0.2 * f.old)
     f.colours = {"skin": skin, "shadow": shadow, "shade": mix(skin, shadow, 0.25), "lip": red}
@@ -140,8 +146,11 @@ def draw_traits(age, male, rng):
     # Men lose hair at three speeds, so that age and forehead go together only on average.
     f.bald = male * ramp(look, 22, 72) * rng.choice((0.15, 0.5, 0.95)) * rng.uniform(0.8, 1.05)
     f.fringe = rng.uniform(0, 0.3) * (rng.random() < (0.25 if male else 0.5)) * (1 - f.bald)
-    f.volume, f.curl = rng.uniform(0.03, 0.14), rng.uniform(0.01, 0.05) * (rng.random() < 0.35)
-    f.tail, f.smile, f.lined = rng.uniform(0.6, 2.2), rng.uniform(-0.1, 0.4), rng.normal(1, 0.12)
+    f.volume = rng.uniform(0.03, 0.14)
+    f.curl = rng.uniform(0.01, 0.05) * (rng.random() < 0.35)
+    f.tail = rng.uniform(0.6, 2.2)
+    f.smile = rng.uniform(-0.1, 0.4)
+    f.lined = rng.normal(1, 0.12)
     odds = {  # of the layers of PARTS that not every face has
         "long": (0.05 if male else 0.65) * (look > 2),
         "beard": 0.3 * male * (look > 19),
@@ -214,7 +223,8 @@ def draw_hair(pen, f, rng):
     alpha = int(255 * (0.3 + 0.7 * grown) * (1 - 0.2 * ramp(f.look, 70, 100)))
     pen.fill(np.concatenate([outer, line]), (*f.colours["hair"], alpha))
     for t in rng.uniform(0, 1, 14):
-        start, end = 0.98 * outer[int(t * 39)], line[10 - int(t * 10)]
+        start = 0.98 * outer[int(t * 39)]
+        end = line[10 - int(t * 10)]
         bend = (start + end) / 2 + rng.normal(0, 0.04)
         tint = mix(f.colours["hair"], [rng.choice((0, 255))] * 3, 0.12)
         pen.fill(curve(np.array([start, bend, end]), 0.06), (*tint, alpha * 2 // 3))

@@ -66,13 +66,15 @@ def make_scene(rng):
     for _ in range(rng.integers(0, 4)):  # balls on the floor
         radius = np.float32(rng.uniform(0.1, 0.3))
         centre = np.float32([*(rng.uniform(0.05, 0.95, 2) * size[:2]), radius])
-        colour, texture = np.float32(rng.uniform(0, 1, 3)), str(rng.choice(["plain", "stripes"]))
+        colour = np.float32(rng.uniform(0, 1, 3))
+        texture = str(rng.choice(["plain", "stripes"]))
         solids.append(Solid(False, centre, np.full(3, radius), colour, texture, 0.1))
     lamps = []
     for _ in range(rng.integers(1, 4)):  # a glowing ball that hangs from the ceiling by a rod
         place = rng.uniform(0.15, 0.85, 2) * size[:2]
         centre = np.float32([*place, size[2] - rng.uniform(0.3, 0.8)])
-        low, high = centre - np.float32([0.01, 0.01, 0]), centre + np.float32([0.01, 0.01, 2])
+        low = centre - np.float32([0.01, 0.01, 0])
+        high = centre + np.float32([0.01, 0.01, 2])
         ball = Solid(False, centre, np.full(3, 0.12, np.float32), np.float32([1, 1, 1]), "glow", 1)
         solids += [ball, Solid(True, low, high, np.full(3, 0.1, np.float32), "plain", 1)]
         lamps.append(centre - np.float32([0, 0, 0.15]))
@@ -116,14 +118,17 @@ def make_view(rng, scene, free=0.5):
 
 def hit_box(eye, rays, low, high):
     """Return where rays [P, 3] enter a box, in lengths of the ray, and through which axis."""
-    enter, leave = np.full(len(rays), -np.inf, np.float32), np.full(len(rays), np.inf, np.float32)
+    enter = np.full(len(rays), -np.inf, np.float32)
+    leave = np.full(len(rays), np.inf, np.float32)
     axis = np.zeros(len(rays), np.int8)
     for k in range(3):  # column by column: a maximum over rows of three is slow
         with np.errstate(divide="ignore", invalid="ignore"):
-            a, b = (low[k] - eye[..., k]) / rays[:, k], (high[k] - eye[..., k]) / rays[:, k]
+            a = (low[k] - eye[..., k]) / rays[:, k]
+            b = (high[k] - eye[..., k]) / rays[:, k]
         near = np.minimum(a, b)
         axis[near > enter] = k
-        enter, leave = np.fmax(enter, near), np.fmin(leave, np.maximum(a, b))
+        enter = np.fmax(enter, near)
+        leave = np.fmin(leave, np.maximum(a, b))
     return np.where((enter < leave) & (enter > 1e-3), enter, np.inf), axis
 
 
@@ -166,7 +171,8 @@ def render(scene, view, height=240):
     eye, axes = view
     width = height * 4 // 3
     y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32)
-    x, y = (x + 0.5 - width / 2) / height, (y + 0.5 - height / 2) / height
+    x = (x + 0.5 - width / 2) / height
+    y = (y + 0.5 - height / 2) / height
     # A ray's part along the optical axis is 1, so that its length in rays is the depth.
     rays = np.stack([x / FOCAL, y / FOCAL, np.ones_like(x)], axis=1) @ axes
     with np.errstate(divide="ignore", invalid="ignore"):

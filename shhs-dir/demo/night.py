@@ -143,7 +143,8 @@ def make_night(traits, minutes, rng):
     """
     stages = draw_stages(traits, max(1, int(minutes * 60 / FRAME_SECONDS)), rng)
     effort, flow, apnoea = make_breathing(traits, stages, rng)
-    gain, noise = rng.lognormal(0, 0.3, 3), rng.normal(0, 0.05, (3, len(effort)))
+    gain = rng.lognormal(0, 0.3, 3)
+    noise = rng.normal(0, 0.05, (3, len(effort)))
     # The belly follows the chest by a third of a second.
     breathing = [effort, np.roll(effort, 3), flow] * gain[:, None] + noise
     channels = {"EEG": make_eeg(traits, stages, rng)}
