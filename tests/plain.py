@@ -22,11 +22,22 @@ class PlainFDS:
     """FDS of D features in B buckets; `live` and `calibrated` as in the released code."""
 
     def __init__(
-        self, B, D, window, *, live, calibrated, clip=(0.1, 10), momentum=0.9, start=(0, 1)
+        self,
+        B,
+        D,
+        window,
+        *,
+        live,
+        calibrated,
+        clip=(0.1, 10),
+        momentum=0.9,
+        start=(0, 1),
+        fill=False,
     ):
         self.window = np.asarray(window) / np.sum(window)
         self.live, self.calibrated, self.clip, self.momentum = live, calibrated, clip, momentum
         self.start_update, self.start_smooth = start
+        self.fill = fill  # whether an empty bucket takes its neighbours' average
         self.epoch = self.start_update
         self.mean, self.var = np.zeros((B, D)), np.ones((B, D))
         self.m1, self.v1, self.m2, self.v2 = (x.copy() for x in (self.mean, self.var) * 2)
@@ -41,10 +52,10 @@ class PlainFDS:
         for i, b in enumerate(bucket):
             if self.v1[b].sum() < 1e-10:
                 continue
-            for d in range(out.shape[1]):
-                if self.v1[b, d] > 0 and self.v2[b, d] >= 0:
-                    factor = np.sqrt(np.clip(self.v2[b, d] / self.v1[b, d], *self.clip))
-                    out[i, d] = (out[i, d] - self.m1[b, d]) * factor + self.m2[b, d]
+            usable = (self.v1[b] > 0) & (self.v2[b] >= 0)
+            ratio = self.v2[b] / np.where(usable, self.v1[b], 1)
+            moved = (out[i] - self.m1[b]) * np.sqrt(np.clip(ratio, *self.clip)) + self.m2[b]
+            out[i] = np.where(usable, moved, out[i])
         return out
 
     def end_epoch(self, raw, bucket, epoch):
@@ -65,5 +76,10 @@ class PlainFDS:
             self.mean[b] = (1 - keep) * own.mean(axis=0) + keep * self.mean[b]
             current = own.var(axis=0, ddof=1) if len(own) > 1 else np.zeros(own.shape[1])
             self.var[b] = (1 - keep) * current + keep * self.var[b]
+        if self.fill:
+            for b in sorted(set(range(len(self.mean))) - set(bucket)):
+                near = [other for other in (b - 1, b + 1) if 0 <= other < len(self.mean)]
+                self.mean[b] = np.mean([self.mean[other] for other in near], axis=0)
+                self.var[b] = np.mean([self.var[other] for other in near], axis=0)
         if self.alias:
             self.m1, self.v1 = self.mean.copy(), self.var.copy()

@@ -19,6 +19,7 @@ import torch
 
 from conftest import ROOT, load
 from contract import CONTRACTS, weights_in
+from plain import PlainFDS
 
 LEFT_BY_ALL = {
     "results.json", "epochs.jsonl", "predictions.csv", "label_density.csv", "fds_statistics.npz",
@@ -414,6 +415,60 @@ def test_statistics_that_start_late(contract, data, tmp_path):
         for name, value in plain.items():
             assert torch.equal(value, late[name]), name
     assert (late[next(n for n in late if n.endswith("FDS.epoch"))] >= 2).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_statistics_are_those_of_the_rules(contract, data, tmp_path, variant):
+    """The network hands back raw features, and what the pass makes of them is a plain loop's."""
+    train, update, held = contract.train, contract.train.update_fds_statistics, {}
+
+    def rows_of_dense(values):
+        """Pixels as rows: [N, D, H, W] -> [N · H · W, D]."""
+        values = values.detach().double()
+        return (values.movedim(1, -1).flatten(0, -2) if values.ndim == 4 else values).numpy()
+
+    def checked(run, model, loader, epoch):
+        module, features, buckets = model.FDS, [], []
+        smooth, accumulate = module.smooth, module.accumulate
+
+        def noted_smooth(raw, labels, e):
+            held["raw"] = raw.detach().clone()
+            return smooth(raw, labels, e)
+
+        def noted_accumulate(given, labels, e):
+            assert torch.equal(given, held["raw"])
+            features.append(rows_of_dense(given))
+            buckets.append(module.label_to_bucket(labels).flatten().numpy())
+            return accumulate(given, labels, e)
+
+        with (
+            mock.patch.object(module, "smooth", noted_smooth),
+            mock.patch.object(module, "accumulate", noted_accumulate),
+        ):
+            seconds = update(run, model, loader, epoch)
+        B, D = module.running_mean.shape
+        official = variant == "official"
+        options = {"live": official, "calibrated": official, "clip": module.clip}
+        options["fill"] = module.fill_empty
+        plain = held.setdefault("plain", PlainFDS(B, D, module.kernel_window.numpy(), **options))
+        plain.end_epoch(np.concatenate(features), np.concatenate(buckets), epoch)
+        for name, value in (
+            ("running_mean", plain.mean), ("running_var", plain.var),
+            ("running_mean_last_epoch", plain.m1), ("running_var_last_epoch", plain.v1),
+            ("smoothed_mean_last_epoch", plain.m2), ("smoothed_var_last_epoch", plain.v2),
+        ):  # fmt: skip
+            np.testing.assert_allclose(
+                getattr(module, name), value, rtol=1e-3, atol=1e-5, err_msg=f"{epoch} {name}"
+            )
+        held["epochs"] = epoch + 1
+        return seconds
+
+    flags = ["--fds", "--fds_variant", variant, *contract.lines(4)]
+    with mock.patch.object(train, "update_fds_statistics", checked):
+        here(contract, data, tmp_path, *flags)
+    assert held["epochs"] >= 2
+    assert not np.allclose(held["plain"].m2, 0)
 
 
 @pytest.mark.slow
