@@ -451,7 +451,7 @@ DEFAULTS = dict(
      ("--reweight inverse --lds --lds_sigma 2 --d_hid 128 --random_seed 3",
       "sts_lds_gau_5_2.0_mse_seed_3_valint_400_patience_10_adam_0.0001_128_inverse_d_hid_128"),
      ("--max_grad_norm 1 --word_embs_file glove/glove50.txt --suffix a --max_vals 3",
-      "sts_mse_seed_111_valint_400_patience_10_adam_0.0001_128_a_word_embs_file_glove50.txt"
+      "sts_mse_seed_111_valint_400_patience_10_adam_0.0001_128_a_word_embs_file_glove50.txt-dea67a"
       "_max_grad_norm_1.0")],
 )  # fmt: skip
 def test_names_of_run_folders(flags, name):
