@@ -153,6 +153,9 @@ def find_by_flags(run, last):
         if all(config.get(flag, run.parser.get_default(flag)) == own[flag] for flag in own):
             logging.info("%s is the run of these flags, under its earlier name", path.parent)
             run.folder = path.parent
+            # The events belong there, too.
+            run.accelerator.project_configuration.project_dir = str(path.parent)
+            run.accelerator.project_configuration.logging_dir = str(path.parent)
             return path
     names = ", ".join(path.parent.name for path in near[:10])
     others = f"; other runs there: {names}" if near else ""

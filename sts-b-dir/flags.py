@@ -25,9 +25,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help texts with the default behind them, where there is one."""
 
     def _get_help_string(self, action):
-        return (
-            action.help if action.default in (None, "", False) else super()._get_help_string(action)
-        )
+        if action.default is None or action.default is False or action.default == "":
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -185,6 +185,8 @@ def test_help_explains_every_flag(contract, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     parser = contract.train.make_parser()
+    assert "first epoch in the statistics (default: 0)" in " ".join(text.split())
+    assert "(default: None)" not in text
     for action in parser._actions:
         assert action.help, action.dest
         assert all(option in text for option in action.option_strings)
@@ -335,9 +337,10 @@ def test_a_run_under_an_earlier_name_is_found_by_its_flags(contract, data, finis
     """Earlier versions left some flags out of the name; another run's folder is not taken."""
     earlier = tmp_path / "earlier_name"
     shutil.copytree(finished, earlier)
-    more = (*contract.lines(3), *contract.lds_fds.split(), "--resume")
+    more = (*contract.lines(3), *contract.lds_fds.split(), "--resume", "--track", "tensorboard")
     assert_same_metrics(here(contract, data, tmp_path, *more), results_of(finished))
     assert only_run(tmp_path) == earlier
+    assert (earlier / "events").is_dir()
     here(contract, data, tmp_path, *contract.lines(1), "--resume")  # a run without LDS and FDS
     assert len(list(tmp_path.iterdir())) == 2
     assert len(rows_of(earlier)) == 3
