@@ -14,17 +14,18 @@ sys.path.append(str(ROOT / "tools"))
 
 from load import load as load  # noqa: E402 - found through the line above
 
-# Okabe and Ito's palette (2008), told apart with the common colour blindnesses, and two greys.
-BLUE, GREEN, VERMILLION, ORANGE = "#0072B2", "#009E73", "#D55E00", "#E69F00"
+# One colour, one meaning: plain or not smoothed, LDS or smoothed, FDS; counts and text are grey.
+# After Okabe and Ito (2008), darker, so that a line's contrast with white is at least 4.5.
+VERMILLION, BLUE, GREEN = "#BF4A00", "#0072B2", "#00795A"
 GREY, DARK = "#BBBBBB", "#555555"
+# The shots have colours of their own, and a hatching, so that neither alone tells them apart.
+SHOTS = {"many": ("#5E4FA2", ""), "medium": ("#8A7A1E", "////"), "few": ("#C2185B", "xxxx")}
 DPI = 100
+TIMES = 3  # an animation is played, then it rests on its last frame
 
 
 def new_figure(width, height):
-    """Return an empty figure of so many pixels.
-
-    White is opaque on purpose: on a dark page the picture stays as legible as on a light one.
-    """
+    """Return an empty figure of so many pixels; its white is legible on a dark page, too."""
     return Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
 
 
@@ -47,15 +48,20 @@ def image_of(figure):
 
 
 def png_bytes(figure):
-    """Return a figure as a PNG of 64 colours, so that it is small."""
+    """Return a figure as a PNG."""
+    return picture_bytes(image_of(figure))
+
+
+def picture_bytes(image):
+    """Return an RGB image as a PNG of 64 colours, so that it is small."""
     content = io.BytesIO()
-    picture = image_of(figure).quantize(64, dither=Image.Dither.NONE)
+    picture = image.quantize(64, dither=Image.Dither.NONE)
     picture.save(content, format="PNG", optimize=True)
     return content.getvalue()
 
 
 def gif_bytes(frames):
-    """Return frames as a GIF that repeats for ever.
+    """Return frames as a GIF that is played TIMES times.
 
     Args:
         frames: list of (RGB image, time it stays in milliseconds), all of one size.
@@ -73,7 +79,7 @@ def gif_bytes(frames):
     pictures = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image, _ in frames]
     content = io.BytesIO()
     pictures[0].save(
-        content, format="GIF", save_all=True, append_images=pictures[1:], loop=0, optimize=False,
-        duration=[time for _, time in frames],
+        content, format="GIF", save_all=True, append_images=pictures[1:], loop=TIMES - 1,
+        optimize=False, duration=[time for _, time in frames],
     )  # fmt: skip
     return content.getvalue()

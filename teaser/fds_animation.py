@@ -167,8 +167,8 @@ def draw_features(ax, shown, history, share):
         *own.T, "o", ms=7, color=BLUE if done else VERMILLION, mec="white",
         label="rare bucket, calibrated" if done else "rare bucket",
     )  # fmt: skip
-    around = torch.cat([shown.run.history[-1][0][near | shown.chosen], shown.moved])[:, pair]
-    low, high = around.amin(0) - 0.15, around.amax(0) + 0.15
+    around = torch.cat([*(past for past, _, _ in run.history), shown.moved])[:, pair]
+    low, high = around.amin(0) - 0.1, around.amax(0) + 0.1
     # Features have no unit: only where they lie to each other counts.
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
     ax.set_xlabel("the same feature", fontsize=12)

@@ -56,16 +56,17 @@ def draw_window(ax, data, position):
     """Draw the ages within the window, the window's values, and what they come to."""
     around = np.arange(KS) - KS // 2
     roots = np.pad(data.roots, KS // 2)[position : position + KS]
-    top = 1.3 * max(2.0, roots.max())
+    top = 24
     ax.bar(around, roots, 0.85, color=GREY)
     for offset, value in zip(around, data.window):
         ax.text(offset, 0.93 * top, f"{value:.2f}", ha="center", fontsize=11)
     ax.axhline(data.smoothed[position], color=BLUE, lw=2.5)
     ages = data.ages[position] + around
     names = [str(age) if age >= 0 else "" for age in ages]
-    ax.set(xticks=around, xticklabels=names, yticks=[], xlim=(-2.6, 2.6), ylim=(0, top))
+    ax.set(
+        xticks=around, xticklabels=names, yticks=[0, 5, 10, 15, 20], xlim=(-2.6, 2.6), ylim=(0, top)
+    )
     ax.set_title("five ages, their factors\nand weighted mean", fontsize=12)
-    ax.spines["left"].set_visible(False)
     tidy(ax)
 
 
@@ -106,7 +107,7 @@ def draw_frame(data, title, position, share=None):
                   bbox_to_anchor=(0.07, 0.92), frameon=False, fontsize=12)  # fmt: skip
     last = density
     if share is None:
-        draw_window(figure.add_axes((0.715, 0.115, 0.27, 0.615)), data, position)
+        draw_window(figure.add_axes((0.73, 0.115, 0.255, 0.615)), data, position)
     else:
         last = figure.add_axes((0.08, 0.115, 0.59, 0.36), sharex=density)
         draw_weights(last, data, share)

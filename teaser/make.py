@@ -1,4 +1,4 @@
-"""Draw the pictures of the READMEs: one picture, three animations, the labels of five benchmarks.
+"""Draw the pictures of the READMEs: the overview, three animations, the labels of benchmarks.
 
 All are drawn from our own code, from the tutorial's run and from label_counts.csv.
 
@@ -15,7 +15,7 @@ import torch
 import fds_animation
 import lds_animation
 import overview
-from drawing import ROOT, gif_bytes, load, png_bytes
+from drawing import ROOT, gif_bytes, load, picture_bytes, png_bytes
 from label_counts import count_all, csv_bytes, read_counts
 from label_pictures import BENCHMARKS, draw_labels
 
@@ -24,7 +24,15 @@ ANIMATIONS = {
     "overview.gif": overview.frames, "lds.gif": lds_animation.frames,
     "fds.gif": fds_animation.frames,
 }  # fmt: skip
-NAMES = ("overview.png", *ANIMATIONS, *(f"{benchmark}.png" for benchmark in BENCHMARKS))
+# The overview for a light and a dark page, wide and narrow; a still of an animation is its last
+# frame, for who wants no motion.
+OVERVIEWS = {
+    "overview.png": ("light", False), "overview_dark.png": ("dark", False),
+    "overview_narrow.png": ("light", True), "overview_narrow_dark.png": ("dark", True),
+}  # fmt: skip
+STILLS = {"lds.png": "lds.gif", "fds.png": "fds.gif"}
+LABELS = tuple(f"{benchmark}.png" for benchmark in BENCHMARKS)
+NAMES = (*OVERVIEWS, *ANIMATIONS, *STILLS, *LABELS)
 
 
 def content_of(name, counts):
@@ -36,8 +44,10 @@ def content_of(name, counts):
     """
     if name in ANIMATIONS:
         return gif_bytes(ANIMATIONS[name]())
-    if name == "overview.png":
-        return png_bytes(overview.draw(overview.read_errors()))
+    if name in STILLS:
+        return picture_bytes(ANIMATIONS[STILLS[name]]()[-1][0])
+    if name in OVERVIEWS:
+        return png_bytes(overview.draw(overview.read_errors(), *OVERVIEWS[name]))
     benchmark = name.removesuffix(".png")
     return png_bytes(draw_labels(benchmark, read_counts(counts, benchmark)))
 

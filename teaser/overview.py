@@ -6,11 +6,13 @@ The labels are drawn from the tutorial's skewed density, the errors come from it
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import fds_animation
 from drawing import (
     BLUE,
+    DARK,
     GREEN,
     GREY,
     ROOT,
@@ -22,9 +24,18 @@ from drawing import (
     tidy,
 )
 
-LINES = {
-    "VANILLA": (VERMILLION, "-", "plain training"), "SQINV+LDS": (BLUE, "-", "weights with LDS"),
-    "SQINV+FDS": (GREEN, "-", "weights and FDS"), "best possible": ("black", ":", "best possible"),
+LINES = {  # of a method, and its words
+    "VANILLA": (VERMILLION, "-", "plain training"),
+    "SQINV+LDS": (BLUE, "--", "weights of LDS"),
+    "SQINV+FDS": (GREEN, "-.", "FDS, weights not smoothed"),
+    "best possible": (DARK, ":", "best for even labels"),
+}
+THEMES = {  # page, text, bars, and what the colours of a line become
+    "light": ("white", "black", GREY, {}),
+    "dark": (
+        "#0D1117", "#E6EDF3", "#5A5F66",
+        {VERMILLION: "#FF8A4C", BLUE: "#56B4E9", GREEN: "#2DC79A", DARK: "#B8B8B8"},
+    ),
 }  # fmt: skip
 LABELS = np.arange(100) + 0.5
 WEIGHT_TICKS = [0.5, 1, 2, 5, 10, 20]
@@ -48,7 +59,7 @@ def smoothed_and_weights(counts):
     return density[1], np.where(counts > 0, lds.bucket_weights(density, counts), np.nan)
 
 
-def draw_lds(ax, counts, shown=100, weighted=1.0, sizes=(2, 4)):
+def draw_lds(ax, counts, shown=100, weighted=1.0, theme="light"):
     """Draw the root of the counts, its smoothed form and the weights.
 
     Args:
@@ -56,55 +67,69 @@ def draw_lds(ax, counts, shown=100, weighted=1.0, sizes=(2, 4)):
         counts: [100].
         shown: number of buckets that the smoothed curve is drawn for.
         weighted: share of the weights' way from 1 to their value.
-        sizes: of the line and of the weights' dots.
+        theme: key of THEMES.
 
     Returns:
         The axes of the weights, at the right.
     """
+    _, text, bars, lines = THEMES[theme]
     smoothed, weights = smoothed_and_weights(counts)
     scale = np.sqrt(counts).max()
-    ax.bar(LABELS, np.sqrt(counts) / scale, 1, color=GREY, label="root of the count")
+    ax.bar(LABELS, np.sqrt(counts) / scale, 1, color=bars, label="root of the count")
     curve = (smoothed / smoothed.max())[:shown]
-    ax.plot(LABELS[:shown], curve, color=BLUE, lw=sizes[0], label="smoothed: LDS")
+    ax.plot(LABELS[:shown], curve, color=lines.get(BLUE, BLUE), lw=2.5, label="smoothed: LDS")
     ax.set(ylabel="share of the largest", ylim=(0, 1.35))
     right = ax.twinx()
-    right.set(yscale="log", ylim=(0.3, 60))
+    right.set(yscale="log", ylim=(0.3, 60), ylabel="weight of a sample")
     right.set_yticks(WEIGHT_TICKS, [f"{tick:g}" for tick in WEIGHT_TICKS])
-    right.tick_params(colors=VERMILLION, which="both")
-    label = "weight (right)"
     if weighted:
-        right.plot(LABELS, weights**weighted, ".", ms=sizes[1], color=VERMILLION, label=label)
+        right.plot(LABELS, weights**weighted, "x", ms=5, color=text, label="weight (right)")
     right.spines["top"].set_visible(False)
     return right
 
 
-def draw(errors):
+def draw_errors(ax, errors, size, theme="light"):
+    """Draw each method's error by label; a method's words have its line's colour."""
+    lines = THEMES[theme][3]
+    for name, (colour, style, label) in LINES.items():
+        colour = lines.get(colour, colour)
+        ax.plot(errors["label"], errors[name], style, color=colour, lw=2, label=label)
+    ax.set(ylabel="mean absolute error", ylim=(0, None))
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 1.03), "frameon": False}
+    ax.legend(**place, fontsize=size, labelcolor="linecolor", handlelength=2.6)
+
+
+def draw(errors, theme="light", narrow=False):
     """Return the figure of three panels.
 
     Args:
         errors: what `read_errors` returns.
+        theme: key of THEMES.
+        narrow: one panel below the other, for a narrow page.
     """
-    counts = skewed_counts()
-    # White is opaque on purpose: on a dark page the picture stays as legible as on a light one.
-    fig = Figure((11, 3.3), dpi=110, layout="constrained", facecolor="white")
-    data, lds, error = fig.subplots(1, 3)
-    data.bar(LABELS, counts, 1, color=GREY)
-    data.set(title="1  Labels crowd on a few values", ylabel="training samples")
-    data.annotate("many samples", (18, 36), (32, 38), arrowprops={"arrowstyle": "->"})
-    data.annotate("few or none", (75, 3), (62, counts.max() * 0.3), arrowprops={"arrowstyle": "->"})
-    right = draw_lds(lds, counts)
-    lds.set(title="2  LDS smooths them into weights")
-    handles = [*lds.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    lds.legend(handles=handles, frameon=False, loc="upper left", fontsize="small", ncols=2)
-    for name, (colour, style, label) in LINES.items():
-        error.plot(errors["label"], errors[name], style, color=colour, label=label)
-    error.set(
-        title="3  Rare labels are predicted better", ylabel="mean absolute error", ylim=(0, None)
-    )
-    error.legend(frameon=False, loc="upper left")
-    for ax in (data, lds, error):
-        ax.set(xlabel="label", xlim=(0, 100))
-    tidy(data, lds, error)
+    page, text, bars, _ = THEMES[theme]
+    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings = {"axes.facecolor": page, "font.size": 13 if narrow else 10}
+    with rc_context(settings | dict.fromkeys(colours, text)):
+        counts = skewed_counts()
+        size = (6.4, 10.5) if narrow else (11, 3.3)
+        fig = Figure(size, dpi=100 if narrow else 110, layout="constrained", facecolor=page)
+        data, lds, error = fig.subplots(3, 1) if narrow else fig.subplots(1, 3)
+        data.bar(LABELS, counts, 1, color=bars)
+        data.set(title="1  Labels crowd on a few values", ylabel="training samples")
+        arrow = {"arrowstyle": "->", "color": text}
+        data.annotate("many samples", (18, 36), (32, 38), arrowprops=arrow)
+        data.annotate("few or none", (75, 3), (62, counts.max() * 0.3), arrowprops=arrow)
+        right = draw_lds(lds, counts, theme=theme)
+        lds.set(title="2  LDS smooths them into weights")
+        handles = [*lds.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+        lds.legend(handles=handles, frameon=False, loc="upper left", fontsize="small", ncols=2,
+                   columnspacing=1)  # fmt: skip
+        draw_errors(error, errors, "small", theme)
+        error.set(title="3  Rare labels are predicted better")
+        for ax in (data, lds, error):
+            ax.set(xlabel="label", xlim=(0, 100))
+        tidy(data, lds, error)
     return fig
 
 
@@ -138,8 +163,9 @@ def lds_frame(shown, weighted):
     text = "The root of the counts is smoothed over neighbouring labels"
     text += "; one over that is the weight" if weighted else ""
     figure, ax = canvas("2  LDS smooths the labels' density", text)
-    right = draw_lds(ax, skewed_counts(), shown, weighted, (3, 8))
-    ax.set_ylabel("share of the largest", fontsize=12)
+    right = draw_lds(ax, skewed_counts(), shown, weighted)
+    for axes in (ax, right):
+        axes.yaxis.label.set_size(12)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     ax.legend(handles=handles, frameon=False, loc="upper left", fontsize=12, ncols=3)
     return image_of(figure)
@@ -160,12 +186,9 @@ def error_frame(errors, count):
     """Return the frame with each method's error on the first labels."""
     text = "Small networks on even test labels, mean of 10 seeds (the tutorial's run)"
     figure, ax = canvas("4  Rare labels are predicted better", text)
-    for name, (colour, style, label) in LINES.items():
-        part = errors.iloc[:count]
-        ax.plot(part["label"], part[name], style, color=colour, lw=2.5, label=label)
+    draw_errors(ax, errors.iloc[:count], 13)
     ax.set(ylim=(0, 1.05 * errors[list(LINES)].to_numpy().max()))
-    ax.set_ylabel("mean absolute error", fontsize=12)
-    ax.legend(frameon=False, loc="upper left", fontsize=13)
+    ax.yaxis.label.set_size(12)
     return image_of(figure)
 
 

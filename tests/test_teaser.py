@@ -115,7 +115,7 @@ def test_an_animation_has_its_frames(make, name, amounts, expected):
     assert content == load("teaser", "drawing").gif_bytes(frames)
     with Image.open(io.BytesIO(content)) as gif:
         assert gif.n_frames == expected
-        assert gif.info["loop"] == 0
+        assert gif.info["loop"] == 2  # played three times, then at rest
         seen = set()
         for number in range(expected):
             gif.seek(number)
@@ -128,7 +128,7 @@ def test_an_animation_has_its_frames(make, name, amounts, expected):
 
 def test_the_label_pictures_are_drawn(make, tmp_path, capsys):
     names = [name for name in make.NAMES if name.endswith("_dir.png")]
-    assert len(names) == 5
+    assert len(names) == 3
     make.main(["--only", *names, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for name in names:
@@ -139,9 +139,33 @@ def test_the_label_pictures_are_drawn(make, tmp_path, capsys):
             assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
 
 
+def luminance(colour):
+    """Relative luminance of WCAG 2.1 of a colour '#RRGGBB'."""
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    parts = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return parts @ (0.2126, 0.7152, 0.0722)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_and_words_stand_out_from_the_page(make, theme):
+    overview, shots = load("teaser", "overview"), load("teaser", "drawing").SHOTS
+    page, text, _, lines = overview.THEMES[theme]
+    colours = {text} | {lines.get(line[0], line[0]) for line in overview.LINES.values()}
+    if theme == "light":
+        colours |= {shots["many"][0], shots["few"][0]}
+    names = {"white": "#FFFFFF", "black": "#000000"}
+    page = luminance(names.get(page, page))
+    for colour in colours:
+        pair = sorted([page, luminance(names.get(colour, colour))])
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, colour  # WCAG's bound for text
+    styles = {line[1] for line in overview.LINES.values()}
+    assert len(styles) == len(overview.LINES)  # told apart without colour, too
+
+
 def test_the_committed_pictures_are_there_and_small(make):
     for name in make.NAMES:
         assert 5_000 < (TEASER / name).stat().st_size < 1_500_000, name
+    assert {name for name in make.NAMES} == {path.name for path in TEASER.glob("*.[pg][ni][gf]")}
     for name, least in (("overview.gif", 40), ("lds.gif", 40), ("fds.gif", 40)):
         with Image.open(TEASER / name) as gif:
             assert gif.n_frames >= least
