@@ -17,7 +17,10 @@ from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
 NETWORK, TRAINING, PLACE = "network", "training", "place"
 MOST_LR = 1e6
 MOST_BUCKETS = 10_000  # their statistics take 2 · D numbers each, several times
-SYNTHETIC = "synthetic samples"  # group whose flags count only with --resample
+# Groups whose flags count only where their first is not "none".
+SYNTHETIC = "synthetic samples"
+REGULARIZER = "regularizer"
+OPTIONAL = {"resample": SYNTHETIC, "regularizer": REGULARIZER}
 LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber")
 
 
@@ -223,20 +226,6 @@ def methods_in_name(args):
     if args.retrain_fc:
         parts.append("retrain_fc")
     return "".join(f"_{part}" for part in parts)
-
-
-def method_name(args, parser):
-    """Return a run's name in the tables, in the paper's words: 'SQINV+LDS+FDS'."""
-    base = {"none": "VANILLA", "sqrt_inv": "SQINV", "inverse": "INV"}[args.reweight]
-    if args.loss.startswith("focal"):
-        base = "FOCAL-R" if base == "VANILLA" else f"FOCAL-R {base}"
-    base = f"RRT {base}" if args.retrain_fc else base
-    if getattr(args, "resample", "none") != "none":  # not every benchmark has it
-        alone = base == "VANILLA" or (args.lds and base in ("SQINV", "INV"))
-        base = args.resample.upper() + f" {base}" * (not alone)
-    is_default = parser.is_default(args, "fds_variant")
-    fds = "+FDS" if is_default else f"+FDS ({args.fds_variant})"
-    return base + "+LDS" * args.lds + fds * args.fds
 
 
 def lds_options(args):

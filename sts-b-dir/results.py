@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from flags import PLACE, SYNTHETIC, method_name
+from flags import OPTIONAL, PLACE
 from utils import to_json, write_atomically
 
 # ---- epochs --------------------------------------------------------------------------------
@@ -100,6 +100,25 @@ def metrics_table(metrics):
     return frame.to_string(float_format=lambda v: f"{v:.3f}", na_rep="–")
 
 
+def method_name(args, parser):
+    """Return a run's name in the tables, in the paper's words: 'SQINV+LDS+FDS'."""
+    base = {"none": "VANILLA", "sqrt_inv": "SQINV", "inverse": "INV"}[args.reweight]
+    if args.loss.startswith("focal"):
+        base = "FOCAL-R" if base == "VANILLA" else f"FOCAL-R {base}"
+    base = f"RRT {base}" if args.retrain_fc else base
+    if getattr(args, "resample", "none") != "none":  # not every benchmark has it
+        alone = base == "VANILLA" or (args.lds and base in ("SQINV", "INV"))
+        base = args.resample.upper() + f" {base}" * (not alone)
+    is_default = parser.is_default(args, "fds_variant")
+    fds = "+FDS" if is_default else f"+FDS ({args.fds_variant})"
+    name = base + "+LDS" * args.lds + fds * args.fds
+    regularizer = getattr(args, "regularizer", "none")
+    if regularizer != "none":
+        name = f"{name}+{regularizer.replace('_', ' ').upper()}".removeprefix("VANILLA+")
+        name += " (official)" * args.conr_official
+    return name
+
+
 def write_results(run, metrics, **facts):
     """Write `results.json`: what was run, on what, and every metric by shot.
 
@@ -109,8 +128,9 @@ def write_results(run, metrics, **facts):
         facts: further entries: benchmark, target, main_metrics, best_epoch, wall_seconds.
     """
     without_effect = run.parser.flags_of(PLACE)
-    if getattr(run.args, "resample", "none") == "none":
-        without_effect += run.parser.groups.get(SYNTHETIC, [])
+    for switch, group in OPTIONAL.items():
+        if getattr(run.args, switch, "none") == "none":
+            without_effect += run.parser.groups.get(group, [])
     results = {
         **run.facts,
         **facts,

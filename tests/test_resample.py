@@ -396,7 +396,7 @@ def test_flags(folder, capsys):
 )
 def test_names_in_tables(words, name):
     args = train.parse_args(["--resample", "smoter", *words.split()])
-    assert load("uci-dir", "flags").method_name(args, train.make_parser()) == name
+    assert load("uci-dir", "results").method_name(args, train.make_parser()) == name
 
 
 # ---- faces ---------------------------------------------------------------------------------

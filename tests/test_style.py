@@ -22,7 +22,7 @@ LIMITS = {
 }
 FUNCTION_LINES, MAIN_LINES, PARAMETERS = 60, 40, 6
 # Documented signatures with more parameters: the released code's, and those of the recipes.
-WIDE = {"FDS.__init__", "label_density", "sample_weights", "bucket_weights"}
+WIDE = {"FDS.__init__", "label_density", "sample_weights", "bucket_weights", "conr_loss"}
 NETWORKS = {"LSTMEncoder.__init__"}  # a size of the network each
 BANNERS = [
     "2 imports", "3 benchmark constants", "4 arguments", "5 builders", "6 train_one_epoch",

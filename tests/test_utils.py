@@ -17,7 +17,7 @@ fds = load("agedb-dir", "fds")
 utils = load("agedb-dir", "utils")
 run_folder = load("agedb-dir", "run_folder")
 train = load("agedb-dir", "train")
-flags_of_all = load("agedb-dir", "flags")
+results = load("agedb-dir", "results")
 
 
 def test_windows_by_hand():
@@ -242,7 +242,7 @@ def test_a_folder_is_found_whatever_the_order_of_its_flags(tmp_path):
 def test_epochs_are_cut_back_to_the_checkpoint(tmp_path):
     rows = "".join(json.dumps({"epoch": e}) + "\n" for e in (0, 1, 2))
     (tmp_path / "epochs.jsonl").write_text(rows + '{"epoch": 3, "tra')
-    load("agedb-dir", "results").start_epochs(fake_run(tmp_path), 2, 2)
+    results.start_epochs(fake_run(tmp_path), 2, 2)
     lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
@@ -258,7 +258,7 @@ def test_method_names(flags, name):
     parser = train.make_parser()
     args = parser.parse_args([])
     vars(args).update(flags)
-    assert flags_of_all.method_name(args, parser) == name
+    assert results.method_name(args, parser) == name
 
 
 @pytest.mark.parametrize("sigma", [float("inf"), float("nan"), 1e-320, 0])

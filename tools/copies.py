@@ -20,6 +20,7 @@ from pathlib import Path
 
 FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
+REGULARIZED = ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
@@ -28,6 +29,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("synthetic_faces.py",), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "uci-dir")),
+    (("regularizers.py", "contrast.py", "distribution.py"), REGULARIZED),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),

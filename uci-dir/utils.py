@@ -226,7 +226,7 @@ def weights_of(checkpoint, path):
 
 
 def load_state(model, state_dict, path, skip=()):
-    """Load weights into a model, with or without `module.` and with or without FDS buffers.
+    """Load weights into a model, with or without `module.`, FDS's buffers and a regularizer's.
 
     Args:
         model: the module to fill.
@@ -240,7 +240,7 @@ def load_state(model, state_dict, path, skip=()):
     Raises:
         ValueError: naming what differs, if the weights are another model's.
     """
-    own, optional = model.state_dict(), ("FDS.", *skip)
+    own, optional = model.state_dict(), ("FDS.", "regularizer.", *skip)
     given = {name.removeprefix("module."): value for name, value in state_dict.items()}
     chosen = {n: given[n] for n in own if n in given and not n.startswith(tuple(skip))}
     wrong = [f"missing {n}" for n in own if n not in given and not n.startswith(optional)]

@@ -1,0 +1,206 @@
+"""Regularizers: what later methods add to the loss of a batch, to compare with LDS and FDS.
+
+`--regularizer` chooses ConR, Ordinal Entropy, SRL or Dist Loss, and each is called alike:
+
+    loss = loss + model.regularizer(features, labels, preds, weights)
+
+It is part of the model, so that checkpoints hold what it has learned. Of several processes each
+sees its own part of a batch; ConR sees the whole with --gather. The losses themselves are in
+`contrast.py` and `distribution.py`; Rank-N-Contrast has a program of its own, `pretrain.py`.
+"""
+
+import torch
+from torch import nn
+from torch.distributed.nn.functional import all_gather
+
+from contrast import SRL, conr_loss, ordinal_entropy_loss, rnc_loss  # noqa: F401
+from distribution import counts_on, density_on, dist_loss, pseudo_labels, soft_sort  # noqa: F401
+from flags import REGULARIZER, TRAINING
+from loss import weighted_l1_loss, weighted_mse_loss
+
+METHODS = ("none", "conr", "ordinal_entropy", "srl", "dist")
+ON_FEATURES = METHODS[1:4]  # those that move the features, so not with --retrain_fc
+USED_BY = {  # by which methods a flag is used; the others by all
+    "temperature": ("conr", "srl"),
+    "conr_omega": ("conr",),
+    "conr_push": ("conr",),
+    "conr_official": ("conr",),
+    "gather": ("conr",),
+    "srl_momentum": ("srl",),
+    "dist_strength": ("dist",),
+}
+SRL_DIM = 128  # width of its projection (released code)
+SRL_POINTS = 1000  # on the sphere (released code)
+
+# ---- flags ---------------------------------------------------------------------------------
+
+
+def add_regularizer(parser, step, weights, srl_temperature):
+    """Add the flags.
+
+    Args:
+        parser: `flags.Parser`.
+        step: what the flags count labels in: "years".
+        weights: dictionary of each method's default weights; they stay with the parser.
+        srl_temperature: default of SRL's temperature; ConR's is 0.07.
+    """
+    parser.regularizer_defaults = {
+        "regularizer_weight": weights,
+        "temperature": {"conr": 0.07, "srl": srl_temperature},
+    }
+    add = parser.section(REGULARIZER, TRAINING)
+    add("--regularizer", default="none", choices=METHODS, help="method that adds to the loss")
+    weight_help = "its weight; SRL has three: contrast, enveloping, homogeneity [see the README]"
+    add("--regularizer_weight", type=float, nargs="+", help=weight_help)
+    add("--temperature", type=float, help=f"of cosines [conr 0.07, srl {srl_temperature}]")
+    add("--conr_omega", type=float, default=1.0, help=f"labels so near are alike, {step}")
+    add("--conr_push", type=float, default=0.01, help=f"growth of the push, 1 / {step}")
+    official_help = "with the released code's further term in the denominator"
+    add("--conr_official", action="store_true", help=official_help)
+    add("--gather", action="store_true", help="compare over the batch of all processes")
+    momentum_help = "part of the old surrogate that an epoch leaves"
+    add("--srl_momentum", type=float, default=0.9, help=momentum_help)
+    strength_help = f"of the soft sort, 1 / {step}; 0 sorts hard"
+    add("--dist_strength", type=float, default=0.1, help=strength_help)
+    short = {"dest": "regularizer", "action": "store_const", "const": "dist"}
+    parser.add_argument("--dist_loss", **short, help="short for --regularizer dist")
+
+
+def check_regularizer(parser, args):
+    """End with a message where these flags cannot be used."""
+    for flag in parser.groups[REGULARIZER]:
+        users = USED_BY.get(flag, METHODS[1:])
+        if not parser.is_default(args, flag) and args.regularizer not in users:
+            parser.error(f"--{flag} needs --regularizer {' or '.join(users)}")
+    if args.retrain_fc and args.regularizer in ON_FEATURES:
+        parser.error(
+            f"--regularizer {args.regularizer} moves the features, which --retrain_fc holds fixed"
+        )
+    needed = 3 if args.regularizer == "srl" else 1
+    weights = args.regularizer_weight
+    if weights is not None and (len(weights) != needed or not min(weights) >= 0):
+        parser.error(f"--regularizer_weight takes {needed} of 0 or more here, got {weights}")
+    if args.temperature is not None and not args.temperature > 0:
+        parser.error(f"--temperature must be above 0, got {args.temperature}")
+    for flag in ("conr_omega", "conr_push", "dist_strength"):
+        if not 0 <= getattr(args, flag) < float("inf"):
+            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}")
+    if not 0 <= args.srl_momentum <= 1:
+        parser.error(f"--srl_momentum {args.srl_momentum} must be in [0, 1]")
+
+
+# ---- the interface -------------------------------------------------------------------------
+
+
+def make_regularizer(parser, args, feature_dim, labels, grid):
+    """Return the `Regularizer` that the flags choose, or None.
+
+    Args:
+        parser, args: the flags.
+        feature_dim: D, width of the network's features.
+        labels: of the training set [N], in the unit of the predictions.
+        grid: evenly spaced labels [G] over their range, in that unit. Their step is what the flags
+            count in; they are SRL's buckets and the points of Dist Loss's density.
+    """
+    if args.regularizer == "none":
+        return None
+    chosen = {
+        flag: getattr(args, flag) if getattr(args, flag) is not None else of.get(args.regularizer)
+        for flag, of in parser.regularizer_defaults.items()
+    }
+    return Regularizer(args, chosen, feature_dim, labels, grid)
+
+
+class Regularizer(nn.Module):
+    """A method that adds to the loss; the arguments are those of `make_regularizer`.
+
+    `chosen` holds `regularizer_weight` (a list) and `temperature`.
+    """
+
+    def __init__(self, args, chosen, feature_dim, labels, grid):
+        super().__init__()
+        self.args = args
+        self.labels = labels
+        self.weights = chosen["regularizer_weight"]
+        self.temperature = chosen["temperature"]
+        self.step = float(grid[1] - grid[0])
+        self.wanted = {}  # pseudo-labels of each size of a batch
+        self.method = getattr(self, args.regularizer)
+        self.register_buffer("grid", torch.as_tensor(grid, dtype=torch.float64), persistent=False)
+        if args.regularizer == "srl":
+            width = min(SRL_DIM, feature_dim)
+            self.projection = nn.Linear(feature_dim, width)
+            self.surrogate = SRL(len(grid), width, SRL_POINTS)
+            self.register_buffer("epochs", torch.zeros((), dtype=torch.long))
+
+    def forward(self, features, labels, preds, weights):
+        """Return what a batch adds to its loss.
+
+        Args:
+            features: raw ones of the network [N, D]; for ConR also of more views, one view after
+                the other, [views · N, D] with predictions [views · N, 1].
+            labels, preds, weights: [N, 1]; labels in the unit of the predictions.
+
+        Returns:
+            Scalar, differentiable in features and predictions.
+        """
+        return self.method(features, labels.detach(), preds, weights.detach())
+
+    def conr(self, features, labels, preds, weights):
+        """ConR of the batch, in one or more views."""
+        views = len(features) // len(labels)
+        rows = [features, labels.repeat(views, 1), preds.detach(), weights.repeat(views, 1)]
+        if self.args.gather:
+            rows = [gather_rows(x) for x in rows]
+        features, labels, preds, weights = rows
+        options = self.args.conr_omega, self.temperature, self.args.conr_push
+        near = labels / self.step, preds.float() / self.step
+        loss = conr_loss(features, *near, weights, *options, self.args.conr_official)
+        return self.weights[0] * loss
+
+    def ordinal_entropy(self, features, labels, preds, weights):
+        """Ordinal Entropy of the batch."""
+        return self.weights[0] * ordinal_entropy_loss(features, labels)
+
+    def srl(self, features, labels, preds, weights):
+        """SRL's three losses; nothing in the first epoch, which only gathers a surrogate."""
+        projected = self.projection(features)
+        buckets = ((labels - self.grid[0]) / self.step).round().clamp(0, len(self.grid) - 1)
+        self.surrogate.accumulate(projected.detach(), buckets)
+        if self.epochs == 0:
+            return projected.sum() * 0  # so that the projection has a gradient in every step
+        parts = self.surrogate(projected, buckets, self.temperature)
+        return sum(w * parts[name] for w, name in zip(self.weights, ("con", "env", "hom")))
+
+    def dist(self, features, labels, preds, weights):
+        """Dist Loss's term of the sorted predictions; the other one is the run's own loss.
+
+        A weight stays with its sample where the released code gives it to a rank.
+        """
+        preds = preds.float()
+        n = len(preds)
+        if n not in self.wanted:
+            wanted = pseudo_labels(self.labels, n, self.grid.cpu().numpy())
+            self.wanted[n] = wanted.to(preds)[:, None]
+        ranked = weights.flatten()[preds.detach().flatten().argsort()]
+        loss = weighted_mse_loss if self.args.loss == "mse" else weighted_l1_loss
+        made = soft_sort(preds, self.args.dist_strength / self.step)
+        return self.weights[0] * loss(made, self.wanted[n], ranked)
+
+    def end_epoch(self):
+        """Take over what the epoch has gathered."""
+        if self.args.regularizer == "srl":
+            self.surrogate.update(self.args.srl_momentum)
+            self.epochs += 1
+
+
+def gather_rows(x):
+    """Return the rows of all processes [M, ...], with gradients; x itself in one process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    sizes = [torch.zeros(1, device=x.device) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes, torch.full_like(sizes[0], len(x)))
+    sizes = [int(size) for size in sizes]
+    padding = x.new_zeros(max(sizes) - len(x), *x.shape[1:])
+    parts = all_gather(torch.cat([x, padding]))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
