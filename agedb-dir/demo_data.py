@@ -71,7 +71,7 @@ def write_contact_sheet(file, meta, out, columns=12, most=72):
     sheet = Image.new("RGB", (columns * side, rows * (side + label)), "white")
     for i, (age, path) in enumerate(zip(chosen["age"], chosen["path"])):
         x, y = i % columns * side, i // columns * (side + label)
-        with Image.open(out / path) as face:
+        with Image.open(out / path, formats=("JPEG",)) as face:
             sheet.paste(face.resize((side, side)), (x, y + label))
         ImageDraw.Draw(sheet).text((x + 2, y + 1), f"{age} years", fill="black")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@ That is the released age folders' format; ours hold more next to it (best epoch,
 import logging
 
 import run_folder
-from utils import load_checkpoint, load_state, save_checkpoint, weights_of
+from checkpoint_file import load_checkpoint, number_of, weights_of
+from utils import load_state, save_checkpoint
 
 LAST, BEST = "ckpt.pth.tar", "ckpt.best.pth.tar"
 PROGRESS = ("epoch", "best_loss", "best_epoch", "wall_seconds")
@@ -50,16 +51,18 @@ def restore(run, path, model, optimizer):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
-    if checkpoint["epoch"] > run.args.epoch:
-        raise ValueError(
-            f"{path} has {checkpoint['epoch']} epochs already: --epoch {run.args.epoch} is too few"
-        )
+    epoch = int(number_of(checkpoint, "epoch", path))
+    if epoch > run.args.epoch:
+        raise ValueError(f"{path} has {epoch} epochs already: --epoch {run.args.epoch} is too few")
     untouched = load_state(model, weights_of(checkpoint, path), path)
     if "FDS.epoch" in untouched:
-        run_folder.start_statistics(model.FDS, int(checkpoint["epoch"]), path)
+        run_folder.start_statistics(model.FDS, epoch, path)
     run_folder.restore_training(run, path, checkpoint, optimizer)
-    progress = {key: checkpoint[key] for key in PROGRESS if key in checkpoint}
-    progress["best_loss"] = float(progress.get("best_loss", float("inf")))
+    progress = {"best_loss": float("inf"), "best_epoch": None}
+    for name in PROGRESS:
+        if checkpoint.get(name) is not None:
+            progress[name] = number_of(checkpoint, name, path)
+    progress["epoch"] = epoch
     if not run_folder.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
         progress |= {"best_loss": float("inf"), "best_epoch": None}
     logging.info("Resuming from %s at epoch %d", path, progress["epoch"])

@@ -14,13 +14,17 @@ from PIL import Image
 
 from array_cache import ArrayCache
 from datasets import read_meta
+from image_file import open_image
 
-CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
+CACHE_VERSION = 3  # part of the array's name: raise it when its content changes
 
 
-def load_image(file, img_size):
-    """Decode an image file and resize it: uint8 array [img_size, img_size, 3]."""
-    with Image.open(file) as image:
+def load_image(file, img_size, turned=None):
+    """Decode an image file and resize it: uint8 array [img_size, img_size, 3].
+
+    It is turned as its EXIF data say; the list `turned` then takes its path.
+    """
+    with open_image(file, turned) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode}: save it with 8 bits a channel")
         image = image.convert("RGB").resize((img_size, img_size), Image.Resampling.BILINEAR)
@@ -35,7 +39,7 @@ class Images(ArrayCache):
         img_size: side of the resized images, pixels.
         cache: folder of the memory-mapped array, or None to decode the files at each reading.
         name: beginning of the array's file name.
-        options: `workers` and `quiet` of `ArrayCache`.
+        options: `workers`, `quiet` and `allow_outside` of `ArrayCache`.
 
     Raises:
         FileNotFoundError, ValueError: as `ArrayCache`.
@@ -50,7 +54,7 @@ class Images(ArrayCache):
 
     def load_row(self, file):
         """Return an image: uint8 array [img_size, img_size, 3]."""
-        return load_image(file, self.shape[0])
+        return load_image(file, self.shape[0], self.turned)
 
 
 def main(argv=None):

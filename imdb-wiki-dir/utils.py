@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoint_file import load_checkpoint, weights_of  # noqa: F401 - next to what writes them
 from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
 
 # For how long processes wait for one another: one may build a cache of images meanwhile. The
 # libraries' own 10 to 30 minutes are too short for hundreds of thousands.
 PATIENCE = timedelta(hours=3)
-
 
 # ---- seeds and devices ---------------------------------------------------------------------
 
@@ -182,47 +182,6 @@ def run_facts():
 def save_checkpoint(path, state):
     """Write a checkpoint so that a crash leaves either the old file or the new one, whole."""
     write_atomically(path, lambda file: torch.save(state, file))
-
-
-def load_checkpoint(path):
-    """Read a checkpoint as data only: a file can never run code.
-
-    Args:
-        path: file of this project or of the official release.
-
-    Returns:
-        What was saved, on the CPU.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is no checkpoint, or holds anything but tensors and plain values.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: give the path of an existing one")
-    # The official NYUD2 files hold their metrics as numpy scalars.
-    scalar = getattr(np, "_core", None) or np.core
-    allowed = [(scalar.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
-    allowed += [scalar.multiarray.scalar, *{type(np.dtype(c)) for c in "fdeilbBhHIL?"}]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values: use another, such "
-            f"as the best epoch's, or start again with --overwrite ({error})"
-        ) from error
-
-
-def weights_of(checkpoint, path):
-    """Return the names -> tensors of a checkpoint, which may hold nothing else.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
-        raise ValueError(f"{path} holds no weights: a checkpoint has them under 'state_dict'")
-    return state_dict
 
 
 def load_state(model, state_dict, path, skip=()):

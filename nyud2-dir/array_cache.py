@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import logging
 import mmap
 import os
 import shutil
+import stat
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from tqdm import tqdm
 
+from image_file import UNREADABLE
+from outside import check_inside, reading, shown
+
 PIECE = 256  # most rows of a task: one task for each of 213,553 images would cost memory
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as Pillow says it
 
 
 class ArrayCache:
@@ -33,23 +36,26 @@ class ArrayCache:
         name: beginning of the array's file name.
         workers: threads that make rows.
         quiet: show no progress bar.
+        allow_outside: let paths lead out of `data_dir`.
 
     Raises:
-        FileNotFoundError: naming the first ten of the files that are missing.
-        ValueError: naming the first ten of the rows that cannot be made; or the disk is too full,
-            or the array is damaged.
+        FileNotFoundError, ValueError: naming the first ten of the files that are missing or lead
+            out of the folder, or rows that cannot be made; or disk too full, or array damaged.
 
     The array's name holds a digest of the settings, the paths and the files' sizes and times. So a
     changed file gives another name, and the array is built again. An interrupted build resumes.
     """
 
-    def __init__(self, data_dir, columns, cache, name, workers=8, quiet=False):
+    def __init__(self, data_dir, columns, cache, name, **options):
         self.data_dir = data_dir
         self.columns = [list(column) for column in columns]
-        self.workers = max(1, min(workers, os.cpu_count() or 1))
-        self.quiet = quiet
+        self.workers = max(1, min(options.get("workers", 8), os.cpu_count() or 1))
+        self.quiet = options.get("quiet", False)
+        self.allow_outside = options.get("allow_outside", False)
+        self.turned = []  # files whose EXIF data say how to turn them
         key = self._digest()
         self.array = None
+        self.sums = None  # of rows that are still to be verified, else 0
         if cache is None:
             self._load_all(range(len(self)), lambda row, value: None, f"Checking {self.what}")
         else:
@@ -64,6 +70,7 @@ class ArrayCache:
         """Return these rows: uint8 tensor [n, *shape]."""
         if self.array is not None:
             self._announce(rows)
+            self._verify(rows)
             return torch.from_numpy(self.array.take(rows, axis=0))
         with ThreadPoolExecutor(self.workers) as pool:
             values = list(pool.map(lambda row: self.load_row(*self._files_of(row)), rows))
@@ -99,20 +106,25 @@ class ArrayCache:
 
         def facts_of(rows):
             lines = []
+            for column in self.columns:
+                check_inside(self.data_dir, [column[row] for row in rows], self.allow_outside)
             for row in rows:
                 for column, file in zip(self.columns, self._files_of(row)):
                     try:
                         facts = os.stat(file)
-                        lines.append(f"{column[row]}\0{facts.st_size}\0{facts.st_mtime_ns}\n")
-                    except OSError:
+                    except (OSError, ValueError):  # none, or no name of a file
+                        facts = None
+                    if facts is None or not stat.S_ISREG(facts.st_mode):  # a pipe is never read
                         missing.append((row, file))
-            return "".join(lines).encode()
+                    else:
+                        lines.append(f"{column[row]}\0{facts.st_size}\0{facts.st_mtime_ns}\n")
+            return "".join(lines).encode("utf-8", "surrogatepass")
 
         digest = hashlib.sha256(self.settings.encode())
         for facts in self._in_pieces(facts_of, range(len(self))):
             digest.update(facts)
         if missing:
-            first = ", ".join(file for _, file in sorted(missing)[:10])
+            first = ", ".join(shown(file) for _, file in sorted(missing)[:10])
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.columns) * len(self)} files are missing: {first}; "
                 "check --data_dir, or the paths in the csv"
@@ -134,12 +146,28 @@ class ArrayCache:
             if not array.is_file():
                 self._build(array)
                 for old in folder.glob(f"{name}_*"):  # of files that have changed since
-                    if old != array:
+                    if old.stem != array.stem:
                         old.unlink()
-            try:
-                return np.load(array, mmap_mode="r")
-            except (ValueError, OSError, EOFError) as error:
-                raise ValueError(f"{array} is damaged ({error}): delete it") from error
+            with reading(array, "delete it"):
+                opened = np.load(array, mmap_mode="r")
+                if opened.shape != (len(self), *self.shape) or opened.dtype != np.uint8:
+                    raise ValueError(f"it is {opened.dtype} {list(opened.shape)}")
+                noted = array.with_suffix(".rows")
+                if noted.is_file():
+                    self.sums = np.fromfile(noted, dtype=np.uint32)
+                    if len(self.sums) != len(self):
+                        raise ValueError(f"{noted.name} has {len(self.sums)} checksums")
+                return opened
+
+    def _verify(self, rows):
+        """Raise ValueError if rows are not as they were made; looked at when first read."""
+        for row in rows if self.sums is not None else ():
+            if self.sums[row] and self.sums[row] != check_sum(self.array[row]):
+                raise ValueError(
+                    f"row {row} of {self.array.filename} is damaged: delete that file, the next "
+                    "run makes it again"
+                )
+            self.sums[row] = 0  # done
 
     def _build(self, target):
         """Fill a partial array and note which rows are done; rename it when all are."""
@@ -171,8 +199,8 @@ class ArrayCache:
         rows = np.delete(np.arange(shape[0]), done)
         self._load_all(rows, store, f"Caching {self.what} of {' × '.join(map(str, self.shape))}")
         array.flush()
+        sums.flush()
         os.replace(partial, target)
-        noted.unlink()
 
     def _load_all(self, rows, store, title):
         """Make rows in parallel, then name all that failed."""
@@ -184,12 +212,14 @@ class ArrayCache:
                 try:
                     store(row, self.load_row(*files))
                 except UNREADABLE as error:
-                    failed.append(f"{' and '.join(files)} ({error})")
+                    failed.append(f"{' and '.join(map(shown, files))} ({shown(error)})")
             return len(rows)
 
         with tqdm(desc=title, total=len(rows), disable=self.quiet or not len(rows)) as progress:
             for number in self._in_pieces(load, rows):
                 progress.update(number)
+        if self.turned:
+            logging.info("%d images were turned as their EXIF data say", len(self.turned))
         if failed:
             raise ValueError(
                 f"{len(failed)} of {len(self)} {self.what} cannot be used: "

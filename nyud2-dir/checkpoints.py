@@ -7,7 +7,8 @@ That is NYUD2's released format, whose files hold no optimizer, and numpy scalar
 import logging
 
 import run_folder
-from utils import load_checkpoint, load_state, save_checkpoint, weights_of
+from checkpoint_file import dictionary_of, load_checkpoint, number_of, weights_of
+from utils import load_state, save_checkpoint
 
 LAST = "checkpoint.pth.tar"
 BEST = "checkpoint_best.pth.tar"
@@ -73,11 +74,10 @@ def restore(run, path, model, optimizer):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
         raise ValueError(f"{path} does not say its epoch: start from its weights with --pretrained")
-    epoch = int(checkpoint["epoch"]) + 1
-    if checkpoint["epoch"] >= run.args.epochs:
+    epoch = int(number_of(checkpoint, "epoch", path)) + 1
+    if epoch > run.args.epochs:
         raise ValueError(
-            f"{path} has {checkpoint['epoch'] + 1} epochs already: --epochs {run.args.epochs} is "
-            "too few"
+            f"{path} has {epoch} epochs already: --epochs {run.args.epochs} is too few"
         )
     untouched = load_weights(model, weights_of(checkpoint, path), path)
     if FDS + "epoch" in untouched:
@@ -87,10 +87,10 @@ def restore(run, path, model, optimizer):
         logging.warning("%s holds no optimizer: a fresh one starts from its weights", path)
     # The official error is the test set's, and of an epoch whose weights are not in the file. With
     # another --select or --seed it is of other pictures than those that choose the epoch now.
-    config = checkpoint.get("config", {})
+    config = dictionary_of(checkpoint, "config", path)
     same = all(config.get(flag) == getattr(run.args, flag) for flag in ("select", "seed"))
     known = checkpoint.get("format") == FORMAT and same
-    progress = {key: checkpoint[key] for key in PROGRESS} if known else {}
+    progress = {name: number_of(checkpoint, name, path) for name in PROGRESS if known}
     if not run_folder.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
         progress |= {"error": float("inf"), "best_epoch": None}
     logging.info("Resuming from %s at epoch %d", path, epoch)

@@ -80,7 +80,7 @@ def write_contact_sheet(file, out, rows, columns=6):
     sheet = Image.new("RGB", (columns * width, 8 * height), "white")
     for i, row in enumerate(chosen):
         for below, name in enumerate(row):
-            with Image.open(out / name.removeprefix("data/")) as picture:
+            with Image.open(out / name.removeprefix("data/"), formats=("JPEG", "PNG")) as picture:
                 place = i % columns * width, (2 * (i // columns) + below) * height
                 sheet.paste(picture.convert("RGB").resize((width, height)), place)
     file.parent.mkdir(parents=True, exist_ok=True)

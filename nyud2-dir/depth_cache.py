@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from array_cache import ArrayCache
+from image_file import open_image
 from transforms import SIZE, crop_of
 
 CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
@@ -24,7 +25,10 @@ def load_pair(image_file, depth_file, bits, downscale=1):
     Raises:
         ValueError: if the two do not go together or a depth map has no depth.
     """
-    with Image.open(image_file) as image, Image.open(depth_file) as depth:
+    turned = []
+    with open_image(image_file, turned) as image, open_image(depth_file, turned) as depth:
+        if turned:
+            raise ValueError("EXIF data turn one of the two: save it as it is to be seen")
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"the image's mode is {image.mode}: save it with 8 bits a channel")
         if depth.mode not in MODES[bits]:
@@ -62,7 +66,7 @@ class Pairs(ArrayCache):
         cache: folder of the memory-mapped array, or None to decode the files at each reading.
         name: beginning of the array's file name.
         downscale: 1, 2 or 4.
-        options: `workers` and `quiet` of `ArrayCache`.
+        options: `workers`, `quiet` and `allow_outside` of `ArrayCache`.
 
     Raises:
         FileNotFoundError, ValueError: as `ArrayCache`.

@@ -13,7 +13,9 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 import utils
+from checkpoint_file import NO_CHECKPOINT, dictionary_of
 from flags import PLACE, Parser
+from outside import reading
 from utils import write_atomically
 
 # What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
@@ -147,7 +149,7 @@ def find_by_flags(run, last):
     near = sorted(run.folder.parent.glob(f"*/{last}"))
     for path in near:
         try:
-            config = utils.load_checkpoint(path).get("config", {})
+            config = dictionary_of(utils.load_checkpoint(path), "config", path)
         except (ValueError, AttributeError):
             continue  # damaged, or not one of our files
         if all(config.get(flag, run.parser.get_default(flag)) == own[flag] for flag in own):
@@ -243,22 +245,27 @@ def restore_training(run, path, checkpoint, optimizer):
             "or give --data_changed to continue with these"
         )
     place = run.parser.flags_of(PLACE)
-    for flag, before in checkpoint.get("config", {}).items():
+    for flag, before in dictionary_of(checkpoint, "config", path).items():
         now = getattr(run.args, flag, before)
         if flag not in place and now != before:
             logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
     if "optimizer" in checkpoint:
         own = optimizer.state_dict()["param_groups"]
-        theirs = checkpoint["optimizer"]["param_groups"]
-        same = [len(group["params"]) for group in own] == [len(group["params"]) for group in theirs]
-        if not same or ("betas" in own[0]) != ("betas" in theirs[0]):
+        with reading(path, NO_CHECKPOINT):
+            theirs = checkpoint["optimizer"]["param_groups"]
+            sizes = [len(group["params"]) for group in theirs]
+            same = sizes == [len(group["params"]) for group in own]
+            same &= ("betas" in own[0]) == ("betas" in theirs[0])
+        if not same:
             raise ValueError(
                 f"{path} was trained with another --optimizer or --retrain_fc: give the same, or "
                 "start from its weights with --pretrained"
             )
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        with reading(path, NO_CHECKPOINT):
+            optimizer.load_state_dict(checkpoint["optimizer"])
     if checkpoint.get("scaler") and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+        with reading(path, NO_CHECKPOINT):
+            run.accelerator.scaler.load_state_dict(checkpoint["scaler"])
 
 
 def keep_best(run, path, name):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import run_folder
 from batches import gather
+from checkpoint_file import NO_CHECKPOINT, load_checkpoint, number_of, weights_of
 from fds import BucketMoments
 from fetch import sha256_of
-from utils import load_checkpoint, load_state, save_checkpoint, weights_of
+from outside import reading
+from utils import load_state, save_checkpoint
 
 MODEL = "model_state.th"
 LAST = "training_state.th"
@@ -140,15 +142,18 @@ def restore(run, path, model, optimizer):
         FileNotFoundError, ValueError: as `read_pair`, and if it is another model's or optimizer's.
     """
     weights, training = read_pair(path)
-    done = len(training["history"])
+    with reading(path, NO_CHECKPOINT):
+        done = len([float(loss) for loss in training["history"]])
+        per_epoch = int(training["per_epoch"])
     if done > run.args.max_vals:
         raise ValueError(
             f"{path} has {done} validations already: --max_vals {run.args.max_vals} is too few"
         )
     untouched = load_state(model, weights, path)
-    progress = {key: training[key] for key in PROGRESS}
+    progress = {name: number_of(training, name, path) for name in PROGRESS if name != "history"}
+    progress["history"] = training["history"]
     if "FDS.epoch" in untouched:
-        run_folder.start_statistics(model.FDS, progress["step"] // training["per_epoch"], path)
+        run_folder.start_statistics(model.FDS, progress["step"] // per_epoch, path)
     run_folder.restore_training(run, path, training, optimizer)
     for group in optimizer.param_groups:
         group["lr"] = run.args.lr  # the flag rules, as in the folders that set it each epoch

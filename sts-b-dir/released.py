@@ -7,14 +7,17 @@ Our published checkpoints are folders of `model.safetensors`, `config.json` (the
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
 import pandas as pd
 
+from checkpoint_file import check_tensors, dictionary_of, load_checkpoint, weights_of
 from fetch import compare_with_record, fetch_from_drive, write_record
 from flags import NETWORK
-from utils import load_checkpoint, weights_of, write_atomically
+from outside import read_json, reading, shown
+from utils import write_atomically
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -22,8 +25,10 @@ RESULTS = "results.json"
 FILES = (WEIGHTS, CONFIG, RESULTS, "vocab.txt", "README.md")  # of a published folder
 EXPECTED = ".expected.json"  # appended to an official file's name
 SHOTS = ("overall", "many", "medium", "few")
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+# OWNER/NAME, as the Hub lets them be called, and a branch, tag or commit without folders.
+HUB_NAME = re.compile(r"(?!.*\.\.)(\w[\w.-]{0,95})/(\w[\w.-]{0,95})(@\w[\w.-]{0,95})?", re.ASCII)
 LOCAL_SUFFIXES = (".safetensors", ".tar", ".th", ".pth", ".pt")
+FETCHED = ("encoder",)  # flags that name what would be fetched: a file cannot set them
 
 
 # ---- the official release ------------------------------------------------------------------
@@ -67,13 +72,13 @@ def find(name):
         FileNotFoundError, ValueError: if there is none, or the Hub gives none.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / WEIGHTS).is_file():
             raise ValueError(
                 f"{path} is a folder without {WEIGHTS}: give the file of a checkpoint in it"
             )
         return path / WEIGHTS
-    local = path.exists() or path.parent.is_dir() or path.suffix in LOCAL_SUFFIXES
+    local = os.path.exists(path) or os.path.isdir(path.parent) or path.suffix in LOCAL_SUFFIXES
     if local or not HUB_NAME.fullmatch(str(name)):
         return path
     from huggingface_hub import snapshot_download  # only here: a file on the disk needs none of it
@@ -102,21 +107,15 @@ def load(path):
         FileNotFoundError, ValueError: as `utils.load_checkpoint`.
     """
     path = Path(path)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or not os.path.isfile(path):
         return load_checkpoint(path)
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file, config = path.with_name(CONFIG), {}
-    try:
+    file, again = path.with_name(CONFIG), "fetch the folder again"
+    with reading(path, again):
         state = load_file(path)
-        if file.is_file():
-            config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"{CONFIG} holds no flags")
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path.parent} is damaged ({error}): fetch it again") from error
-    return {"state_dict": state, "config": config}
+        check_tensors(state, path.stat().st_size)
+    return {"state_dict": state, "config": read_json(file, again) if file.exists() else {}}
 
 
 def find_weights(name):
@@ -141,6 +140,7 @@ def load_for_evaluation(run, best):
     given = run.args.eval_model or run.args.resume.removeprefix("auto")
     path = find(given or run.folder / best)
     checkpoint = load(path)
+    weights_of(checkpoint, path)
     take_flags(run.args, checkpoint, path, run.parser.flags_of(NETWORK))
     return path, checkpoint
 
@@ -156,16 +156,22 @@ def take_flags(args, checkpoint, path, flags):
     Raises:
         ValueError: if the file's flag is of another type, or a number below 0.
     """
-    config = checkpoint.get("config") or {}
+    config = dictionary_of(checkpoint, "config", path)
     for flag in flags:
         value = config.get(flag, getattr(args, flag))
         now = getattr(args, flag)
-        if value != now:
-            numbers = isinstance(value, (int, float)) and value < 0
-            if numbers or (None not in (value, now) and type(value) is not type(now)):
-                raise ValueError(f"{path} is damaged: its config has --{flag} {value!r}")
-            logging.info("--%s %s, with which %s was trained", flag, config[flag], path)
-            setattr(args, flag, config[flag])
+        if value == now:
+            continue
+        numbers = isinstance(value, (int, float)) and value < 0
+        if numbers or (None not in (value, now) and type(value) is not type(now)):
+            raise ValueError(f"{path} is damaged: its config has --{flag} {shown(value)}")
+        if flag in FETCHED and value:
+            raise ValueError(
+                f"{path} was trained with --{flag} {shown(value)}, which would be fetched and run: "
+                "give that flag yourself if you trust it"
+            )
+        logging.info("--%s %s, with which %s was trained", flag, value, path)
+        setattr(args, flag, value)
 
 
 def log_expected(path, metrics):
@@ -183,14 +189,15 @@ def log_expected(path, metrics):
         return
     rows = {}
     try:
-        expected = json.loads(note.read_text(encoding="utf-8"))["metrics"]["test"]
-        for metric in expected["overall"]:
-            if metric != "num_samples" and metric in metrics["overall"]:
-                for side, of in (("here", metrics), ("published", expected)):
-                    rows[f"{metric}, {side}"] = [of[shot][metric] for shot in SHOTS]
-        # JSON has no NaN: a shot without samples is null there.
-        table = pd.DataFrame.from_dict(rows, "index", columns=SHOTS).astype(float)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return logging.warning("No published figures can be read from %s (%r)", note, error)
+        with reading(note, "evaluation needs none"):
+            expected = json.loads(note.read_text(encoding="utf-8"))["metrics"]["test"]
+            for metric in expected["overall"]:
+                if metric != "num_samples" and metric in metrics["overall"]:
+                    for side, of in (("here", metrics), ("published", expected)):
+                        rows[f"{metric}, {side}"] = [of[shot][metric] for shot in SHOTS]
+            # JSON has no NaN: a shot without samples is null there.
+            table = pd.DataFrame.from_dict(rows, "index", columns=SHOTS).astype(float)
+    except ValueError as error:
+        return logging.warning("No published figures can be read: %s", error)
     text = table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="–")
     logging.info("Test set, here and as published with %s:\n%s", path, text)

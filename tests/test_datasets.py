@@ -180,7 +180,7 @@ def test_cache_is_reused_until_a_file_changes(faces, monkeypatch):
     decoded = []
     plain = image_cache.load_image
     monkeypatch.setattr(
-        image_cache, "load_image", lambda f, s: decoded.append(str(f)) or plain(f, s)
+        image_cache, "load_image", lambda f, s, *_: decoded.append(str(f)) or plain(f, s)
     )
 
     def open_images(size=16):
@@ -241,7 +241,7 @@ def test_an_interrupted_build_resumes(faces, monkeypatch):
     expected = image_cache.Images(faces, paths, 16, None, quiet=True).read(range(12))
     plain, decoded = image_cache.load_image, []
 
-    def interrupted(file, size):
+    def interrupted(file, size, *_):
         decoded.append(file)
         if len(decoded) == 8:
             raise KeyboardInterrupt
@@ -252,7 +252,9 @@ def test_an_interrupted_build_resumes(faces, monkeypatch):
         image_cache.Images(faces, paths, 16, faces / "cache", workers=1, quiet=True)
     done = len(decoded) - 1
     decoded.clear()
-    monkeypatch.setattr(image_cache, "load_image", lambda f, s: decoded.append(f) or plain(f, s))
+    monkeypatch.setattr(
+        image_cache, "load_image", lambda f, s, *_: decoded.append(f) or plain(f, s)
+    )
     images = image_cache.Images(faces, paths, 16, faces / "cache", quiet=True)
     assert 0 < len(decoded) <= 12 - done + 4  # threads that were at work may have stored theirs
     assert torch.equal(images.read(range(12)), expected)
@@ -285,7 +287,7 @@ KILLED = """
 import os
 import image_cache
 plain, decoded = image_cache.load_image, []
-def load_image(file, size):
+def load_image(file, size, turned=None):
     decoded.append(file)
     return plain(file, size) if len(decoded) < 8 else os._exit(9)
 image_cache.load_image = load_image
@@ -302,7 +304,9 @@ def test_a_killed_build_resumes(faces, monkeypatch):
     )
     assert killed.returncode == 9
     plain, decoded = image_cache.load_image, []
-    monkeypatch.setattr(image_cache, "load_image", lambda f, s: decoded.append(f) or plain(f, s))
+    monkeypatch.setattr(
+        image_cache, "load_image", lambda f, s, *_: decoded.append(f) or plain(f, s)
+    )
     paths = datasets.read_meta(faces, "agedb")["path"]
     images = image_cache.Images(faces, paths, 48, faces / "cache", quiet=True)
     assert sorted(decoded) == sorted(str(faces / path) for path in paths[7:])

@@ -49,7 +49,7 @@ def break_off(faces, monkeypatch, after):
     """Start a build that ends after some images, as a kill would end it."""
     load_image, calls = image_cache.load_image, []
 
-    def broken(file, size):
+    def broken(file, size, *_):
         calls.append(file)
         if len(calls) > after:
             raise KeyboardInterrupt
@@ -69,7 +69,7 @@ def decoded_by(faces, monkeypatch):
     load_image, calls = image_cache.load_image, []
     with monkeypatch.context() as patch:
         patch.setattr(
-            image_cache, "load_image", lambda f, s: calls.append(str(f)) or load_image(f, s)
+            image_cache, "load_image", lambda f, s, *_: calls.append(str(f)) or load_image(f, s)
         )
         images = open_images(faces)
     np.testing.assert_array_equal(images.read(range(10)), plain(faces))

@@ -23,6 +23,7 @@ AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 REGULARIZED = ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
+    (("outside.py", "checkpoint_file.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
@@ -32,7 +33,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("regularizers.py", "contrast.py", "distribution.py"), REGULARIZED),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
-    (("array_cache.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
+    (("array_cache.py", "image_file.py"), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
 )
 # Names that folders outside their group, if any, hold each with its own content. The model
 # files depth_net.py, bilstm.py, sleep_net.py and mlp.py are not here: each belongs to one folder.

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from batches import Batches, Part
+from checkpoint_file import dictionary_of, load_checkpoint
 from columns import encode
 from fds import UniformBuckets
 from lds import bucket_weights, label_density
 from table_file import MISSING
-from utils import load_checkpoint
 
 SPLITS = ("train", "val", "test")
 TARGET_SCALES = ("none", "standard", "log")
@@ -181,7 +181,7 @@ def split_rows(table, preparation, place):
 
 def check_same_table(path, preparation):
     """Refuse to resume from a checkpoint whose table was prepared otherwise; a ValueError."""
-    config = load_checkpoint(path).get("config", {})
+    config = dictionary_of(load_checkpoint(path), "config", path)
     if config.get("preparation", preparation) != preparation:
         raise ValueError(
             f"{path} was trained on another preparation of the table: --overwrite starts again, "
