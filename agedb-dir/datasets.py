@@ -14,9 +14,11 @@ import torch
 
 from batches import Batches
 from lds import bucket_weights, label_density
+from target import Target
 
-AGE_BUCKETS = 121  # integer ages 0 ... 120, all above in the last (released code)
-MAX_AGE = 200  # years; IMDB-WIKI's labels reach 186, what lies above is a mistake in the file
+# Integer ages 0 ... 120, all above in the last bucket (released code). IMDB-WIKI's labels reach
+# 186, what lies above 200 is a mistake in the file.
+AGE = Target("age", "years", 0, 121, 1, limit=200)
 # With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
 # smoothed counts: the published numbers hold both.
 LDS_RULE = {"clip": (5, 1000), "truncate": True}
@@ -28,26 +30,21 @@ SPLITS = ("train", "val", "test")
 # ---- labels and weights --------------------------------------------------------------------
 
 
-def label_to_bucket(labels):
-    """Return the bucket min(int(age), 120) of each age, as long, same shape and kind as given."""
-    if isinstance(labels, torch.Tensor):
-        return labels.clamp(max=AGE_BUCKETS - 1).long()
-    return np.minimum(labels, AGE_BUCKETS - 1).astype(np.int64)
+def label_to_bucket(labels, target=AGE):
+    """Return the bucket of each label, as long, same shape and kind; ages: min(int(age), 120)."""
+    return target.buckets(labels)
 
 
-def label_counts(labels):
-    """Return the number of ages in each bucket, long [121].
-
-    Args:
-        labels: ages [N], in years.
+def label_counts(labels, target=AGE):
+    """Return the number of labels [N] in each bucket, long [B]; arguments as above.
 
     Raises:
-        ValueError: for ages that are not finite or below 0.
+        ValueError: for labels that are not finite or below the range: of ages 0.
     """
     labels = np.asarray(labels).reshape(-1)
-    if not (np.isfinite(labels) & (labels >= 0)).all():
-        raise ValueError("ages must be finite and 0 or more: remove the others first")
-    return np.bincount(label_to_bucket(labels), minlength=AGE_BUCKETS)
+    if not (np.isfinite(labels) & (labels >= target.low)).all():
+        raise ValueError(f"labels must be finite and {target.low:g} or more: remove the others")
+    return np.bincount(label_to_bucket(labels, target), minlength=len(target.buckets))
 
 
 def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
@@ -69,20 +66,22 @@ def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5,
 # ---- meta file -----------------------------------------------------------------------------
 
 
-def read_meta(data_dir, dataset):
+def read_meta(data_dir, dataset, target=AGE):
     """Read and check `<data_dir>/<dataset>.csv`.
 
     Args:
         data_dir: folder of the csv; its paths are relative to it.
         dataset: name of the csv without ending.
+        target: `target.Target`, whose name is that of the column of labels.
 
     Returns:
-        DataFrame with columns age (float32, years), path, split ('train', 'val', 'test').
+        DataFrame with columns age (float32) or your own, path, split (one of SPLITS).
 
     Raises:
         FileNotFoundError: without that file.
         ValueError: naming the column, or the rows, that cannot be used.
     """
+    name = target.name
     file = Path(data_dir) / f"{dataset}.csv"
     if not file.is_file():
         raise FileNotFoundError(
@@ -94,18 +93,18 @@ def read_meta(data_dir, dataset):
         # Blank lines are kept until the others have their numbers; a path may be called NA.
         meta = pd.read_csv(file, dtype=str, skip_blank_lines=False, na_filter=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no UTF-8 csv with age,path,split: {error}") from error
+        raise ValueError(f"{file} is no UTF-8 csv with {name},path,split: {error}") from error
     if not isinstance(meta.index, pd.RangeIndex):
         raise ValueError(f"{file}: its rows have more fields than its header {list(meta.columns)}")
-    missing = [column for column in ("age", "path", "split") if column not in meta.columns]
+    missing = [column for column in (name, "path", "split") if column not in meta.columns]
     if missing:
         found = ", ".join(map(repr, meta.columns))
         raise ValueError(f"{file} lacks column {', '.join(missing)}: it has {found}")
-    meta = meta[["age", "path", "split"]].fillna("")
+    meta = meta[[name, "path", "split"]].fillna("")
     meta = meta[(meta != "").any(axis=1)]
-    meta["age"] = pd.to_numeric(meta["age"], errors="coerce").astype(np.float32)
+    meta[name] = pd.to_numeric(meta[name], errors="coerce").astype(np.float32)
     checks = {
-        f"an age that is no number from 0 to {MAX_AGE}": ~meta["age"].between(0, MAX_AGE),
+        f"{target.a_name} that is no number from {target.range}": target.outside(meta[name]),
         f"a split other than {', '.join(SPLITS)}": ~meta["split"].isin(SPLITS),
         "no path": meta["path"] == "",
     }
@@ -196,7 +195,7 @@ class Batch(NamedTuple):
     """What one step needs."""
 
     images: torch.Tensor  # float32 [n, 3, H, W]; on the CPU the next batch overwrites them
-    labels: torch.Tensor  # float32 [n, 1], years
+    labels: torch.Tensor  # float32 [n, 1], in the target's unit
     weights: torch.Tensor  # float32 [n, 1]
     share: float  # as in `batches.Part`
     size: int
@@ -208,16 +207,18 @@ class Loader(Batches):
     Args:
         images: `image_cache.Images`.
         rows: row numbers of the split in the meta file.
-        labels: ages of the split [N], in years.
-        weights: weight of a sample by its age [121].
+        labels: of the split [N], in the target's unit.
+        weights: weight of a sample by its bucket [B].
         sharing: `batches.Sharing`.
+        target: `target.Target`.
     """
 
-    def __init__(self, images, rows, labels, weights, sharing):
+    def __init__(self, images, rows, labels, weights, sharing, target=AGE):
         super().__init__(len(rows), sharing)
         self.images, self.rows = images, np.asarray(rows)
         self.labels = np.asarray(labels, dtype=np.float32)
-        self.weights = np.asarray(weights, dtype=np.float32)[label_to_bucket(self.labels)]
+        weights = np.asarray(weights, dtype=np.float32)
+        self.weights = weights[label_to_bucket(self.labels, target)]
         self.buffer = None
 
     def train(self, epoch, statistics=False):

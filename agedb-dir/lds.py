@@ -7,7 +7,8 @@ smoothed density gives the weight of each sample's loss:
     density = label_density(counts, "sqrt_inv", lds=True)  # before and after smoothing
     weights = bucket_weights(density, counts)[bucket]      # [N], mean 1
 
-`dense_weights` gives DenseWeight's, for comparison. NumPy and SciPy are all it needs.
+`lds_weights` does it all at once, `dense_weights` gives DenseWeight's, for comparison. NumPy and
+SciPy are all they need.
 """
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy.stats import gaussian_kde
 KERNELS = ("gaussian", "triang", "laplace")
 REWEIGHTS = ("none", "sqrt_inv", "inverse")
 SMALLEST_DENSE = 1e-6  # of DenseWeight's weights, before they are scaled (released code)
+SCALES = ("linear", "log", "symlog")
 ROUNDING = 1e-9  # a sum of counts such as 14.999999999 is meant as 15, not as 14
 
 
@@ -198,3 +200,57 @@ def dense_weights(labels, alpha=1.0, new_labels=None):
     scale = np.average(weigh(at_values), weights=counts)
     asked, places = np.unique((new - centre) / deviation, return_inverse=True)
     return (weigh(kde(asked)) / scale)[places]
+
+
+# ---- weights in one call -------------------------------------------------------------------
+
+
+def on_scale(values, scale, xp=np):
+    """Return values y on a scale: y, log10(y) or sign(y)·log10(1 + |y|); `xp`: numpy or torch."""
+    if scale == "symlog":
+        return xp.sign(values) * xp.log10(1 + xp.abs(values))
+    return xp.log10(values) if scale == "log" else values
+
+
+class SampleWeights(np.ndarray):
+    """Weights of samples [N], mean 1; `transform` gives those of labels that were not counted."""
+
+    def __array_finalize__(self, other):
+        self.rule = getattr(other, "rule", None)
+
+    def transform(self, labels):
+        """Return the weights of labels, array of any shape, by the buckets of the first ones."""
+        by_bucket, inner, scale, ends = self.rule
+        position = on_scale(np.clip(labels, *ends), scale)
+        return by_bucket[np.searchsorted(inner, position, "right")]
+
+
+def lds_weights(labels, bins=50, scale="linear", reweight="sqrt_inv", **window):
+    """Return the weight of each sample's loss after LDS.
+
+    Args:
+        labels: of the training set [N].
+        bins: number of equal buckets from the smallest label to the largest.
+        scale: on which they are equal: 'linear', or 'log' or 'symlog' for heavy tails.
+        reweight: 'sqrt_inv' or 'inverse'.
+        window: `lds_kernel`, `lds_ks` and `lds_sigma` of `label_density`.
+
+    Returns:
+        `SampleWeights`, float32 [N].
+
+    Raises:
+        ValueError: for labels, bins or a scale that cannot be used; as `label_density`.
+    """
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
+    if not len(labels) or not np.isfinite(labels).all() or bins < 1:
+        raise ValueError("labels must be finite, one at least, and bins 1 or more")
+    if scale not in SCALES or (scale == "log" and labels.min() <= 0):
+        raise ValueError(f"{scale=} must be linear, symlog or, for labels above 0, log")
+    position = on_scale(labels, scale)
+    inner = np.linspace(position.min(), position.max(), bins + 1)[1:-1]
+    bucket = np.searchsorted(inner, position, "right")
+    counts = np.bincount(bucket, minlength=bins)
+    by_bucket = bucket_weights(label_density(counts, reweight, lds=True, **window), counts)
+    weights = by_bucket[bucket].view(SampleWeights)
+    weights.rule = by_bucket, inner, scale, (labels.min(), labels.max())
+    return weights

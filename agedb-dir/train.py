@@ -35,7 +35,7 @@ import run_folder
 import utils
 from batches import Sharing, Steps, gather
 from datasets import (
-    AGE_BUCKETS,
+    AGE,
     LDS_RULE,
     SPLITS,
     Loader,
@@ -48,6 +48,7 @@ from lds import bucket_weights, label_density
 from metrics import MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
 from resnet import MODELS, AgeResNet, feature_dim_of
 from synthetic_faces import with_synthetic_faces
+from target import Target, add_target, check_counts, check_target
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "agedb-dir"
@@ -56,7 +57,7 @@ LDS_KS, LDS_SIGMA = 9, 1  # defaults of the released code; its results use 5 and
 FDS_KS, FDS_SIGMA = 9, 1
 BUCKET_NUM, BUCKET_START = 100, 3  # integer ages 3 ... 99 have statistics of their own
 VARIANT = "official"  # what the published numbers come from
-TARGET = {"name": "age", "unit": "years"}
+TARGET = AGE  # years 0 to 120 by whole years, unless --target and the like say otherwise
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 FOCAL_BETA = 0.2  # 1 / years (released code, ages)
 HUBER_BETA = 1.0  # years
@@ -78,6 +79,7 @@ def make_parser():
     add("--cache", role=flags.PLACE, help=cache_help)
     workers_help = "threads that decode, at most one per core"
     add("--workers", type=int, default=32, role=flags.PLACE, help=workers_help)
+    add_target(parser.section("target", flags.NETWORK), TARGET)
     flags.add_lds(parser, "years", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
@@ -107,6 +109,7 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     flags.check(parser, args, positive=("epoch", "img_size", "workers"))
+    check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
@@ -127,39 +130,44 @@ def run_name(args):
 class Data(NamedTuple):
     """A run's data."""
 
+    target: Target
     meta: pd.DataFrame  # rows of the meta file
-    labels: np.ndarray  # ages of its training images [N], which decide the shots
+    labels: np.ndarray  # those of its training images [N], which decide the shots
     loaders: dict  # `Loader` of each split
-    counts: np.ndarray  # training images of each age, with the synthetic ones, long [121]
-    density: tuple  # label density before and after LDS, [121] each
-    weights: np.ndarray  # weight of a sample by its age, float32 [121]
+    counts: np.ndarray  # training images of each bucket, with the synthetic ones, long [B]
+    density: tuple  # label density before and after LDS, [B] each
+    weights: np.ndarray  # weight of a sample by its bucket, float32 [B]
 
 
 def build_data(run):
     """Return the run's `Data`."""
     args, accelerator = run.args, run.accelerator
-    meta = read_meta(args.data_dir, args.dataset)
+    target = TARGET.of(args)
+    meta = read_meta(args.data_dir, args.dataset, target)
     cache = Path(args.cache or Path(args.data_dir) / "cache") if args.cache != "none" else None
     quiet = not accelerator.is_local_main_process
     options = {"workers": args.workers, "quiet": quiet}
     images = Images(args.data_dir, meta["path"], args.img_size, cache, args.dataset, **options)
     run.note_data(meta)
-    ages, parts = meta["age"].to_numpy(), {}
+    all_labels = meta[target.name].to_numpy()
+    parts = {}
     for split in SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
-        parts[split] = images, rows, ages[rows]
+        parts[split] = images, rows, all_labels[rows]
     labels = parts["train"][2]
     if args.resample != "none":
-        parts["train"] = with_synthetic_faces(*parts["train"], shot_of(labels, labels), args)
+        shots = shot_of(labels, labels, target)
+        parts["train"] = with_synthetic_faces(*parts["train"], shots, args)
     check_last_batch(args, len(parts["train"][1]), accelerator.num_processes)
-    counts = label_counts(parts["train"][2])
+    counts = label_counts(parts["train"][2], target)
     density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
     weights = bucket_weights(density, counts, args.reweight)
+    check_counts(target, counts, args, weights, labels)
     loaders = {}
     for split, part in parts.items():
-        own = weights if split == "train" else np.ones(AGE_BUCKETS)
-        loaders[split] = Loader(*part, own, Sharing.of(args, accelerator))
-    return Data(meta, labels, loaders, counts, density, weights)
+        own = weights if split == "train" else np.ones(len(counts))
+        loaders[split] = Loader(*part, own, Sharing.of(args, accelerator), target)
+    return Data(target, meta, labels, loaders, counts, density, weights)
 
 
 def check_last_batch(args, N, processes):
@@ -177,6 +185,7 @@ def build_model(args, fresh=False):
     module = None
     if args.fds:
         options = flags.fds_options(args)
+        options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(feature_dim_of(args.model), **options, clip=FDS_CLIP)
     model = AgeResNet(args.model, module, args.imagenet_weights and fresh)
     return model.to(memory_format=torch.channels_last)  # the faster layout, on the CPU too
@@ -223,6 +232,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     """
     args, accelerator = run.args, run.accelerator
     criterion = build_loss(args)
+    target = TARGET.of(args)
     lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -232,7 +242,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.images, batch.labels, epoch)
-            loss = criterion(preds.float(), batch.labels, batch.weights)
+            loss = criterion(preds.float(), target.scaled(batch.labels), batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -291,7 +301,8 @@ def evaluate(run, model, data, split):
         with run.accelerator.autocast():
             preds.extend(model(batch.images)[0].float().flatten().tolist())
     preds = np.asarray(gather(run.accelerator, preds), dtype=np.float32)
-    return shot_metrics(preds, loader.labels, data.labels), preds
+    preds = data.target.unscaled(preds)
+    return shot_metrics(preds, loader.labels, data.labels, data.target), preds
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -332,22 +343,24 @@ def finish(run, model, data, progress):
     for split in ("val", "test"):
         metrics[split], preds = evaluate(run, model, data, split)
         rows = data.meta.iloc[data.loaders[split].rows]
-        tables.append(rows.rename(columns={"age": "label"}).assign(prediction=preds))
+        labels = rows[data.target.name]
+        tables.append(rows.assign(label=labels, prediction=preds))
     if run.is_main:
         text = pd.concat(tables)[["path", "label", "prediction", "split"]]
         text = text.to_csv(index=False, lineterminator="\n")
         utils.write_atomically(folder / "predictions.csv", text.encode())
-        shots = shots_of_buckets(data.labels)
-        ages = np.arange(AGE_BUCKETS)
-        results.write_label_density(folder, ages, shots, data.counts, data.density, data.weights)
+        shots = shots_of_buckets(data.labels, data.target)
+        edges = data.target.edges
+        results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
         if args.fds:
-            buckets = range(args.bucket_start, args.bucket_num)
+            buckets = range(model.FDS.bucket_start, model.FDS.bucket_num)
+            buckets = edges[buckets] if data.target.own else buckets
             results.write_fds_statistics(folder, model.FDS, buckets)
         results.write_results(
             run,
             metrics,
             benchmark=BENCHMARK,
-            target=TARGET,
+            target=data.target.record,
             main_metrics=MAIN_METRICS,
             higher_is_better=[],
             best_epoch=progress["best_epoch"],

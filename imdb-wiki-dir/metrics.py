@@ -2,15 +2,13 @@
 
 Shots follow the training set's count at an image's integer age: many > 100, few < 20, medium
 between. MSE and MAE are in years² and years, GM is the geometric mean of the absolute error,
-bMAE the mean over ages of each age's MAE.
+bMAE the mean over ages of each age's MAE. Your own target has its buckets in place of ages.
 """
 
 import numpy as np
 
-from datasets import AGE_BUCKETS
+from datasets import AGE, label_to_bucket
 
-MANY_SHOT = 100  # section 4 of the paper: more than 100 training samples at that age
-FEW_SHOT = 20  # fewer than 20
 SHOTS = ("overall", "many", "medium", "few")
 METRICS = ("mse", "mae", "gm", "bmae")
 MAIN_METRICS = ("mae", "gm")  # the columns of the paper's tables
@@ -18,33 +16,43 @@ MAIN_METRICS = ("mae", "gm")  # the columns of the paper's tables
 SMALLEST_ERROR = 1e-10
 
 
-def shot_of(labels, train_labels):
+def groups_of(labels, target):
+    """Return the group of each label [N], long: an age's integer part, however old; or a bucket."""
+    if target.own:
+        return label_to_bucket(labels, target)
+    return np.floor(labels).astype(int)
+
+
+def shot_of(labels, train_labels, target=AGE):
     """Name the shot of each label: object array [N] of 'many', 'medium' and 'few'.
 
     Args:
-        labels, train_labels: arrays of ages in years; an age counts as its integer part.
+        labels, train_labels: arrays in the target's unit; an age counts as its integer part.
+        target: `target.Target`.
     """
-    ages = np.floor(labels).astype(int)
-    train_ages = np.floor(train_labels).astype(int)
-    counts = np.bincount(train_ages, minlength=max(ages.max(initial=0), 0) + 1)[ages]
-    return np.select([counts > MANY_SHOT, counts < FEW_SHOT], ["many", "few"], "medium")
+    groups = groups_of(labels, target)
+    train_groups = groups_of(train_labels, target)
+    counts = np.bincount(train_groups, minlength=max(groups.max(initial=0), 0) + 1)[groups]
+    return target.shots_of_counts(counts)
 
 
-def shots_of_buckets(train_labels):
-    """Name the shot of each bucket of `datasets.label_to_bucket`: object array [121].
+def shots_of_buckets(train_labels, target=AGE):
+    """Name the shot of each bucket of `datasets.label_to_bucket`: object array [B].
 
     Args:
-        train_labels: ages of the training set [N], in years.
+        train_labels: of the training set [N], in the target's unit.
+        target: `target.Target`.
     """
-    return shot_of(np.arange(AGE_BUCKETS), train_labels)
+    return shot_of(target.buckets.edges, train_labels, target)
 
 
-def shot_metrics(preds, labels, train_labels=None):
+def shot_metrics(preds, labels, train_labels=None, target=AGE):
     """Compute every metric over all samples and by shot.
 
     Args:
-        preds, labels: arrays or lists [N], in years.
-        train_labels: ages of the training set, which decide the shots; None gives only overall.
+        preds, labels: arrays or lists [N], in the target's unit.
+        train_labels: of the training set, which decide the shots; None gives only overall.
+        target: `target.Target`.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample.
@@ -60,22 +68,24 @@ def shot_metrics(preds, labels, train_labels=None):
         raise ValueError("labels must be finite: remove those that are NaN or infinite first")
     parts = {"overall": np.ones(len(labels), dtype=bool)}
     if train_labels is not None:
-        shots = shot_of(labels, np.asarray(train_labels, dtype=np.float64).reshape(-1))
+        train_labels = np.asarray(train_labels, dtype=np.float64).reshape(-1)
+        shots = shot_of(labels, train_labels, target)
         parts |= {shot: shots == shot for shot in SHOTS[1:]}
-    return {shot: _metrics(preds[part], labels[part]) for shot, part in parts.items()}
+    groups = groups_of(labels, target)
+    return {shot: _metrics(preds[part], labels[part], groups[part]) for shot, part in parts.items()}
 
 
-def _metrics(preds, labels):
+def _metrics(preds, labels, groups):
     """Metrics of one group of samples."""
     if len(labels) == 0:
         return {metric: float("nan") for metric in METRICS} | {"num_samples": 0}
     error = np.abs(preds - labels)
-    _, age = np.unique(np.floor(labels), return_inverse=True)
-    mae_per_age = np.bincount(age, weights=error) / np.bincount(age)
+    _, group = np.unique(groups, return_inverse=True)
+    mae_per_group = np.bincount(group, weights=error) / np.bincount(group)
     return {
         "mse": float(np.mean(error**2)),
         "mae": float(np.mean(error)),
         "gm": float(np.exp(np.mean(np.log(np.maximum(error, SMALLEST_ERROR))))),
-        "bmae": float(np.mean(mae_per_age)),
+        "bmae": float(np.mean(mae_per_group)),
         "num_samples": len(labels),
     }

@@ -21,7 +21,8 @@ DEFAULTS = dict(
     workers=32, seed=0, device="auto", precision=None, compile=False, fds_variant="official",
     fds_stats="extra_pass", overwrite=False, data_changed=False, track="tensorboard",
     resample="none", relevance="density", relevance_threshold=0.5, k_neighbors=5,
-    perturbation=0.02, oversample=2.0, undersample=False,
+    perturbation=0.02, oversample=2.0, undersample=False, target=None, unit=None, low=None,
+    high=None, bin_width=None, scale=None, many=None, few=None,
 )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
     (("outside.py", "checkpoint_file.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
+    (("buckets.py",), FOLDERS),
+    (("target.py",), AGE_PAIR),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("synthetic_faces.py",), AGE_PAIR),

@@ -22,6 +22,7 @@ from utils import write_atomically
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 RESULTS = "results.json"
+SIGNED = ("low", "high")  # flags that may be below 0
 FILES = (WEIGHTS, CONFIG, RESULTS, "vocab.txt", "README.md")  # of a published folder
 EXPECTED = ".expected.json"  # appended to an official file's name
 SHOTS = ("overall", "many", "medium", "few")
@@ -162,7 +163,7 @@ def take_flags(args, checkpoint, path, flags):
         now = getattr(args, flag)
         if value == now:
             continue
-        numbers = isinstance(value, (int, float)) and value < 0
+        numbers = isinstance(value, (int, float)) and value < 0 and flag not in SIGNED
         if numbers or (None not in (value, now) and type(value) is not type(now)):
             raise ValueError(f"{path} is damaged: its config has --{flag} {shown(value)}")
         if flag in FETCHED and value:

@@ -1,0 +1,178 @@
+"""Your own target: buckets, the record that a run takes from its flags, weights in one call."""
+
+import argparse
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import load
+
+buckets = load("agedb-dir", "buckets")
+target = load("agedb-dir", "target")
+lds = load("agedb-dir", "lds")
+datasets = load("agedb-dir", "datasets")
+fds = load("agedb-dir", "fds")
+
+
+def flags(text, benchmark=datasets.AGE):
+    """The target that a command line's flags make."""
+    parser = argparse.ArgumentParser()
+    target.add_target(parser.add_argument, benchmark)
+    args = parser.parse_args(text.split())
+    target.check_target(parser, args, benchmark)
+    return benchmark.of(args)
+
+
+# ---- buckets -------------------------------------------------------------------------------
+
+
+def test_log_buckets_have_edges_of_one_ratio():
+    ours = buckets.log_buckets(1, 10_000, 8)
+    np.testing.assert_allclose(ours.edges, 10 ** (np.arange(8) / 2), rtol=1e-6)
+    assert ours([0.5, 1, 3.1, 3.2, 99, 100, 9_999, 1e6]).tolist() == [0, 0, 0, 1, 3, 4, 7, 7]
+
+
+def test_symlog_buckets_are_symmetric_and_take_zero():
+    ours = buckets.symlog_buckets(-99, 99, 4)
+    np.testing.assert_allclose(ours.edges, [-99, -9, 0, 9], atol=1e-5)
+    assert ours(np.array([-50, -9, -1, 0, 5, 9, 80])).tolist() == [0, 1, 1, 2, 2, 3, 3]
+
+
+def test_quantile_buckets_with_ties_are_all_filled():
+    labels = np.repeat([0, 1, 2, 3], 250)
+    ours = buckets.quantile_buckets(labels, 7)
+    assert np.bincount(ours(labels)).tolist() == [250] * 4
+    spread = np.random.default_rng(0).gamma(2, 10, 1000)
+    assert np.bincount(buckets.quantile_buckets(spread, 20)(spread)).tolist() == [50] * 20
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_buckets_keep_shape_and_kind_and_can_be_pickled(kind):
+    labels = kind([[0.1, 0.3], [0.7, 5.0]])
+    ours = pickle.loads(pickle.dumps(buckets.Buckets(np.arange(10) / 10)))
+    found = ours(labels)
+    # In float32, as training has labels: 0.3 and 0.7 are the edges themselves.
+    assert type(found) is type(labels)
+    assert found.tolist() == [[1, 3], [7, 9]]
+
+
+@pytest.mark.parametrize("edges", [[], [1.0, 1.0], [1e9, 1e9 + 1]])
+def test_edges_that_do_not_rise_are_refused(edges):
+    with pytest.raises(ValueError, match="must rise"):
+        buckets.Buckets(edges)
+
+
+def test_a_network_with_log_buckets_is_saved_whole(tmp_path):
+    module = fds.FDS(3, 8, ks=3, label_to_bucket=buckets.log_buckets(1, 1e4, 8))
+    torch.save(module, tmp_path / "module.pt")
+    back = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert back.label_to_bucket(torch.tensor([2.0, 200.0])).tolist() == [0, 4]
+
+
+# ---- weights in one call -------------------------------------------------------------------
+
+
+def test_lds_weights_are_those_of_the_steps_by_hand():
+    labels = np.random.default_rng(0).lognormal(4, 1.5, 2000)
+    weights = lds.lds_weights(labels, bins=30, scale="log", reweight="inverse", lds_ks=3)
+    edges = np.geomspace(labels.min(), labels.max(), 31)[1:-1]
+    bucket = np.digitize(labels, edges)
+    counts = np.bincount(bucket, minlength=30)
+    by_hand = 1 / np.convolve(counts, lds.get_lds_kernel_window("gaussian", 3, 2), "same")[bucket]
+    np.testing.assert_allclose(weights, by_hand / by_hand.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(weights.transform(labels[:50]), weights[:50])
+    assert weights.transform([-1, 1e9]).tolist() == [*weights[[labels.argmin(), labels.argmax()]]]
+
+
+def test_lds_weights_refuse_labels_without_a_logarithm():
+    with pytest.raises(ValueError, match="symlog"):
+        lds.lds_weights([0.0, 1.0, 2.0], scale="log")
+    with pytest.raises(ValueError, match="finite"):
+        lds.lds_weights([1.0, float("nan")])
+
+
+# ---- the record ----------------------------------------------------------------------------
+
+
+def test_the_benchmarks_target_is_as_it_was():
+    age = flags("")
+    assert age == datasets.AGE
+    ages = np.float32([0, 0.9, 1, 119.9, 120, 186, 200])
+    assert datasets.label_to_bucket(ages).tolist() == [0, 0, 1, 119, 120, 120, 120]
+    assert age.edges.tolist() == list(range(121))
+    assert age.edges.dtype.kind == "i"
+    assert age.record == {"name": "age", "unit": "years"}
+    labels = torch.tensor([[3.0]])
+    assert age.scaled(labels) is labels
+    assert age.unscaled(ages) is ages
+
+
+def test_your_own_range_has_fifty_buckets_and_its_own_words():
+    price = flags("--target price --low 0 --high 1500")
+    assert price.words == "price"
+    assert len(price.buckets) == 50
+    assert price.buckets([0, 29.9, 30, 1500]).tolist() == [0, 0, 1, 49]
+    assert price.outside([-0.1, 0, 1500, 1501, float("nan")]).tolist() == [1, 0, 0, 1, 1]
+    assert flags("--high 150 --bin_width 1 --unit months").words == "age (months)"
+    assert flags("--many 5 --few 2").shots_of_counts(np.array([6, 5, 2, 1])).tolist() == [
+        "many", "medium", "medium", "few",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scale", "low"), [("linear", -2), ("log", 0.5), ("symlog", -2)])
+def test_what_the_network_learns_spans_a_hundred_and_comes_back(scale, low):
+    own = flags(f"--target x --low {low} --high 1500 --scale {scale}")
+    labels = torch.linspace(low, 1500, 200, dtype=torch.float64)
+    scaled = own.scaled(labels)
+    assert torch.allclose(scaled[[0, -1]], torch.tensor([0.0, 100.0], dtype=torch.float64))
+    np.testing.assert_allclose(own.unscaled(scaled.numpy()), labels.numpy(), rtol=1e-9, atol=1e-9)
+    # Each bucket is as wide as the others in what the network learns.
+    edges = own.scaled(torch.from_numpy(own.edges))
+    np.testing.assert_allclose(np.diff(edges.numpy()), 2.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--low 5 --high 5", "must be below"), ("--scale log", "--scale symlog takes zeros"),
+        ("--bin_width 0", "must be above 0"), ("--bin_width 1e-9", "at most 10000"),
+        ("--high nan", "must be below"), ("--few 300", "--many 100"),
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be_used_end_with_what_helps(text, message, capsys):
+    with pytest.raises(SystemExit):
+        flags(text)
+    assert message in capsys.readouterr().err
+
+
+def options(**given):
+    """Flags of LDS and FDS."""
+    return argparse.Namespace(**{"lds": False, "fds": False, "lds_ks": 5, "fds_ks": 5, **given})
+
+
+def test_labels_in_one_bucket_are_refused_by_lds_and_fds_and_warned_of_else(caplog):
+    labels = np.random.default_rng(0).random(500)
+    counts = datasets.label_counts(labels)
+    ones = np.ones(len(counts))
+    for method in ("lds", "fds"):
+        with pytest.raises(ValueError, match=r"fill 1 of 121 buckets of age.*--bin_width"):
+            target.check_counts(datasets.AGE, counts, options(**{method: True}), ones, labels)
+    target.check_counts(datasets.AGE, counts, options(), ones, labels)
+    assert "--low, --high and --bin_width" in caplog.text
+    # Five grades fill no more than five buckets, however fine these are.
+    grades = np.repeat(np.arange(5), 9)
+    counts = datasets.label_counts(grades)
+    target.check_counts(datasets.AGE, counts, options(lds=True), ones, grades)
+
+
+def test_a_heavy_tail_is_named(caplog):
+    labels = np.minimum(np.random.default_rng(0).lognormal(2, 1.5, 5000), 1500)
+    price = flags("--target price --low 0 --high 1500")
+    counts = datasets.label_counts(labels, price)
+    weights = lds.bucket_weights(lds.label_density(counts, "inverse"), counts)
+    target.check_counts(price, counts, options(), weights, labels)
+    assert "one bucket holds" in caplog.text
+    assert "--scale log" in caplog.text
+    assert "largest weight" in caplog.text
