@@ -1,0 +1,213 @@
+"""Sweeps: cells of a table file, a kill in the middle, failures, and what is kept."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import ROOT, load
+
+sweep = load("tools", "sweep")
+
+TABLE = """
+folder = "{folder}"
+out = "results/never-written"
+store_root = "checkpoint/tiny"
+seeds = [0, 1]
+flags = "--dataset tiny --epoch 3 --hidden 4 --track none"
+prepare = "--csv {folder}/raw.csv --target y --name tiny"
+prepared = "data/tiny.json"
+[rows]
+"VANILLA" = ""
+"SQINV+LDS" = "--reweight sqrt_inv --lds"
+"RRT INV" = "--reweight inverse --retrain_fc --pretrained {{VANILLA}}"
+"BROKEN" = "--pretrained nowhere.pth.tar"
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A copy of uci-dir with a table of 120 rows, and its table file."""
+
+    def make(name):
+        folder = tmp_path / name
+        shutil.copytree(
+            ROOT / "uci-dir", folder, ignore=shutil.ignore_patterns("data", "checkpoint")
+        )
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=120)
+        frame = pd.DataFrame({"x": x, "y": np.round(np.exp(x) * 3 + rng.normal(size=120))})
+        frame.to_csv(folder / "raw.csv", index=False)
+        table = tmp_path / f"{name}.toml"
+        table.write_text(TABLE.format(folder=folder))
+        return table, tmp_path / f"{name}_out"
+
+    return make
+
+
+def start(table, out, *flags):
+    words = [sys.executable, ROOT / "tools/sweep.py", table, "--out", out, *flags]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def content(out):
+    """What a table is made of: metrics and flags, without times and paths."""
+    results = {}
+    for path in out.glob("*/results.json"):
+        result = json.loads(path.read_text())
+        key = result["method"], result["seed"]
+        errors = np.load(path.with_name("errors.npy"))
+        assert errors.mean() == pytest.approx(result["metrics"]["test"]["overall"]["mae"], rel=1e-2)
+        results[key] = result["metrics"], result["config"], errors.tolist()
+    return results
+
+
+def test_a_killed_sweep_ends_with_the_table_of_the_unbroken_one(place):
+    table, out = place("unbroken")
+    sweeping = start(table, out, "--jobs", "2")
+    said, _ = sweeping.communicate(timeout=240)
+    assert sweeping.returncode == 1, said
+    unbroken = content(out)
+    assert {*unbroken} == {(m, s) for m in ("VANILLA", "SQINV+LDS", "RRT INV") for s in (0, 1)}
+    errors = json.loads((out / "errors.json").read_text())
+    assert {*errors} == {"BROKEN, seed 0", "BROKEN, seed 1"}
+    assert "nowhere.pth.tar" in errors["BROKEN, seed 0"]["error"][-1]
+
+    table, out = place("killed")
+    sweeping = start(table, out)
+    lines = iter(sweeping.stdout.readline, "")
+    assert any(line.startswith("2/8 cells") for line in lines)
+    sweeping.send_signal(signal.SIGKILL)
+    sweeping.wait()
+    time.sleep(0.3)  # its child ends with it
+    held = {path: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
+    assert len(held) == 2
+    said, _ = start(table, out).communicate(timeout=240)
+    assert "6 of 8 cells to run" in said
+    assert "process" not in said  # no run folder was still in use
+    assert content(out) == unbroken
+    assert all(path.stat().st_mtime_ns == before for path, before in held.items())
+
+
+# ---- cells ---------------------------------------------------------------------------------
+
+
+def cells_of(text):
+    import tomllib
+
+    table = {"store_root": "checkpoint/t", "sets": {"": {}}} | tomllib.loads(text)
+    return table, sweep.cells_of(table, load("uci-dir", "train"), "best")
+
+
+def test_cells_of_sets_seeds_values_and_bases():
+    _, cells = cells_of("""
+        seeds = [3, 4]
+        flags = "--dataset {set} --epoch {epoch}"
+        [sets]
+        a = {epoch = 5}
+        b = {epoch = 6}
+        [over]
+        ks = [5, 9]
+        [rows]
+        "VANILLA" = ""
+        "LDS {ks}" = "--reweight sqrt_inv --lds --lds_ks {ks}"
+        "RRT" = "--reweight inverse --retrain_fc --pretrained {VANILLA}"
+    """)
+    titles = [cell.title for cell in cells]
+    rows = ["VANILLA", "LDS 5", "LDS 9", "RRT"]
+    assert titles == [f"{s} {row}, seed {n}" for n in (3, 4) for s in "ab" for row in rows]
+    assert [cell.args.epoch for cell in cells[:8]] == [5] * 4 + [6] * 4
+    assert [cell.args.lds_ks for cell in cells[1:3]] == [5, 9]
+    assert cells[7].bases == [cells[4]]
+    assert cells[7].args.pretrained == f"{cells[4].run}/best"
+    assert cells[7].args.seed == 3
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "results/tables").glob("*.toml")), ids=lambda f: f.stem
+)
+def test_flags_of_the_tables_parse_and_the_papers_rows_are_theirs(file):
+    table = sweep.read_table(file)
+    table["seeds"] = table["seeds"][:1]
+    cells = sweep.cells_of(table, load(table["folder"], "train"), "best")
+    assert all(cell.command[:2] == ["python", "train.py"] for cell in cells)
+    for rows in table.get("paper", {}).values():
+        assert {*rows} <= {cell.row for cell in cells}
+
+
+def test_what_is_no_table_is_named(tmp_path):
+    file = tmp_path / "t.toml"
+    for text, word in {
+        "rows = ": "no TOML",
+        'folder = "x"\ncolour = 1': r"missing .*'rows'.*unknown \['colour'\]",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(ValueError, match=word):
+            sweep.read_table(file)
+    with pytest.raises(ValueError, match="RRT: 'VANILA' is neither"):
+        cells_of('seeds = [0]\nflags = ""\n[rows]\nRRT = "--pretrained {VANILA}"')
+    with pytest.raises(ValueError, match="same flags"):
+        cells_of('seeds = [0]\nflags = ""\n[rows]\na = ""\nb = "--lr 1e-3"')
+
+
+def result_of(cell, command=None, **facts):
+    result = {"method": cell.row, "seed": cell.seed, "wall_seconds": 120.0}
+    return result | {"command": command or " ".join(cell.command)} | facts
+
+
+def test_finished_cells_are_known_by_method_seed_and_flags(tmp_path):
+    train = load("uci-dir", "train")
+    table, (vanilla, lds) = cells_of(
+        'folder = "uci-dir"\nseeds = [0]\nflags = "--epoch 5"\nminutes = 7\n'
+        '[rows]\nVANILLA = ""\nLDS = "--reweight sqrt_inv --lds"'
+    )
+    results = sweep.Results(tmp_path, table, train)
+    results.expect([vanilla, lds])
+    assert [vanilla.minutes, lds.minutes] == [7, 7]
+    file = tmp_path / "any name" / "results.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(result_of(vanilla, "python train.py --epoch 5 --track none")))
+    results = sweep.Results(tmp_path, table, train)
+    assert results.is_finished(vanilla)
+    assert not results.is_finished(lds)
+    results.expect([lds])
+    assert lds.minutes == 2  # that of the other row
+    file.write_text(json.dumps(result_of(vanilla, "python train.py --epoch 9")))
+    with pytest.raises(ValueError, match=r"is of \{'epoch': 9\}"):
+        sweep.Results(tmp_path, table, train).is_finished(vanilla)
+
+
+def test_lines_keep_test_metrics_and_a_run_once(tmp_path):
+    train = load("uci-dir", "train")
+    table, (cell,) = cells_of(
+        'folder = "uci-dir"\nlines = true\nseeds = [0]\nflags = ""\n[rows]\nTREES = ""'
+    )
+    table["folder"] = tmp_path
+    cell.args.store_root = str(tmp_path / "runs")
+    run = tmp_path / cell.run
+    run.mkdir(parents=True)
+    metrics = {"test": {"overall": {"mae": 1.23456789, "sera": None}}, "val": {}}
+    facts = {"metrics": metrics, "config": {}, "commit": "c", "best_epoch": 3, "main_metrics": []}
+    (run / "results.json").write_text(json.dumps(result_of(cell, **facts)))
+    results = sweep.Results(tmp_path / "out", table, train)
+    assert results.is_finished(cell)
+    results.collect(cell)
+    (line,) = Path(tmp_path / "out/runs.jsonl").read_text().splitlines()
+    assert json.loads(line)["test"] == {"overall": {"mae": 1.23457, "sera": None}}
+    assert sweep.Results(tmp_path / "out", table, train).is_finished(cell)
+
+
+def test_submitit_runs_cells_as_jobs(place, tmp_path):
+    pytest.importorskip("submitit", reason="submitit, an optional dependency, is not installed")
+    table, out = place("cluster")
+    words = ("--cluster", "local", "--jobs", "2", "--seeds", "0", "--only", "VANILLA")
+    said, _ = start(table, out, *words).communicate(timeout=240)
+    assert "1/1 cells" in said, said
+    assert [key for key in content(out)] == [("VANILLA", 0)]

@@ -1,0 +1,550 @@
+"""Run a table of results: each row of a TOML file with each seed, as far as it is missing.
+
+    python tools/sweep.py results/tables/uci_dir.toml --dry-run   # cells and minutes
+    python tools/sweep.py results/tables/uci_dir.toml --jobs 2    # run them; the same line resumes
+    python tools/sweep.py results/tables/uci_dir.toml --list      # a command a line, for job arrays
+    python tools/sweep.py results/tables/uci_dir.toml --cluster slurm --jobs 20   # needs submitit
+
+A cell is a row with a seed, and a set of data where the file names several. Finished ones are never
+run again. They run in processes forked from this one, so that PyTorch is loaded once. A cell that
+fails is kept with its error in `errors.json`, the others continue, and the exit status is 1.
+
+The file's entries: `folder` of train.py, `out` of the results, `seeds`, `flags` of all rows, and
+`[rows]`: flags by name. Optional ones are `minutes` of a run, `store_root`, `epochs` and `lines`
+(see `collect`), `[sets]`, `[over]`, `prepare` with `prepared`, `[cluster]` for submitit, and the
+published figures in `[paper]`, which `tables.py` reads. Flags may hold `{set}`, `{seed}`, the
+entries of a set, and `{ROW}`: the best checkpoint of the row ROW. A row whose name holds `{x}` is
+taken for each of the values `x` in `[over]`.
+"""
+
+import argparse
+import ctypes
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import string
+import sys
+import time
+import tomllib
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+NEEDED = ("folder", "out", "flags", "seeds", "rows")
+ENTRIES = {
+    *NEEDED,
+    *"minutes store_root epochs lines sets over prepare prepared cluster paper".split(),
+}
+ERROR_LINES = 20  # of a failed cell's log
+POLL_SECONDS = 5
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
+LINE = ("method", "seed", "commit", "command", "best_epoch", "wall_seconds", "main_metrics")
+
+# ---- the table of cells --------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Cell:
+    """A row of the table with a seed, on a set of data."""
+
+    row: str
+    set: str
+    seed: int
+    args: object  # parsed flags
+    flags: list
+    name: list  # of its run folder, as run_folder.find_run_folder takes it
+    bases: list  # cells whose best checkpoint it starts from
+    prepare: list  # arguments of prepare.py, or none
+    prepared: str  # file that shows that this was done
+    minutes: float = 0.0  # expected
+
+    @property
+    def run(self):
+        """Its run folder, below the benchmark folder."""
+        return Path(self.args.store_root, "".join(self.name))
+
+    @property
+    def title(self):
+        """What a reader calls it."""
+        return f"{self.set} {self.row}, seed {self.seed}".strip()
+
+    @property
+    def command(self):
+        """The command line, to be run in the benchmark folder."""
+        return ["python", "train.py", *self.flags]
+
+
+def read_table(path):
+    """Read a TOML file.
+
+    Raises:
+        ValueError: for an entry that is missing or unknown, or a file that is no TOML.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    missing, unknown = {*NEEDED} - {*table}, {*table} - ENTRIES
+    if missing or unknown:
+        raise ValueError(f"{path}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+    table.setdefault("store_root", f"checkpoint/{path.stem}")
+    table.setdefault("sets", {"": {}})
+    return table
+
+
+def rows_of(table):
+    """Return {row: (flags, values of [over])}, rows with several values taken for each."""
+    over, rows = table.get("over", {}), {}
+    for name, flags in table["rows"].items():
+        free = [field for _, field, _, _ in string.Formatter().parse(name) if field]
+        for values in itertools.product(*(over[field] for field in free)):
+            chosen = dict(zip(free, values))
+            rows[name.format_map(chosen)] = flags, chosen
+    return rows
+
+
+def cells_of(table, train, best):
+    """Return the cells, seeds outermost: a sweep that is stopped has fewer seeds of each row.
+
+    Args:
+        table: as `read_table` returns it.
+        train: the folder's train.py.
+        best: file name of the best checkpoint.
+    """
+    cells = []
+    for seed, (name, entries) in itertools.product(table["seeds"], table["sets"].items()):
+        made = {}
+        for row, (flags, values) in rows_of(table).items():
+            paths = {other: f"{cell.run}/{best}" for other, cell in made.items()}
+            known = {**paths, **entries, **values, "set": name, "seed": seed}
+            try:
+                text = f"{table['flags']} {flags}".format_map(known)
+                prepare = table.get("prepare", "").format_map(known)
+                prepared = table.get("prepared", "").format_map(known)
+            except KeyError as error:
+                raise ValueError(f"{row}: {error} is neither an entry nor an earlier row") from None
+            words = [*shlex.split(text), "--seed", str(seed), "--store_root", table["store_root"]]
+            args = train.parse_args([*words, "--resume"])
+            bases = [made[other] for other in made if f"{{{other}}}" in flags]
+            made[row] = Cell(
+                row=row,
+                set=name,
+                seed=seed,
+                args=args,
+                flags=[*words, "--resume"],
+                name=train.run_name(args),
+                bases=bases,
+                prepare=shlex.split(prepare),
+                prepared=prepared,
+            )
+        cells += made.values()
+    if len({cell.run for cell in cells}) < len(cells):
+        raise ValueError("two rows have the same flags")
+    return cells
+
+
+# ---- results -------------------------------------------------------------------------------
+
+
+class Results:
+    """What is finished, in the folder `out`.
+
+    Args:
+        out: the folder; with several sets each has its own below it.
+        table: as `read_table` returns it.
+        train: the folder's train.py.
+    """
+
+    def __init__(self, out, table, train):
+        self.out, self.table, self.train = out, table, train
+        self.home = ROOT / table["folder"]
+        self.errors_file = out / "errors.json"
+        errors = self.errors_file
+        self.errors = json.loads(errors.read_text("utf-8")) if errors.is_file() else {}
+        self.seconds = {}  # of finished cells
+        self.files = {}  # of the results that were there, with their commands
+        for name in table["sets"]:
+            path = out / f"{name or 'runs'}.jsonl"
+            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+            found = [(path, line) for line in lines]
+            for path in sorted((out / name).glob("*/results.json")):
+                found.append((path, path.read_text("utf-8")))
+            for path, text in found:
+                result = json.loads(text)
+                key = name, result["method"], result["seed"]
+                self.seconds[key] = result["wall_seconds"]
+                self.files[key] = path, result["command"]
+
+    def key(self, cell):
+        """What tells a cell from others."""
+        return cell.set, cell.row, cell.seed
+
+    def is_finished(self, cell):
+        """Whether the cell has results, or they can be taken from its run folder."""
+        path, key = self.home / cell.run / "results.json", self.key(cell)
+        if key in self.files:
+            self.check(cell, *self.files[key])
+        elif path.is_file():
+            self.check(cell, path, json.loads(path.read_text("utf-8"))["command"])
+            self.collect(cell)
+        return key in self.seconds
+
+    def check(self, cell, path, command):
+        """Refuse results of other flags than the table's.
+
+        Raises:
+            ValueError: naming the flags.
+        """
+        words = shlex.split(command)
+        theirs = vars(self.train.parse_args(words[words.index("train.py") + 1 :]))
+        free = {*self.train.make_parser().flags_of(self.train.flags.PLACE)}
+        free |= {"data_dir", "pretrained"}  # where something lies
+        own = {flag: value for flag, value in vars(cell.args).items() if flag not in free}
+        others = {flag: theirs[flag] for flag, value in own.items() if theirs[flag] != value}
+        if others:
+            raise ValueError(f"{path} is of {others}, not as the table says: move it away")
+
+    def collect(self, cell):
+        """Keep a finished run: `results.json`, `errors.npy`, and `epochs.jsonl` with `epochs`.
+
+        With `lines`, test metrics alone are kept, a line a run in a file of each set.
+        """
+        run = self.home / cell.run
+        result = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        result["method"] = cell.row
+        result["config"].pop("preparation", None)
+        known = self.key(cell) in self.seconds
+        self.seconds[self.key(cell)] = result["wall_seconds"]
+        if self.table.get("lines"):
+            if known:  # run again for the sake of its checkpoint
+                return
+            line = {key: result[key] for key in LINE} | {"test": rounded(result["metrics"]["test"])}
+            self.out.mkdir(parents=True, exist_ok=True)
+            with open(self.out / f"{cell.set or 'runs'}.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            return
+        kept = self.out / cell.set / run.name
+        kept.mkdir(parents=True, exist_ok=True)
+        if self.table.get("epochs", True):
+            shutil.copy(run / "epochs.jsonl", kept)
+        if (run / "predictions.csv").is_file():
+            write_errors(run / "predictions.csv", kept / "errors.npy")
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        self.train.utils.write_atomically(kept / "results.json", text.encode() + b"\n")
+
+    def note(self, cell, log):
+        """Keep a failed cell's error; without `log`, forget an earlier one."""
+        self.errors.pop(cell.title, None)
+        if log is not None:
+            tail = log.read_text("utf-8", "replace").splitlines()[-ERROR_LINES:]
+            self.errors[cell.title] = {"command": shlex.join(cell.command), "error": tail}
+        self.errors_file.parent.mkdir(parents=True, exist_ok=True)
+        self.errors_file.unlink(missing_ok=True)
+        if self.errors:
+            self.errors_file.write_text(json.dumps(self.errors, indent=1) + "\n", "utf-8")
+
+    def expect(self, cells):
+        """Fill in the minutes of cells: of the row's other runs, else of the set's, else of all."""
+        known = [(name, row, seconds) for (name, row, _), seconds in self.seconds.items()]
+        for cell in cells:
+            of_set = [(row, seconds) for name, row, seconds in known if name == cell.set]
+            of_row = [seconds for row, seconds in of_set if row == cell.row]
+            near = of_row or [seconds for _, seconds in of_set or [entry[1:] for entry in known]]
+            cell.minutes = float(np.mean(near)) / 60 if near else self.table.get("minutes", 1.0)
+
+
+def rounded(metrics):
+    """Return metrics by shot with six digits."""
+    return {
+        shot: {name: value and float(f"{value:.6g}") for name, value in values.items()}
+        for shot, values in metrics.items()
+    }
+
+
+def write_errors(predictions, path):
+    """Write |prediction - label| of the test rows in their order, float16 [N]."""
+    table = pd.read_csv(predictions).query("split == 'test'")
+    np.save(path, np.float16(np.abs(table["prediction"] - table["label"])))
+
+
+# ---- running -------------------------------------------------------------------------------
+
+
+class Worker(NamedTuple):
+    """A process that runs one cell after the other."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: multiprocessing.connection.Connection
+
+
+class Workers:
+    """Processes forked from this one; each ends when this one is killed.
+
+    Args:
+        train: the folder's train.py.
+        home: the benchmark folder.
+        jobs: processes at a time, which share the processor's cores, and the GPUs in turn.
+    """
+
+    def __init__(self, train, home, jobs):
+        self.train, self.home, self.jobs = train, home, jobs
+        self.facts = train.utils.run_facts()  # of the code that is loaded now
+        self.gpus = train.torch.cuda.device_count()
+        self.idle, self.number = [], 0
+
+    def start(self, cell, log):
+        """Let a worker run a cell; returns the worker, which `poll` takes."""
+        worker = self.idle.pop() if self.idle else self.fork()
+        worker.pipe.send((cell.flags, cell.prepare, cell.prepared, log))
+        return worker
+
+    def fork(self):
+        """Return a new worker."""
+        pipe, its = FORK.Pipe()
+        gpu = str(self.number % self.gpus) if self.gpus > 1 else None
+        process = FORK.Process(target=self.work, args=(its, os.getpid(), gpu))
+        process.start()
+        its.close()
+        self.number += 1
+        return Worker(process, pipe)
+
+    def work(self, pipe, parent, gpu):
+        """Run what comes through the pipe, and say whether it succeeded; None ends it."""
+        die_with_parent(parent)
+        os.chdir(self.home)
+        if gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        if "OMP_NUM_THREADS" not in os.environ:
+            self.train.torch.set_num_threads(max(1, os.cpu_count() // self.jobs))
+        self.train.report.draw_run = lambda folder: None  # slower than a small run's training
+        while (task := pipe.recv()) is not None:
+            *words, log = task
+            with open(log, "w", encoding="utf-8") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            try:
+                self.run(*words)
+                pipe.send(True)
+            except BaseException:  # it is in the log; SystemExit is one of them
+                traceback.print_exc()
+                pipe.send(False)
+
+    def run(self, flags, prepare, prepared):
+        """Run one cell."""
+        facts = self.facts | {"command": shlex.join(["python", "train.py", *flags])}
+        self.train.utils.run_facts = lambda: facts
+        if prepare and not Path(prepared).is_file():
+            self.train.prepare.main(prepare)
+        self.train.main(flags)
+
+    def poll(self, workers):
+        """Wait for workers; returns [(worker, did its cell succeed?)] of those that ended one."""
+        ended, done = wait([worker.pipe for worker in workers], timeout=POLL_SECONDS), []
+        for worker in workers:
+            if worker.pipe in ended:
+                try:
+                    done.append((worker, worker.pipe.recv()))
+                    self.idle.append(worker)
+                except EOFError:  # the process was killed, for its memory say
+                    done.append((worker, False))
+        return done
+
+    def close(self):
+        """End the idle workers."""
+        for worker in self.idle:
+            worker.pipe.send(None)
+
+
+def die_with_parent(parent):
+    """Let this process end with its parent, which may be killed at any moment (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was killed before
+            os._exit(1)
+
+
+class Cluster:
+    """Cells as jobs of submitit, each a command in the benchmark folder.
+
+    Args:
+        kind: 'slurm', or 'local' for processes of this machine.
+        home: the benchmark folder.
+        folder: for submitit's scripts and logs.
+        options: parameters of submitit, as in the table's [cluster].
+    """
+
+    def __init__(self, kind, home, folder, options):
+        import submitit
+
+        self.home, self.submitit = home, submitit
+        self.executor = submitit.AutoExecutor(folder=folder, cluster=kind)
+        self.executor.update_parameters(**options)
+
+    def start(self, cell, log):
+        """Submit a cell; returns what `poll` takes."""
+        words = [sys.executable, "train.py", *cell.flags]
+        script = f"cd {shlex.quote(str(self.home))} && exec {shlex.join(words)} >{log} 2>&1"
+        if cell.prepare and not (self.home / cell.prepared).is_file():
+            prepare = shlex.join([sys.executable, "prepare.py", *cell.prepare])
+            script = script.replace("exec", f"{prepare} && exec")
+        return self.executor.submit(self.submitit.helpers.CommandFunction(["sh", "-c", script]))
+
+    def poll(self, jobs):
+        """Wait a little; returns [(job, did it succeed?)] of those that ended."""
+        time.sleep(1)
+        return [(job, job.exception() is None) for job in jobs if job.done()]
+
+    def close(self):
+        """Nothing is left to end."""
+
+
+def next_cell(waiting, at_work, home):
+    """Return a cell that may start: its bases are finished, and none at work prepares its data."""
+    unfinished = [*waiting, *at_work]
+    preparing = {cell.prepared for cell in at_work if not (home / cell.prepared).is_file()}
+    for cell in waiting:
+        clash = cell.prepare and cell.prepared in preparing
+        if not clash and not any(base in unfinished for base in cell.bases):
+            return cell
+    return None
+
+
+def run(cells, results, runner, jobs):
+    """Run cells, a base before those that start from it.
+
+    Args:
+        cells: those to run, in order.
+        results: `Results`.
+        runner: `Workers` or `Cluster`.
+        jobs: how many at a time.
+
+    Returns:
+        The cells that failed.
+    """
+    waiting, at_work, failed, total = [*cells], {}, [], len(cells)
+    logs = results.home / results.table["store_root"] / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    while waiting or at_work:
+        while len(at_work) < jobs:
+            cell = next_cell(waiting, at_work.values(), results.home)
+            if cell is None:
+                break
+            waiting.remove(cell)
+            at_work[runner.start(cell, logs / f"{cell.run.name}.log")] = cell
+        for handle, good in runner.poll([*at_work]):
+            cell = at_work.pop(handle)
+            log = logs / f"{cell.run.name}.log"
+            if good:
+                results.collect(cell)
+            else:
+                failed.append(cell)
+            results.note(cell, None if good else log)
+            results.expect(waiting)
+            done = total - len(waiting) - len(at_work)
+            left = in_words(sum(c.minutes for c in (*waiting, *at_work.values())) / jobs)
+            said = "finished" if good else f"FAILED, see {log}"
+            print(f"{done}/{total} cells, about {left} to go: {cell.title} {said}", flush=True)
+    runner.close()
+    return failed
+
+
+def in_words(minutes):
+    """Return a time: '3 h 20 min'."""
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"
+
+
+# ---- command line --------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("table", type=Path, help="TOML file")
+    add("--jobs", type=int, help="runs at a time [as many as GPUs, at least 1]")
+    add("--out", type=Path, help="folder of the results [the table's]")
+    add("--seeds", type=int, nargs="+", help="these only")
+    add("--only", default="", metavar="TEXT", help="cells whose set and row contain this")
+    add("--dry-run", action="store_true", help="say what is missing, and how long it takes")
+    add("--list", action="store_true", help="print the missing cells' commands, one a line")
+    add("--cluster", choices=("slurm", "local"), help="submit the cells with submitit")
+    args = parser.parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs must be 1 or more, got {args.jobs}")
+    if FORK is None and not (args.cluster or args.list or args.dry_run):
+        parser.error("this system cannot fork processes: use --list, or --cluster")
+    return args
+
+
+def missing_cells(args, table, results, train, best):
+    """Return the cells to run: those asked for that are not finished, and what they start from."""
+    if args.seeds:
+        table["seeds"] = args.seeds
+    cells = cells_of(table, train, best)
+    wanted = [cell for cell in cells if args.only in cell.title]
+    missing = {cell for cell in wanted if not results.is_finished(cell)}
+    for cell in reversed(cells):  # bases stand before the cells that need them
+        if cell in missing:
+            missing |= {b for b in cell.bases if not (results.home / b.run / best).is_file()}
+    chosen = [cell for cell in cells if cell in missing]
+    results.expect(chosen)
+    return chosen, len(wanted)
+
+
+def load_folder(home):
+    """Return the folder's train.py, and the file name of its best checkpoint."""
+    sys.path.insert(0, str(home))
+    os.chdir(home)
+    import checkpoints
+    import train
+
+    return train, checkpoints.BEST
+
+
+def main(argv=None):
+    """Run what is missing; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        table = read_table(args.table)
+        home = ROOT / table["folder"]
+        out = (args.out or ROOT / table["out"]).resolve()
+        train, best = load_folder(home)
+        results = Results(out, table, train)
+        cells, number = missing_cells(args, table, results, train, best)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"sweep.py: {error}") from error
+    if args.list:
+        print("".join(f"cd {table['folder']} && {shlex.join(c.command)}\n" for c in cells), end="")
+        return 0
+    jobs = args.jobs or max(1, train.torch.cuda.device_count())
+    time_needed = in_words(sum(cell.minutes for cell in cells) / jobs)
+    if args.dry_run:
+        print("".join(f"{c.title}: about {c.minutes:.1f} min\n" for c in cells), end="")
+    print(f"{len(cells)} of {number} cells to run, about {time_needed} with --jobs {jobs}")
+    if args.dry_run or not cells:
+        return 0
+    if args.cluster:
+        folder = home / table["store_root"] / "jobs"
+        runner = Cluster(args.cluster, home, folder, table.get("cluster", {}))
+    else:
+        runner = Workers(train, home, jobs)
+    failed = run(cells, results, runner, jobs)
+    for cell in failed:
+        print(f"failed: {cell.title}: {results.errors[cell.title]['error'][-1:]}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
