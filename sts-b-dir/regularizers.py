@@ -2,13 +2,14 @@
 
 `--regularizer` chooses ConR, Ordinal Entropy, SRL or Dist Loss, and each is called alike:
 
-    loss = loss + model.regularizer(features, labels, preds, weights)
+    loss = criterion(...) + model.regularizer(features, labels, preds, weights)
 
 It is part of the model, so that checkpoints hold what it has learned. Of several processes each
 sees its own part of a batch; ConR sees the whole with --gather. The losses themselves are in
 `contrast.py` and `distribution.py`; Rank-N-Contrast has a program of its own, `pretrain.py`.
 """
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.nn.functional import all_gather
@@ -29,6 +30,7 @@ USED_BY = {  # by which methods a flag is used; the others by all
     "srl_momentum": ("srl",),
     "dist_strength": ("dist",),
 }
+STEPS = 100  # of a grid over the labels' range: ages have as many
 SRL_DIM = 128  # width of its projection (released code)
 SRL_POINTS = 1000  # on the sphere (released code)
 
@@ -44,10 +46,7 @@ def add_regularizer(parser, step, weights, srl_temperature):
         weights: dictionary of each method's default weights; they stay with the parser.
         srl_temperature: default of SRL's temperature; ConR's is 0.07.
     """
-    parser.regularizer_defaults = {
-        "regularizer_weight": weights,
-        "temperature": {"conr": 0.07, "srl": srl_temperature},
-    }
+    parser.regularizer_defaults = weights, {"conr": 0.07, "srl": srl_temperature}
     add = parser.section(REGULARIZER, TRAINING)
     add("--regularizer", default="none", choices=METHODS, help="method that adds to the loss")
     weight_help = "its weight; SRL has three: contrast, enveloping, homogeneity [see the README]"
@@ -92,41 +91,49 @@ def check_regularizer(parser, args):
 # ---- the interface -------------------------------------------------------------------------
 
 
-def make_regularizer(parser, args, feature_dim, labels, grid):
-    """Return the `Regularizer` that the flags choose, or None.
+def make(run, feature_dim, labels, grid=None):
+    """Return the `Regularizer` that the flags choose, or one that adds nothing.
 
     Args:
-        parser, args: the flags.
+        run: `run_folder.Run`.
         feature_dim: D, width of the network's features.
-        labels: of the training set [N], in the unit of the predictions.
-        grid: evenly spaced labels [G] over their range, in that unit. Their step is what the flags
-            count in; they are SRL's buckets and the points of Dist Loss's density.
+        labels: of the training set [N] or [N, 1], in the unit of the predictions.
+        grid: evenly spaced labels [G] over their range, in that unit; without it, 100 equal steps.
+            The step is what the flags count in; the grid gives SRL's buckets and the points of Dist
+            Loss's density.
     """
-    if args.regularizer == "none":
-        return None
-    chosen = {
-        flag: getattr(args, flag) if getattr(args, flag) is not None else of.get(args.regularizer)
-        for flag, of in parser.regularizer_defaults.items()
-    }
-    return Regularizer(args, chosen, feature_dim, labels, grid)
+    if run.args.regularizer == "none":
+        return NoRegularizer()
+    labels = torch.as_tensor(labels, dtype=torch.float64).flatten().cpu()
+    if grid is None:
+        grid = np.linspace(labels.min().item(), labels.max().item(), STEPS + 1)
+    return Regularizer(run, feature_dim, labels.numpy(), grid)
+
+
+class NoRegularizer(nn.Module):
+    """What `--regularizer none` adds: nothing."""
+
+    def forward(self, features, labels, preds, weights):
+        """Return 0."""
+        return 0.0
+
+    def end_epoch(self):
+        """Do nothing."""
 
 
 class Regularizer(nn.Module):
-    """A method that adds to the loss; the arguments are those of `make_regularizer`.
+    """A method that adds to the loss; the arguments are those of `make`."""
 
-    `chosen` holds `regularizer_weight` (a list) and `temperature`.
-    """
-
-    def __init__(self, args, chosen, feature_dim, labels, grid):
+    def __init__(self, run, feature_dim, labels, grid):
         super().__init__()
-        self.args = args
-        self.labels = labels
-        self.weights = chosen["regularizer_weight"]
-        self.temperature = chosen["temperature"]
-        self.step = float(grid[1] - grid[0])
+        self.args = args = run.args
+        self.labels, self.grid = labels, grid
+        weights, temperatures = run.parser.regularizer_defaults
+        self.weights = args.regularizer_weight or weights[args.regularizer]
+        self.temperature = args.temperature or temperatures.get(args.regularizer)
+        self.step = float(grid[1] - grid[0]) or 1.0  # 0 where all labels are equal
         self.wanted = {}  # pseudo-labels of each size of a batch
         self.method = getattr(self, args.regularizer)
-        self.register_buffer("grid", torch.as_tensor(grid, dtype=torch.float64), persistent=False)
         if args.regularizer == "srl":
             width = min(SRL_DIM, feature_dim)
             self.projection = nn.Linear(feature_dim, width)
@@ -180,7 +187,7 @@ class Regularizer(nn.Module):
         preds = preds.float()
         n = len(preds)
         if n not in self.wanted:
-            wanted = pseudo_labels(self.labels, n, self.grid.cpu().numpy())
+            wanted = pseudo_labels(self.labels, n, self.grid)
             self.wanted[n] = wanted.to(preds)[:, None]
         ranked = weights.flatten()[preds.detach().flatten().argsort()]
         loss = weighted_mse_loss if self.args.loss == "mse" else weighted_l1_loss

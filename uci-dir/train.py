@@ -30,6 +30,7 @@ import flags
 import loss as losses
 import predict
 import prepare
+import regularizers
 import released
 import report
 import resample
@@ -58,7 +59,10 @@ FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 FOCAL_BETA_TIMES_RANGE = 20.0
 HUBER_BETA = 1.0  # of scaled targets
 RELEVANCE, OVERSAMPLE = "extremes", "balance"  # as published (Branco et al., 2017)
+# The ages' weights, divided by AgeDB's standard deviation of 20 years: targets are standardised.
+REGULARIZER = {"conr": [0.2], "ordinal_entropy": [0.05], "srl": [0.5, 5, 5e-4], "dist": [1.0]}
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
+FACTS = {"benchmark": BENCHMARK, "main_metrics": MAIN_METRICS, "higher_is_better": HIGHER_IS_BETTER}
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -76,6 +80,7 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
+    regularizers.add_regularizer(parser, "hundredths of the labels' range", REGULARIZER, 0.3)
     add = parser.section("model", flags.NETWORK)
     add("--model", default="mlp", choices=("mlp", trees.NAME), appended=False, help="kind of model")
     add("--hidden", type=int, nargs="+", default=[*HIDDEN], help="widths of the hidden layers")
@@ -105,17 +110,18 @@ def parse_args(argv=None):
     args.evaluate |= bool(args.predict)
     flags.check(parser, args, positive=("epoch", "seeds"))
     resample.check_resample(parser, args)
+    regularizers.check_regularizer(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     if min(args.hidden) < 1:
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
     if bool(args.csv) != bool(args.target):
         parser.error("--csv FILE and --target COLUMN go together")
-    chosen = args.reweight != "none" or args.fds or args.resample != "none"
+    chosen = args.reweight != "none" or args.fds or {args.resample, args.regularizer} != {"none"}
     if args.compare and (args.evaluate or args.resume or chosen):
         parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
-    unusable = args.fds or args.pretrained or args.loss not in trees.LOSSES
-    if args.model == trees.NAME and unusable:
+    on_features = args.fds or args.pretrained or args.regularizer != "none"
+    if args.model == trees.NAME and (on_features or args.loss not in trees.LOSSES):
         parser.error("trees have no features to smooth or retrain; their --loss is l1 or mse")
     return args
 
@@ -232,12 +238,12 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     for group in optimizer.param_groups:
         group["lr"] = lr
     net.train()
-    title, number = f"Epoch {epoch}", len(loader)
-    steps = Steps(accelerator, loader.train(epoch), title, number, args.print_freq)
+    steps = Steps(accelerator, loader.train(epoch), f"Epoch {epoch}", len(loader), args.print_freq)
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.inputs, batch.labels, epoch)
             loss = criterion(preds.float(), batch.targets, batch.weights)
+            loss = loss + model.regularizer(features, batch.targets, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -310,6 +316,7 @@ def train(run, net, model, optimizer, data, progress):
         row = train_one_epoch(run, net, model, optimizer, loader, epoch)
         if args.fds and epoch >= args.start_update:
             row["seconds"] |= update_fds_statistics(run, model, loader, epoch)
+        model.regularizer.end_epoch()
         clock = time.perf_counter()
         row["val"], _ = evaluate(run, model, data, "val")
         row["seconds"]["evaluate"] = time.perf_counter() - clock
@@ -345,16 +352,9 @@ def finish(run, model, data, progress):
         if args.fds:
             buckets = slice(model.FDS.bucket_start, model.FDS.bucket_num)
             results.write_fds_statistics(folder, model.FDS, edges[buckets])
-        results.write_results(
-            run,
-            metrics,
-            benchmark=BENCHMARK,
-            target={"name": target["name"], "unit": target["unit"]},
-            main_metrics=MAIN_METRICS,
-            higher_is_better=HIGHER_IS_BETTER,
-            best_epoch=progress["best_epoch"],
-            wall_seconds=progress["wall_seconds"],
-        )
+        facts = {"target": {"name": target["name"], "unit": target["unit"]}} | FACTS
+        facts |= {name: progress[name] for name in ("best_epoch", "wall_seconds")}
+        results.write_results(run, metrics, **facts)
         if not args.compare:  # which draws one figure of all
             report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
@@ -419,8 +419,8 @@ def train_and_finish(args):
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     if args.model == trees.NAME:
-        progress = trees.fit(run, model, data)
-        return finish(run, model, data, progress)
+        return finish(run, model, data, trees.fit(run, model, data))
+    model.regularizer = regularizers.make(run, args.hidden[-1], data.loaders["train"].targets)
     optimizer = build_optimizer(args, model)
     if args.compile:
         model.compile()

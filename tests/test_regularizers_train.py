@@ -1,0 +1,168 @@
+"""--regularizer in uci-dir's train.py: flags, names, resuming, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, load
+
+train = load("uci-dir", "train")
+demo_data = load("uci-dir", "demo_data")
+regularizers = load("uci-dir", "regularizers")
+results = load("uci-dir", "results")
+METHODS = regularizers.METHODS[1:]
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, ".")
+import torch
+import regularizers
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+torch.manual_seed(0)
+z, y, p = torch.randn(9, 4), torch.randint(0, 4, (9, 1)).float(), torch.randn(9, 1)
+layer = torch.nn.Linear(4, 4).double()
+own = slice(0, 5) if rank == 0 else slice(5, 9)
+rows = [regularizers.gather_rows(x) for x in (layer(z[own].double()), y[own].double(), p[own])]
+loss = regularizers.conr_loss(*rows, omega=1, temperature=0.5)
+share = (5 if rank == 0 else 4) * 2 / 9
+(gradient,) = torch.autograd.grad(loss * share, layer.weight)
+torch.distributed.all_reduce(gradient)  # DDP takes the mean
+whole = regularizers.conr_loss(layer(z.double()), y, p, omega=1, temperature=0.5)
+(expected,) = torch.autograd.grad(whole, layer.weight)
+torch.testing.assert_close((loss, gradient / 2), (whole, expected))
+assert whole > 0
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    demo_data.main(["--out", str(folder), "--rows", "301"])
+    return folder
+
+
+def command(tables, store, *words):
+    fixed = f"--dataset demo --data_dir {tables} --store_root {store} --track none --device cpu"
+    return [*fixed.split(), "--batch_size", "50", *map(str, words)]
+
+
+def a_run(*words):
+    parser = train.make_parser()
+    return SimpleNamespace(parser=parser, args=parser.parse_args([*words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--conr_official", "--conr_official needs --regularizer conr"),
+        ("--regularizer srl --conr_omega 2", "--conr_omega needs --regularizer conr"),
+        ("--regularizer conr --dist_strength 1", "needs --regularizer dist"),
+        ("--temperature 0.1", "conr or srl"),
+        ("--regularizer_weight 2", "needs --regularizer"),
+        ("--regularizer srl --regularizer_weight 1", "takes 3"),
+        ("--regularizer conr --regularizer_weight -1", "0 or more"),
+        ("--regularizer conr --regularizer_weight nan", "0 or more"),
+        ("--regularizer conr --temperature 0", "above 0"),
+        ("--dist_loss --dist_strength inf", "0 or more"),
+        ("--regularizer srl --srl_momentum 2", "[0, 1]"),
+        ("--regularizer srl --retrain_fc --pretrained x --reweight inverse", "holds fixed"),
+        ("--regularizer conr --compare", "--compare"),
+        ("--regularizer conr --model hist_gradient_boosting", "trees"),
+    ],
+)
+def test_conflicts(words, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(words.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "end"),
+    [
+        ("--regularizer conr", "CONR", "_regularizer_conr"),
+        ("--regularizer conr --conr_official", "CONR (official)", "_conr_conr_official"),
+        ("--reweight sqrt_inv --lds --fds --dist_loss", "SQINV+LDS+FDS+DIST", "_regularizer_dist"),
+        ("--regularizer srl --regularizer_weight 1 2 .5", "SRL", "_regularizer_weight_1.0-2.0-0.5"),
+        ("--regularizer ordinal_entropy --fds", "FDS+ORDINAL ENTROPY", "_ordinal_entropy"),
+    ],
+)
+def test_names(words, name, end):
+    args = train.parse_args(words.split())
+    assert results.method_name(args, train.make_parser()) == name
+    assert "".join(train.run_name(args)).endswith(end)
+
+
+def test_none_adds_nothing():
+    regularizer = regularizers.make(a_run(), 5, np.arange(9))
+    assert regularizer(torch.ones(3, 5), *[torch.ones(3, 1)] * 3) == 0
+    assert not regularizer.state_dict()
+
+
+def test_srl_starts_with_its_second_epoch_and_dist_keeps_weights_with_samples():
+    torch.manual_seed(0)
+    z, y, w = torch.randn(6, 5), torch.arange(6.0)[:, None], torch.arange(1.0, 7)[:, None]
+    srl = regularizers.make(a_run("--regularizer", "srl"), 5, np.arange(6))
+    assert srl(z, y, y, w) == 0
+    assert srl.surrogate.counts.sum() == 6
+    srl.end_epoch()
+    assert srl(z, y, y, w) != 0
+    preds = torch.tensor([[3.0], [9], [1], [2], [0], [7]])
+    dist = regularizers.make(a_run("--dist_loss"), 5, np.arange(101), np.arange(101.0))
+    wanted = regularizers.pseudo_labels(np.arange(101), 6, np.arange(101.0))
+    order = [4, 2, 3, 0, 5, 1]
+    expected = sum(w[i, 0] * (preds[i, 0] - t).abs() for i, t in zip(order, wanted)) / 6
+    assert dist(z, y, preds, w) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_two_views_are_compared_in_units_of_the_grid():
+    torch.manual_seed(0)
+    z, y, p, w = torch.randn(8, 5), torch.rand(4, 1), torch.rand(8, 1), torch.rand(4, 1)
+    conr = regularizers.make(a_run("--regularizer", "conr"), 5, y, np.linspace(0, 1, 11))
+    of_views = y.repeat(2, 1) * 10, p * 10, w.repeat(2, 1)
+    expected = 0.2 * regularizers.conr_loss(z, *of_views)
+    assert conr(z, y, p, w).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_equals_an_unbroken_one(method, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.report, "draw_run", lambda folder: None)  # which takes seconds
+    words = ["--regularizer", method, *"--reweight sqrt_inv --lds --fds".split()]
+    for store, stops in (("whole", [4]), ("parts", [2, 4])):
+        for stop in stops:
+            own = "--resume" if stop != stops[0] else "--overwrite"
+            train.main(command(tables, tmp_path / store, "--epoch", stop, *words, own))
+    folders = [next((tmp_path / store).iterdir()) for store in ("whole", "parts")]
+    whole, parts = (torch.load(f / "ckpt.pth.tar", weights_only=True) for f in folders)
+    assert set(whole["state_dict"]) == set(parts["state_dict"])
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    if method == "srl":
+        assert whole["state_dict"]["regularizer.surrogate.surrogate"].any()
+        assert whole["state_dict"]["regularizer.epochs"] == 4
+    found = json.loads((folders[0] / "results.json").read_text(encoding="utf-8"))
+    assert found["method"] == f"SQINV+LDS+FDS+{method.replace('_', ' ').upper()}"
+    assert np.isfinite(found["metrics"]["test"]["overall"]["mae"])
+    evaluated = ["--evaluate", "--eval_model", folders[0] / "ckpt.best.pth.tar"]
+    again = train.main(command(tables, tmp_path / "other", *evaluated))  # without the flag
+    assert again["overall"] == pytest.approx(found["metrics"]["test"]["overall"])
+
+
+@pytest.mark.slow
+def test_conr_over_two_processes_equals_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, str(script)], cwd=ROOT / "uci-dir", env=environment, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
