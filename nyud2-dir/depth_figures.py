@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from datasets import BUCKETS, label_to_bucket
-from figures import BLUE, PALE, SHOT_STYLES, SHOTS
+from figures import DARK, PALE, SHOT_STYLES, SHOTS
 from metrics import SUMS, shots_of_buckets
 from transforms import MEAN, STD
 from utils import write_atomically
@@ -86,12 +86,10 @@ def draw_error_by_depth(table, counts, title):
     twin.set(ylabel="training pixels", yscale="log")
     ax.set_zorder(twin.get_zorder() + 1)
     ax.patch.set_visible(False)
-    ax.plot(table["label"] + 0.05, table["mae"], color=BLUE, lw=1, label="MAE")
+    ax.plot(table["label"] + 0.05, table["mae"], color=DARK, lw=1, label="MAE")
     for shot, part in table.groupby("shot"):
-        style = SHOT_STYLES[shot]
-        ax.plot(
-            part["label"] + 0.05, part["rmse"], ls="", ms=4, label=f"RMSE, {SHOTS[shot]}", **style
-        )
+        style = SHOT_STYLES[shot] | {"ls": "", "label": f"RMSE, {SHOTS[shot]}"}
+        ax.plot(part["label"] + 0.05, part["rmse"], ms=4, **style)
     ax.set(xlabel="depth (m)", ylabel="error (m)", ylim=(0, None))
     handles = [*zip(*ax.get_legend_handles_labels()), *zip(*twin.get_legend_handles_labels())]
     fig.legend(*zip(*handles), loc="outside lower center", ncols=5)
@@ -111,15 +109,15 @@ def draw_examples(batch, preds, title):
     fig.suptitle(title, fontsize="medium")
     axes = fig.subplots(n, 4, squeeze=False)
     arrays = [tensor.cpu().numpy() for tensor in (batch.images, batch.depths, preds)]
+    high = max(float(arrays[1].max()), 1.0)  # one scale, so that the rows compare
     for row, image, depth, pred in zip(axes, *arrays):
-        high = max(float(depth.max()), 1.0)
         error = np.where(depth > 0, pred - depth, np.nan)
         row[0].imshow(np.clip(image.transpose(1, 2, 0) * STD + MEAN, 0, 1))
         for ax, values in zip(row[1:3], (depth, pred)):
             shown = ax.imshow(values[0], cmap="viridis", vmin=0, vmax=high)
-        fig.colorbar(shown, ax=row[2], label="m")
-        shown = row[3].imshow(error[0], cmap="RdBu", vmin=-high / 3, vmax=high / 3)
-        fig.colorbar(shown, ax=row[3], label="m")
+        shown_error = row[3].imshow(error[0], cmap="RdBu", vmin=-high / 3, vmax=high / 3)
+    fig.colorbar(shown, ax=axes[:, 1:3], label="m", shrink=0.6)
+    fig.colorbar(shown_error, ax=axes[:, 3], label="m", shrink=0.6)
     for ax, name in zip(axes[0], ("image", "depth", "prediction", "prediction − depth")):
         ax.set_title(name, fontsize="small")
     for ax in axes.flat:

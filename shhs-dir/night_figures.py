@@ -64,11 +64,13 @@ def draw_night(path):
     edges = np.linspace(0, length, frames + 1)
     top.stairs(depth_of_sleep(night["eeg"]), edges, color=BLUE, baseline=None)
     top.set_ylabel("slow / fast waves (dB)", color=BLUE)
+    top.margins(y=0.08)
     if (stages >= 0).any():
         twin = top.twinx()
         heights = np.array([LEVELS[name] for name in STAGES] + [np.nan])
         twin.stairs(heights[stages], edges, color="black", lw=1.5, baseline=None)
         twin.set_yticks(list(LEVELS.values()), list(LEVELS))
+        twin.set_ylim(-0.4, 4.4)  # off the frame, which would hide its outer lines
         twin.set_ylabel("sleep stage (annotated)")
     for ax, name in zip(axes, ("eeg", "ecg")):
         (image, share), hertz = narrowed(night[name]), frequencies(name)

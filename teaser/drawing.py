@@ -19,7 +19,7 @@ from load import load as load  # noqa: E402 - found through the line above
 VERMILLION, BLUE, GREEN = "#BF4A00", "#0072B2", "#00795A"
 GREY, DARK = "#BBBBBB", "#555555"
 # The shots have colours of their own, and a hatching, so that neither alone tells them apart.
-SHOTS = {"many": ("#5E4FA2", ""), "medium": ("#8A7A1E", "////"), "few": ("#C2185B", "xxxx")}
+SHOTS = {"many": ("#5E4FA2", ""), "medium": ("#857518", "////"), "few": ("#C2185B", "xxxx")}
 DPI = 100
 TIMES = 3  # an animation is played, then it rests on its last frame
 

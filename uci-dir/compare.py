@@ -35,8 +35,14 @@ METHODS = {
 PLAIN = "VANILLA"
 LEVEL = 0.95  # of the intervals
 RESAMPLES = 2000
-# Okabe and Ito's palette (2008), as in figures.py.
-COLORS = ("#606060", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
+STYLES = {  # line of each method
+    "VANILLA": {"color": figures.VERMILLION, "ls": "-", "marker": "o"},
+    "SQINV": {"color": figures.DARK, "ls": "--", "marker": "s"},
+    "SQINV+LDS": {"color": figures.BLUE, "ls": "-.", "marker": "^"},
+    "SQINV+FDS": {"color": figures.GREEN, "ls": ":", "marker": "v"},
+    "SQINV+LDS+FDS": {"color": figures.BROWN, "ls": "--", "marker": "D"},
+    "TREES": {"color": "black", "ls": ":", "marker": "x"},
+}
 
 
 # ---- runs ----------------------------------------------------------------------------------
@@ -181,14 +187,15 @@ def draw(runs, errors, labels):
     ax = fig.subplots()
     figures.draw_background(ax, edges, density["count"].to_numpy(), "training rows")
     centres, _ = figures.centres_and_widths(edges)
-    for (method, values), color in zip(errors.items(), COLORS):
+    for method, values in errors.items():
         by_bucket = figures.error_by_label(labels, labels + values.mean(axis=0), edges)
-        ax.plot(centres[by_bucket.index], by_bucket["mae"], ".-", color=color, label=method)
+        style = STYLES[method] | {"ms": 4, "lw": 1.2, "label": method}
+        ax.plot(centres[by_bucket.index], by_bucket["mae"], **style)
     ax.set(xlabel=figures.with_unit(run), ylabel=figures.with_unit(run, "mae"), ylim=(0, None))
     ax.spines[["top", "right"]].set_visible(False)
     title = f"{run['config']['dataset']}: test set, {len(labels)} rows, mean of the seeds"
     ax.set_title(title, fontsize="medium")
-    fig.legend(loc="outside lower center", ncols=4)
+    fig.legend(loc="outside lower center", ncols=4, frameon=False)
     return fig
 
 

@@ -14,17 +14,21 @@ METRICS = {
     "mae": ("MAE", "{}"), "gm": ("GM", "{}"), "bmae": ("bMAE", "{}"), "rmse": ("RMSE", "{}"),
     "mse": ("MSE", "{}²"),
 }  # fmt: skip
-# Okabe and Ito's palette (2008), which the colour-blind can read, and two greys.
-BLUE, GREEN, VERMILLION, ORANGE = "#0072B2", "#009E73", "#D55E00", "#E69F00"
-PALE, DARK = "#D9D9D9", "#606060"
+# One colour, one meaning, never alone: plain or not smoothed, smoothed or LDS, FDS, LDS and FDS.
+# After Okabe and Ito (2008), which the colour-blind can read, with a contrast of 4.5 and more.
+VERMILLION, BLUE, GREEN, BROWN = "#BF4A00", "#0072B2", "#00795A", "#7A4B2A"
+PALE, DARK = "#D9D9D9", "#606060"  # counts; all else
 SHOT_STYLES = {
-    "overall": {"color": "black", "marker": "o"}, "many": {"color": BLUE, "marker": "s"},
-    "medium": {"color": GREEN, "marker": "^"}, "few": {"color": VERMILLION, "marker": "D"},
-}  # fmt: skip
-FDS_STYLES = {
-    "running": {"color": VERMILLION, "marker": "o", "label": "before smoothing"},
-    "smoothed": {"color": BLUE, "marker": ".", "label": "after smoothing"},
+    "overall": {"color": "black", "marker": "o", "ls": "-"},
+    "many": {"color": "#5E4FA2", "marker": "s", "ls": "--"},
+    "medium": {"color": "#857518", "marker": "^", "ls": "-."},
+    "few": {"color": "#C2185B", "marker": "D", "ls": ":"},
 }
+FDS_STYLES = {
+    "running": {"color": VERMILLION, "marker": "o", "ls": "--", "label": "before smoothing"},
+    "smoothed": {"color": BLUE, "marker": ".", "ls": "-", "label": "after smoothing"},
+}
+BEYOND = "\nthe end buckets hold all labels beyond them"
 
 
 def label_to_bucket(labels, edges):
@@ -122,8 +126,8 @@ def draw_error_by_label(run, split):
         part = errors[shots == shot]
         if len(part):
             name = SHOTS[shot] if "shot" in density else "MAE of a bucket"
-            ax.plot(centres[part.index], part["mae"], ls="", ms=4, label=name, **style)
-    ax.axhline(np.abs(preds - labels).mean(), color=ORANGE, ls="--", label="MAE of all samples")
+            ax.plot(centres[part.index], part["mae"], ms=4, label=name, **style | {"ls": ""})
+    ax.axhline(np.abs(preds - labels).mean(), color="black", ls="--", label="MAE of all samples")
     ax.set(xlabel=with_unit(run), ylabel=with_unit(run, "mae"), ylim=(0, None))
     return fig
 
@@ -139,9 +143,9 @@ def draw_predictions(run, split):
             row[:] = labels[inside].mean(), *np.quantile(preds[inside], (0.1, 0.5, 0.9))
     fig, [[ax]] = new_figure(run, size=(6, 6.5), title=title)
     alpha = np.clip(20 / np.sqrt(len(labels)), 0.08, 0.6)
-    ax.scatter(labels, preds, 9, color=BLUE, alpha=alpha, lw=0, label="sample")
-    ax.fill_between(band[:, 0], band[:, 1], band[:, 3], color=ORANGE, alpha=0.35, label="10–90 %")
-    ax.plot(band[:, 0], band[:, 2], color=VERMILLION, lw=2, label="running median")
+    ax.scatter(labels, preds, 9, color=DARK, alpha=alpha, lw=0, label="sample")
+    ax.fill_between(*band[:, [0, 1, 3]].T, color=PALE, zorder=0, label="10–90 %")
+    ax.plot(band[:, 0], band[:, 2], color="black", lw=2, label="running median")
     ax.plot(ends, ends, color="black", ls="--", lw=1, label="prediction = label")
     name = with_unit(run)
     ax.set(xlabel=name, ylabel=f"predicted {name}", aspect="equal")
@@ -154,7 +158,7 @@ def draw_learning_curves(run):
     epochs = epochs.apply(pd.to_numeric, errors="coerce")
     metrics = [metric for metric in run["main_metrics"] if f"val.overall.{metric}" in epochs]
     fig, [axes] = new_figure(run, 1, 1 + len(metrics), (4 + 3.5 * len(metrics), 4))
-    axes[0].plot(epochs["train_loss"], ".-", color=ORANGE, label="training loss")
+    axes[0].plot(epochs["train_loss"], ".-", color=DARK, label="training loss")
     axes[0].set_ylabel("training loss")
     for ax, metric in zip(axes[1:], metrics):
         for shot, style in SHOT_STYLES.items():
@@ -174,14 +178,15 @@ def draw_label_density(run):
     """Label density before and after LDS, each of sum 1, and the weights that follow."""
     density, name = run["label_density"], with_unit(run)
     centres, widths = centres_and_widths(density["label"])
-    fig, [[above], [below]] = new_figure(run, 2, 1, (7.5, 6.5))
+    title = f"\n{density['count'].sum():,.0f} training samples"
+    fig, [[above], [below]] = new_figure(run, 2, 1, (7.5, 6.5), title)
     before, after, weight = (density[x] for x in ("emp_label_dist", "eff_label_dist", "weight"))
     held = (before > 0) | (after > 0)
-    above.bar(
-        centres[held], before[held] / before.sum(), widths[held], color=PALE, label="before LDS"
-    )
+    root = ": root of the count" if run["config"].get("reweight") == "sqrt_inv" else ": count"
+    share = before[held] / before.sum()
+    above.bar(centres[held], share, widths[held], color=PALE, label="before LDS" + root)
     above.plot(centres[held], after[held] / after.sum(), color=BLUE, label="after LDS")
-    below.plot(centres, weight, ".-", color=VERMILLION, label="weight of a sample")
+    below.plot(centres, weight, ".-", color=DARK, label="weight of a sample")
     above.set(ylabel="share of the density", xlabel=name)
     scale = "log" if weight.max() > 20 * weight.min() else "linear"
     below.set(ylabel="weight", xlabel=name, xlim=above.get_xlim(), yscale=scale)
@@ -196,7 +201,7 @@ def draw_fds_statistics(run):
     widest = np.argsort(-np.ptp(fds["running_mean"][tracked], axis=0))[:3]
     panels = {"average of all features": slice(None)}
     panels |= {f"feature {feature}": [feature] for feature in widest}
-    fig, axes = new_figure(run, 2, len(panels), (1 + 3 * len(panels), 6))
+    fig, axes = new_figure(run, 2, len(panels), (1 + 3 * len(panels), 6), BEYOND)
     for row, (kind, name) in zip(axes, {"mean": "mean", "var": "variance"}.items()):
         row[0].set_ylabel(f"{name} in the bucket")
         for ax, (title, features) in zip(row, panels.items()):
@@ -217,7 +222,7 @@ def draw_fds_similarity(run, anchor):
         held = ", ".join(f"{label:g}" for label in edges[tracked > 0])
         raise ValueError(f"--anchor {anchor:g} has no sample in {run['folder']}; try {held}")
     centres, _ = centres_and_widths(edges)
-    fig, axes = new_figure(run, 2, 1, (7.5, 7))
+    fig, axes = new_figure(run, 2, 1, (7.5, 7), BEYOND)
     for ax, (kind, name) in zip(axes[:, 0], {"mean": "means", "var": "variances"}.items()):
         draw_background(ax, edges, tracked, "samples tracked")
         for stage, style in FDS_STYLES.items():
@@ -248,5 +253,6 @@ def make_figures(run, split, anchor):
         legends = [zip(*ax.get_legend_handles_labels()) for ax in fig.axes]
         handles = {label: handle for legend in legends for handle, label in legend}
         columns = int(fig.get_figwidth() / 1.5)
-        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns,
+                   frameon=False)  # fmt: skip
     return figures
