@@ -87,12 +87,13 @@ def draw_error_by_depth(table, counts, title):
     ax.set_zorder(twin.get_zorder() + 1)
     ax.patch.set_visible(False)
     ax.plot(table["label"] + 0.05, table["mae"], color=DARK, lw=1, label="MAE")
-    for shot, part in table.groupby("shot"):
+    for shot in [shot for shot in SHOT_STYLES if (table["shot"] == shot).any()]:
+        part = table[table["shot"] == shot]
         style = SHOT_STYLES[shot] | {"ls": "", "label": f"RMSE, {SHOTS[shot]}"}
         ax.plot(part["label"] + 0.05, part["rmse"], ms=4, **style)
     ax.set(xlabel="depth (m)", ylabel="error (m)", ylim=(0, None))
     handles = [*zip(*ax.get_legend_handles_labels()), *zip(*twin.get_legend_handles_labels())]
-    fig.legend(*zip(*handles), loc="outside lower center", ncols=5)
+    fig.legend(*zip(*handles), loc="outside lower center", ncols=5, frameon=False)
     return fig
 
 
@@ -105,7 +106,7 @@ def draw_examples(batch, preds, title):
         title: above the figure.
     """
     n = len(batch.images)
-    fig = Figure((10, 2.0 * n + 0.6), dpi=110, layout="constrained")
+    fig = Figure((10, 1.6 * n + 0.6), dpi=110, layout="constrained")
     fig.suptitle(title, fontsize="medium")
     axes = fig.subplots(n, 4, squeeze=False)
     arrays = [tensor.cpu().numpy() for tensor in (batch.images, batch.depths, preds)]

@@ -67,7 +67,15 @@ from utils import seed_everything
 pd.set_option("display.width", 200, "display.max_columns", None)
 torch.set_num_threads(1)  # the same sums, and so the same digits, on any number of cores
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
-BLUE, GREEN, VERMILLION, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#BBBBBB"
+GREY = "#BBBBBB"
+STYLES = {  # colour, line and marker of a method: one meaning each in all pictures
+    "VANILLA": ("#BF4A00", "-", "o"),
+    "SQINV": ("#606060", "--", "s"),
+    "SQINV+LDS": ("#0072B2", "-.", "^"),
+    "SQINV+FDS": ("#00795A", (0, (3, 1, 1, 1)), "v"),
+    "SQINV+LDS+FDS": ("#7A4B2A", (0, (5, 1)), "D"),
+    "best possible": ("black", ":", "x"),
+}
 
 # %% [markdown]
 # ## 2 See the imbalance
@@ -139,7 +147,7 @@ for ax, (name, data) in zip(axes, DATA.items()):
     _, y, _, y_test = data["draw"](0)
     edges = np.linspace(data["low"], data["high"], 21)
     ax.hist(y, edges, color=GREY, label=f"train ({len(y)})")
-    ax.hist(y_test, edges, histtype="step", color=VERMILLION, label=f"test ({len(y_test)})")
+    ax.hist(y_test, edges, histtype="step", color="black", label=f"test ({len(y_test)})")
     ax.set(title=name, xlabel="label", ylabel="samples")
     ax.legend(frameon=False)
 plt.show()
@@ -174,8 +182,8 @@ for name, settings in {"without LDS": None, "with LDS": LDS_SETTINGS}.items():
 
 # %% [markdown]
 # With LDS the largest weight grows. A rare label with neighbours weighs less than before, one among
-# empty buckets more. Below, the bars are the counts of 1,000 samples, and the orange line is the
-# density that they were drawn from.
+# empty buckets more. Below, the bars are the counts of 1,000 samples, and the dotted line is
+# the density that they were drawn from.
 
 # %%
 counts = np.bincount(bucket, minlength=100)
@@ -188,9 +196,9 @@ def draw_density(ax, kernel, ks, sigma):
     settings = dict(lds=True, lds_kernel=kernel, lds_ks=ks, lds_sigma=sigma)
     effective = label_density(counts, "inverse", **settings)[1]
     ax.bar(np.arange(100) + 0.5, counts, 1, color=GREY, label="counts")
-    ax.plot(np.arange(100) + 0.5, truth, color=ORANGE, label="true density")
+    ax.plot(np.arange(100) + 0.5, truth, "k:", label="true density")
     smoothed = effective * counts.sum() / effective.sum()
-    ax.plot(np.arange(100) + 0.5, smoothed, color=BLUE, label="after LDS")
+    ax.plot(np.arange(100) + 0.5, smoothed, color=STYLES["SQINV+LDS"][0], label="after LDS")
     error = np.abs(smoothed - truth).sum() / counts.sum()
     name = kernel if kernel == "triang" else f"{kernel}, sigma {sigma:g}"
     ax.set(title=f"{name}, ks {ks}: off by {error:.0%}", xlabel="label", ylabel="samples")
@@ -415,15 +423,14 @@ for name in DATA:
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 for ax, name in zip(axes, DATA):
-    for offset, (method, colour) in enumerate(
-        zip(list(METHODS)[1:], (GREY, BLUE, GREEN, VERMILLION))
-    ):
+    for offset, method in enumerate(list(METHODS)[1:]):
         chosen = results[results["data"] == name].set_index(["method", "seed"])
         gain = chosen.loc[method, ["all", "many", "medium", "few"]]
         gain = gain - chosen.loc["VANILLA", ["all", "many", "medium", "few"]]
         mean, half = zip(*(interval(gain[shot]) for shot in gain))
         place = np.arange(4) + 0.15 * (offset - 1.5)
-        ax.errorbar(place, mean, half, fmt="o", capsize=3, color=colour, label=method)
+        colour, _, marker = STYLES[method]
+        ax.errorbar(place, mean, half, fmt=marker, capsize=3, color=colour, label=method)
     ax.axhline(0, color="black", lw=0.8)
     ax.set_xticks(range(4), ["all", "many", "medium", "few"])
     ax.set(title=name, ylabel="MAE minus vanilla's (below 0: better)")
@@ -432,11 +439,8 @@ plt.show()
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
-styles = {"VANILLA": ("black", "-"), "SQINV": (GREY, "-"), "SQINV+LDS": (BLUE, "-")}
-styles |= {"SQINV+FDS": (GREEN, "-"), "SQINV+LDS+FDS": (VERMILLION, "-")}
-styles["best possible"] = (ORANGE, "--")
 centres = np.arange(50) * 2 + 1
-for method, (colour, line) in styles.items():
+for method, (colour, line, _) in STYLES.items():
     ax.plot(centres, np.mean(by_label[method], 0), line, color=colour, label=method)
 ax.set(xlabel="label", ylabel=f"MAE, mean of {SEEDS} seeds", title="generated: error by label")
 ax.legend(frameon=False)
