@@ -441,7 +441,7 @@ plt.show()
 fig, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
 centres = np.arange(50) * 2 + 1
 for method, (colour, line, _) in STYLES.items():
-    ax.plot(centres, np.mean(by_label[method], 0), line, color=colour, label=method)
+    ax.plot(centres, np.mean(by_label[method], 0), ls=line, color=colour, label=method)
 ax.set(xlabel="label", ylabel=f"MAE, mean of {SEEDS} seeds", title="generated: error by label")
 ax.legend(frameon=False)
 plt.show()
