@@ -26,7 +26,6 @@ USED_BY = {  # by which methods a flag is used; the others by all
     "conr_omega": ("conr",),
     "conr_push": ("conr",),
     "conr_official": ("conr",),
-    "gather": ("conr",),
     "srl_momentum": ("srl",),
     "dist_strength": ("dist",),
 }
@@ -56,7 +55,6 @@ def add_regularizer(parser, step, weights, srl_temperature):
     add("--conr_push", type=float, default=0.01, help=f"growth of the push, 1 / {step}")
     official_help = "with the released code's further term in the denominator"
     add("--conr_official", action="store_true", help=official_help)
-    add("--gather", action="store_true", help="compare over the batch of all processes")
     momentum_help = "part of the old surrogate that an epoch leaves"
     add("--srl_momentum", type=float, default=0.9, help=momentum_help)
     strength_help = f"of the soft sort, 1 / {step}; 0 sorts hard"

@@ -185,7 +185,7 @@ def save_checkpoint(path, state):
 
 
 def load_state(model, state_dict, path, skip=()):
-    """Load weights into a model, with or without `module.`, FDS's buffers and a regularizer's.
+    """Load weights into a model, with or without `module.`, and what a method adds.
 
     Args:
         model: the module to fill.
@@ -199,7 +199,7 @@ def load_state(model, state_dict, path, skip=()):
     Raises:
         ValueError: naming what differs, if the weights are another model's.
     """
-    own, optional = model.state_dict(), ("FDS.", "regularizer.", *skip)
+    own, optional = model.state_dict(), ("FDS.", "regularizer.", "noise_sigma", *skip)
     given = {name.removeprefix("module."): value for name, value in state_dict.items()}
     chosen = {n: given[n] for n in own if n in given and not n.startswith(tuple(skip))}
     wrong = [f"missing {n}" for n in own if n not in given and not n.startswith(optional)]

@@ -102,9 +102,13 @@ def metrics_table(metrics):
 
 def method_name(args, parser):
     """Return a run's name in the tables, in the paper's words: 'SQINV+LDS+FDS'."""
-    base = {"none": "VANILLA", "sqrt_inv": "SQINV", "inverse": "INV"}[args.reweight]
+    names = {"none": "VANILLA", "sqrt_inv": "SQINV", "inverse": "INV", "dense": "DENSE"}
+    base = names[args.reweight]
     if args.loss.startswith("focal"):
         base = "FOCAL-R" if base == "VANILLA" else f"FOCAL-R {base}"
+    elif args.loss in ("bmc", "gai", "bni", "gar"):
+        base = args.loss.upper()
+    base = "UVOTE" if getattr(args, "experts", 0) else base
     base = f"RRT {base}" if args.retrain_fc else base
     if getattr(args, "resample", "none") != "none":  # not every benchmark has it
         alone = base == "VANILLA" or (args.lds and base in ("SQINV", "INV"))
@@ -157,9 +161,11 @@ def write_label_density(folder, labels, shots, counts, density, weights):
         shots: shot of each bucket [B]: 'many', 'medium' or 'few'.
         counts: training samples per bucket [B].
         density: the pair before and after LDS, each [B]; None leaves a blank.
-        weights: weight of a sample in each bucket [B]; left blank where there is none.
+        weights: weight of a sample in each bucket [B], or for each expert [B, M], whose mean is
+            written; left blank where there is none.
     """
     emp_label_dist, eff_label_dist = density
+    weights = np.reshape(weights, (len(labels), -1)).mean(axis=1)
     table = {
         "bucket": np.arange(len(labels)),
         "label": labels,

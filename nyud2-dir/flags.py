@@ -17,11 +17,12 @@ from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
 NETWORK, TRAINING, PLACE = "network", "training", "place"
 MOST_LR = 1e6
 MOST_BUCKETS = 10_000  # their statistics take 2 · D numbers each, several times
+DENSE = "dense"  # a --reweight that needs the labels, not their counts
 # Groups whose flags count only where their first is not "none".
 SYNTHETIC = "synthetic samples"
 REGULARIZER = "regularizer"
 OPTIONAL = {"resample": SYNTHETIC, "regularizer": REGULARIZER}
-LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber")
+LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber", "bmc", "gai", "bni", "gar")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -74,7 +75,7 @@ class Parser(argparse.ArgumentParser):
     def changed(self, args):
         """Return the end of a run folder's name: '_flag_value' of each not at its default."""
         parts = [args.fds_variant] * (args.fds and not self.is_default(args, "fds_variant"))
-        parts += [args.reweight] * args.lds
+        parts += [args.reweight] * (args.lds and args.reweight != "none")
         for flag in self.appended:
             value = getattr(args, flag)
             if self.is_default(args, flag):
@@ -98,8 +99,8 @@ class Parser(argparse.ArgumentParser):
 def add_lds(parser, unit, ks=5, sigma=2):
     """Add LDS and re-weighting; `unit` is what one step of the window is: 'years'."""
     add = parser.section("re-weighting and LDS", TRAINING, appended=False)
-    reweight_help = "weight of a sample: 1/count^0, ½ or 1"
-    add("--reweight", default="none", choices=REWEIGHTS, help=reweight_help)
+    reweight_help = "weight of a sample: 1/count^0, ½ or 1, or DenseWeight"
+    add("--reweight", default="none", choices=(*REWEIGHTS, DENSE), help=reweight_help)
     add("--lds", action="store_true", help="label distribution smoothing; needs --reweight")
     add("--lds_kernel", default="gaussian", choices=KERNELS, help="window over the label")
     add("--lds_ks", type=int, default=ks, help=f"length of the window, odd, {unit}")
@@ -174,7 +175,8 @@ def check(parser, args, positive=(), buckets=None):
         positive: the folder's own flags that must be 1 or more.
         buckets: most that --bucket_num may be, or None.
     """
-    if args.lds and args.reweight == "none":
+    smoothed = args.reweight in ("sqrt_inv", "inverse") or getattr(args, "loss", "") == "bni"
+    if args.lds and not (smoothed or getattr(args, "experts", 0)):
         parser.error("--lds smooths the weights: add --reweight sqrt_inv or --reweight inverse")
     if args.retrain_fc and not args.pretrained:
         parser.error("--retrain_fc trains a part of a network again: add --pretrained CKPT")

@@ -390,7 +390,7 @@ def finish(run, model, data, progress):
 
 def draw_depths(run, model, data, errors):
     """Draw the test set's errors by depth, and some of its images."""
-    method = flags.method_name(run.args, run.parser)
+    method = results.method_name(run.args, run.parser)
     folder = run.folder / "figures"
     title = f"{BENCHMARK}: {method}, seed {run.args.seed}\ntest set"
     fig = depth_figures.draw_error_by_depth(errors, data.counts, title)

@@ -14,7 +14,6 @@ SciPy are all they need.
 import numpy as np
 from scipy.ndimage import convolve1d, gaussian_filter1d
 from scipy.signal.windows import triang
-from scipy.stats import gaussian_kde
 
 KERNELS = ("gaussian", "triang", "laplace")
 REWEIGHTS = ("none", "sqrt_inv", "inverse")
@@ -74,7 +73,8 @@ def label_density(
 
     Args:
         counts: training samples per bucket [B].
-        reweight: 'none' and 'inverse' (INV) take the count, 'sqrt_inv' (SQINV) its square root.
+        reweight: 'none' and 'inverse' (INV) take the count, 'sqrt_inv' (SQINV) its square root, a
+            number in (0, 1] that power of it.
         lds, lds_kernel, lds_ks, lds_sigma: smoothing of the value over buckets.
         clip: (low, high) bounds of the counts with 'inverse', or None.
         mode: how `scipy.ndimage.convolve1d` continues the values past the first and last bucket.
@@ -93,25 +93,26 @@ def label_density(
     Source: section 3.1 of the paper. 'sqrt_inv' smooths √count, as the released code does.
     """
     values = np.array(counts, dtype=np.float64)
-    if reweight not in REWEIGHTS:
+    power = {"none": 0, "sqrt_inv": 0.5, "inverse": 1}.get(reweight, reweight)
+    if reweight not in REWEIGHTS and (isinstance(power, str) or not 0 < power <= 1):
         raise ValueError(f"reweight must be one of {', '.join(REWEIGHTS)}; got {reweight!r}")
-    if lds and reweight == "none":
+    if lds and power == 0:
         raise ValueError("LDS smooths the weights: give --reweight sqrt_inv or inverse with --lds")
     if values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"counts [B] must be finite and 0 or more, got {counts}")
     if not values[start:].any():
         raise ValueError(f"no bucket from {start} on has a sample: nothing can be weighted")
-    if reweight == "sqrt_inv":
-        values = np.sqrt(values)
-    elif reweight == "inverse" and clip is not None:
+    if power == 1 and clip is not None:
         values = np.clip(values, *clip)
+    elif 0 < power < 1:
+        values = np.sqrt(values) if power == 0.5 else values**power
     values[:start] = first_above_zero(values[start:])
     if not lds:
         return values, None
     window = get_lds_kernel_window(lds_kernel, lds_ks, lds_sigma)
     smoothed = values.copy()
     smoothed[start:] = convolve1d(values[start:], weights=window, mode=mode)
-    if truncate and reweight == "inverse":
+    if truncate and power == 1:
         smoothed = np.floor(smoothed + ROUNDING)
     smoothed[:start] = first_above_zero(smoothed[start:])
     return values, smoothed
@@ -176,6 +177,8 @@ def dense_weights(labels, alpha=1.0, new_labels=None):
 
     Source: Steininger et al., Machine Learning 110 (2021).
     """
+    from scipy.stats import gaussian_kde  # only here: it takes long to import
+
     labels = np.asarray(labels, dtype=np.float64).reshape(-1)
     new = labels if new_labels is None else np.asarray(new_labels, dtype=np.float64).reshape(-1)
     if not (len(labels) and np.isfinite(labels).all() and np.isfinite(new).all()):

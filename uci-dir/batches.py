@@ -53,6 +53,7 @@ class Batches:
 
     def __init__(self, N, sharing):
         self.N, self.sharing = N, sharing
+        self.prior = None  # of the training labels, where the loss needs it
         self.device = torch.device(sharing.device)
 
     def __len__(self):

@@ -40,6 +40,11 @@ class Bins(NamedTuple):
         """Lower edges of the buckets [B]."""
         return self.low + (self.high - self.low) / self.number * np.arange(self.number)
 
+    @property
+    def middles(self):
+        """Middles of the buckets [B]."""
+        return self.edges + (self.high - self.low) / self.number / 2
+
 
 def label_to_bucket(labels, bins):
     """Return the bucket of each label, as long, same shape and kind as given.
@@ -120,6 +125,17 @@ class TargetScale:
         """Return scaled values, array of any shape, to labels."""
         values = np.asarray(values, dtype=np.float64) * self.std + self.mean
         return np.exp(np.minimum(values, LARGEST_LOG)) if self.log else values
+
+    def invert_answers(self, answers):
+        """Return a model's answers to the unit of labels: predictions and, if any, deviations.
+
+        Args:
+            answers: [N, 1] or [N, 2]; of the logarithm a deviation is taken to first order.
+        """
+        answers = np.array(answers, dtype=np.float64)
+        answers[:, 0] = self.invert(answers[:, 0])
+        answers[:, 1:] *= self.std * (answers[:, :1] if self.log else 1.0)
+        return answers
 
 
 # ---- prepared table ------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
+from batches import gather
 from columns import encode
 from table_file import read_table
 from utils import write_atomically
-
-COLUMN = "prediction"
 
 
 class NewRows(NamedTuple):
@@ -52,11 +52,32 @@ def read_rows(file, preparation, overwrite=False):
     return NewRows(frame, inputs, out)
 
 
-def write(rows, preds, checkpoint):
-    """Write the rows with their predictions [N], and say by which checkpoint they are."""
-    column = COLUMN
-    while column in rows.frame:  # theirs keeps its name
-        column += "_"
-    text = rows.frame.assign(**{column: preds}).to_csv(index=False, lineterminator="\n")
-    write_atomically(rows.out, text.encode())
-    logging.info("%d predictions by %s: %s", len(preds), checkpoint, rows.out)
+def write(rows, columns, checkpoint):
+    """Write the rows with further columns, and say by which checkpoint they are.
+
+    Args:
+        rows: `NewRows`.
+        columns: {name: values [N]}; `prediction`, and of experts `std`.
+        checkpoint: path of it.
+    """
+    frame = rows.frame
+    for name, values in columns.items():
+        while name in frame:  # theirs keeps its name
+            name += "_"
+        frame = frame.assign(**{name: values})
+    write_atomically(rows.out, frame.to_csv(index=False, lineterminator="\n").encode())
+    logging.info("%d predictions by %s: %s", len(frame), checkpoint, rows.out)
+
+
+@torch.no_grad()
+def predict_rows(run, model, loader, scale):
+    """Return the answers to a loader's rows in order, float32 [N, 1], in the target's unit.
+
+    Those of experts are [N, 2], with the standard deviation.
+    """
+    model.eval()
+    answers = []
+    for batch in loader.evaluate():
+        with run.accelerator.autocast():
+            answers.extend(model(batch.inputs)[0].double().tolist())
+    return np.float32(scale.invert_answers(gather(run.accelerator, answers)))

@@ -25,9 +25,12 @@ import torch
 
 import checkpoints
 import compare
+import criterion
 import datasets
 import flags
+import heads
 import loss as losses
+import loss_flags
 import predict
 import prepare
 import regularizers
@@ -38,11 +41,10 @@ import results
 import run_folder
 import trees
 import utils
-from batches import Sharing, Steps, gather
+from batches import Sharing, Steps
 from columns import width_of
 from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
 from fds import FDS
-from lds import bucket_weights, label_density
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
 from mlp import HIDDEN, MLP
 from synthetic_rows import with_synthetic_rows
@@ -94,6 +96,7 @@ def make_parser():
     add("--epoch", "--epochs", type=int, default=200, dest="epoch", help="epochs, or trees")
     add("--schedule", type=int, nargs="*", default=[], appended=True, help="epochs of 0.1 · lr")
     add("--batch_size", type=int, default=64, help="rows, over all processes together")
+    loss_flags.add_losses(parser, "scaled targets")
     flags.add_output(parser)
     add = parser.section("predictions and comparison", flags.PLACE)
     add("--predict", default="", help="table of new rows: adds predictions of --eval_model")
@@ -111,18 +114,18 @@ def parse_args(argv=None):
     flags.check(parser, args, positive=("epoch", "seeds"))
     resample.check_resample(parser, args)
     regularizers.check_regularizer(parser, args)
-    if args.retrain_fc and args.reweight == "none":
-        parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
+    loss_flags.check_losses(parser, args, weighted_rrt=True)
     if min(args.hidden) < 1:
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
     if bool(args.csv) != bool(args.target):
         parser.error("--csv FILE and --target COLUMN go together")
     chosen = args.reweight != "none" or args.fds or {args.resample, args.regularizer} != {"none"}
+    chosen |= loss_flags.weighs_itself(args)
     if args.compare and (args.evaluate or args.resume or chosen):
         parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
-    on_features = args.fds or args.pretrained or args.regularizer != "none"
+    on_features = args.fds or args.experts or args.pretrained or args.regularizer != "none"
     if args.model == trees.NAME and (on_features or args.loss not in trees.LOSSES):
-        parser.error("trees have no features to smooth or retrain; their --loss is l1 or mse")
+        parser.error("trees have no features to smooth, no heads; their --loss is l1 or mse")
     return args
 
 
@@ -166,13 +169,18 @@ def build_data(run, preparation=None):
     if args.resample != "none":
         shots = shots_of_buckets(labels, rule)[label_to_bucket(labels, bins)]
         parts["train"] = with_synthetic_rows(*parts["train"], shots, args)
-    counts = label_counts(parts["train"][1], bins)
-    density = label_density(counts, args.reweight, **flags.lds_options(args), **datasets.LDS_RULE)
-    weights = bucket_weights(density, counts, args.reweight)
+    trained = parts["train"][1]
+    counts = label_counts(trained, bins)
+    density = criterion.density_of(args, counts, datasets.LDS_RULE)
+    weights = criterion.weights_of(args, trained, bins.middles, counts, datasets.LDS_RULE)
     loaders = {}
     for split, (inputs, y) in parts.items():
-        own = weights[label_to_bucket(y, bins)] if split == "train" else np.ones(len(y))
+        own = np.ones(len(y))
+        if split == "train":
+            own = criterion.weights_at(args, y, label_to_bucket(y, bins), weights)
         loaders[split] = Loader(inputs, y, scale.scale(y), own, Sharing.of(args, run.accelerator))
+    targets = loaders["train"].targets.cpu().numpy().ravel()
+    loaders["train"].prior = criterion.prior_of(args, targets, scale.scale(bins.middles), density)
     return Data(table, labels, loaders, rule, scale, counts, density, weights)
 
 
@@ -187,27 +195,25 @@ def build_model(args, state=None):
         options = flags.fds_options(args)
         options["bucket_num"] = min(args.bucket_num, bins.number)
         module = FDS(args.hidden[-1], **options, clip=FDS_CLIP, label_to_bucket=bucket)
-    return MLP(width_of(args.preparation["columns"]), args.hidden, module)
+    model = MLP(width_of(args.preparation["columns"]), args.hidden, module)
+    return heads.extend(model, args)
 
 
 def build_optimizer(args, model):
     """Return Adam for all parameters, or for the last layer alone in RRT."""
-    if args.retrain_fc:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("linear."))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = heads.parameter_groups(args, model, "linear.")
     # One kernel for all parameters: the layers are so small that a kernel each costs more.
-    return torch.optim.Adam(parameters, lr=args.lr, fused=True)
+    return torch.optim.Adam(groups, lr=args.lr, fused=True)
 
 
 def build_loss(args, targets):
-    """Return the loss function (inputs, targets, weights) -> scalar.
+    """Return the loss function (inputs, targets, weights) -> scalar, None if it is another.
 
     Args:
         args: the flags.
         targets: scaled ones of the training set, tensor [N, 1], whose range the focal loss needs.
     """
-    function = getattr(losses, f"weighted_{args.loss}_loss")
+    function = getattr(losses, f"weighted_{args.loss}_loss", None)
     if args.loss.startswith("focal"):
         beta = FOCAL_BETA_TIMES_RANGE / float(targets.max() - targets.min())
         return functools.partial(function, beta=beta)
@@ -233,16 +239,16 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
     args, accelerator = run.args, run.accelerator
-    criterion = build_loss(args, loader.targets)
+    plain = build_loss(args, loader.targets)
+    loss_of = criterion.Criterion(run, model, plain, loader.prior, epoch / args.epoch)
     lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    heads.set_lr(optimizer, lr)
     net.train()
     steps = Steps(accelerator, loader.train(epoch), f"Epoch {epoch}", len(loader), args.print_freq)
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.inputs, batch.labels, epoch)
-            loss = criterion(preds.float(), batch.targets, batch.weights)
+            loss = loss_of(preds.float(), batch.targets, batch)
             loss = loss + model.regularizer(features, batch.targets, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
@@ -280,28 +286,17 @@ def update_fds_statistics(run, model, loader, epoch):
 # ---- 8 evaluate ----------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def predict_rows(run, model, loader, scale):
-    """Return the predictions of a loader's rows in order, float32 [N], in the target's unit."""
-    model.eval()
-    preds = []
-    for batch in loader.evaluate():
-        with run.accelerator.autocast():
-            preds.extend(model(batch.inputs)[0].double().flatten().tolist())
-    return np.float32(scale.invert(gather(run.accelerator, preds)))
-
-
 def evaluate(run, model, data, split):
     """Predict a split and compute its metrics by shot.
 
     Returns:
-        Metrics of `metrics.shot_metrics`, and the predictions [N] in the split's order; the same
-        in every process.
+        Metrics of `metrics.shot_metrics`, and what `predict_rows` returns, in the split's order;
+        the same in every process.
     """
     utils.broadcast_buffers(model)
     loader = data.loaders[split]
-    preds = predict_rows(run, model, loader, data.scale)
-    return shot_metrics(preds, loader.labels, data.labels, data.rule), preds
+    answers = predict.predict_rows(run, model, loader, data.scale)
+    return shot_metrics(answers[:, 0], loader.labels, data.labels, data.rule), answers
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -339,9 +334,10 @@ def finish(run, model, data, progress):
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
     target, metrics, tables = args.preparation["target"], {}, []
     for split in ("val", "test"):
-        metrics[split], preds = evaluate(run, model, data, split)
+        metrics[split], answers = evaluate(run, model, data, split)
         rows = np.flatnonzero(data.table["split"] == split)
-        columns = {"row": rows, "label": data.table[target["name"]].iloc[rows], "prediction": preds}
+        columns = {"row": rows, "label": data.table[target["name"]].iloc[rows]}
+        columns |= criterion.columns_of(answers)
         tables.append(pd.DataFrame(columns).assign(split=split))
     if run.is_main:
         text = pd.concat(tables).to_csv(index=False, lineterminator="\n")
@@ -396,9 +392,10 @@ def run_prediction(run):
     rows = predict.read_rows(args.predict, preparation, args.overwrite)
     nothing = np.zeros(len(rows.inputs))
     loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
-    preds = predict_rows(run, model, loader, TargetScale(args.target_scale, preparation["target"]))
+    scale = TargetScale(args.target_scale, preparation["target"])
+    answers = predict.predict_rows(run, model, loader, scale)
     if run.is_main:
-        predict.write(rows, preds, path)
+        predict.write(rows, criterion.columns_of(answers), path)
     return rows.out
 
 
