@@ -63,9 +63,14 @@ def content(out):
     for path in out.glob("*/results.json"):
         result = json.loads(path.read_text())
         key = result["method"], result["seed"]
-        errors = np.load(path.with_name("errors.npy"))
-        assert errors.mean() == pytest.approx(result["metrics"]["test"]["overall"]["mae"], rel=1e-2)
-        results[key] = result["metrics"], result["config"], errors.tolist()
+        with np.load(path.with_name("errors.npz")) as arrays:
+            errors = pd.DataFrame(dict(arrays))
+        for shot, name in ((slice(None), "overall"), (0, "many"), (1, "medium"), (2, "few")):
+            part = errors if name == "overall" else errors[errors["shot"] == shot]
+            metrics = result["metrics"]["test"][name]
+            assert len(part) == metrics["num_samples"]
+            assert part["error"].astype(float).mean() == pytest.approx(metrics["mae"], rel=1e-3)
+        results[key] = result["metrics"], result["config"], errors["error"].tolist()
     return results
 
 

@@ -44,10 +44,11 @@ FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 NEEDED = ("folder", "out", "flags", "seeds", "rows")
 ENTRIES = {
     *NEEDED,
-    *"minutes store_root epochs lines sets over prepare prepared cluster paper".split(),
+    *"minutes store_root epochs lines sets over prepare prepared cluster paper metrics".split(),
 }
 ERROR_LINES = 20  # of a failed cell's log
 POLL_SECONDS = 5
+SHOTS = ("many", "medium", "few")
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 LINE = ("method", "seed", "commit", "command", "best_epoch", "wall_seconds", "main_metrics")
 
@@ -216,7 +217,7 @@ class Results:
             raise ValueError(f"{path} is of {others}, not as the table says: move it away")
 
     def collect(self, cell):
-        """Keep a finished run: `results.json`, `errors.npy`, and `epochs.jsonl` with `epochs`.
+        """Keep a finished run: `results.json`, `errors.npz`, and `epochs.jsonl` with `epochs`.
 
         With `lines`, test metrics alone are kept, a line a run in a file of each set.
         """
@@ -238,8 +239,8 @@ class Results:
         kept.mkdir(parents=True, exist_ok=True)
         if self.table.get("epochs", True):
             shutil.copy(run / "epochs.jsonl", kept)
-        if (run / "predictions.csv").is_file():
-            write_errors(run / "predictions.csv", kept / "errors.npy")
+        number = result["metrics"]["test"]["overall"]["num_samples"]
+        write_errors(run, kept / "errors.npz", number)
         text = json.dumps(result, indent=1, ensure_ascii=False)
         self.train.utils.write_atomically(kept / "results.json", text.encode() + b"\n")
 
@@ -272,10 +273,27 @@ def rounded(metrics):
     }
 
 
-def write_errors(predictions, path):
-    """Write |prediction - label| of the test rows in their order, float16 [N]."""
-    table = pd.read_csv(predictions).query("split == 'test'")
-    np.save(path, np.float16(np.abs(table["prediction"] - table["label"])))
+def write_errors(run, path, number):
+    """Write |prediction - label| of the test samples in their order, and the shot of each.
+
+    A bootstrap needs them (`evidence.py`); labels and predictions cannot be had from them.
+
+    Args:
+        run: the run folder.
+        path: of `errors.npz`: error float16 [N], shot uint8 [N]: 0 many, 1 medium, 2 few.
+        number: of test samples; nothing is written where `predictions.csv` holds others.
+    """
+    from figures import label_to_bucket  # the folder's
+
+    if not (run / "predictions.csv").is_file():
+        return
+    table = pd.read_csv(run / "predictions.csv").query("split == 'test'")
+    density = pd.read_csv(run / "label_density.csv")
+    if len(table) != number:
+        return
+    shots = density["shot"].to_numpy()[label_to_bucket(table["label"], density["label"])]
+    error = np.float16(np.abs(table["prediction"] - table["label"]))
+    np.savez(path, error=error, shot=np.uint8([SHOTS.index(shot) for shot in shots]))
 
 
 # ---- running -------------------------------------------------------------------------------

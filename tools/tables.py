@@ -5,8 +5,9 @@ A table stands between two lines of a README:
     <!-- table: results/agedb-dir/utkface -->
     <!-- end of table -->
 
-With `/*` behind the folder, it is one table of all the sets in it. The table of the root README, a
-line per benchmark, stands after `<!-- table: benchmarks -->`.
+With `/*` behind the folder, it is one table of all the sets in it. A file of `tools/sweep.py` in
+its place gives the tables of `tools/evidence.py`, and `sweeps` the list of those files. The table
+of the root README, a line per benchmark, stands after `<!-- table: benchmarks -->`.
 
     python tools/tables.py            # check; exit status 1 if a table differs
     python tools/tables.py --write    # write them again
@@ -16,6 +17,7 @@ import argparse
 import re
 import sys
 
+import evidence
 from load import ROOT, load
 
 report = load("agedb-dir", "report")  # the same file in every folder
@@ -71,7 +73,7 @@ def cells_of(folder):
 def sets_table(folder, metric="MAE"):
     """Return the table of a benchmark of several sets: for each, all labels and few-shot ones."""
     columns = {}
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for place in sorted({path.parent.parent for path in folder.glob("*/*/results.json")}):
         header, rows = cells_of(place)
         if columns.setdefault("method", [row[0] for row in rows]) != [row[0] for row in rows]:
             raise ValueError(f"{place} has other methods than {columns['method']}")
@@ -112,6 +114,10 @@ def renew(text, root=ROOT):
     def table(match):
         if match[2] == "benchmarks":
             made = benchmark_table(root)
+        elif match[2] == "sweeps":
+            made = "\n" + evidence.table_of_sweeps(root) + "\n"
+        elif match[2].endswith(".toml"):
+            made = "\n" + evidence.all_tables(root / match[2], root) + "\n"
         elif match[2].endswith("/*"):
             made = sets_table(root / match[2].removesuffix("/*"))
         else:
@@ -127,7 +133,7 @@ def main(argv=None):
     parser.add_argument("--write", action="store_true", help="write the tables again")
     args = parser.parse_args(argv)
     stale = []
-    readmes = ("README.md", "*-dir/README.md", "results/*/README.md")
+    readmes = ("README.md", "*-dir/README.md", "results/**/README.md")
     for path in sorted(path for pattern in readmes for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if renew(text) != text:

@@ -1,0 +1,344 @@
+"""Tables of a sweep: the paper's figures next to ours, and whether a row is better than VANILLA.
+
+    python tools/evidence.py results/tables/sts_b_parity.toml                  # Markdown
+    python tools/evidence.py results/tables/sts_b_dir.toml --format latex
+    python tools/evidence.py results/tables/branco.toml --format csv > all_digits.csv
+
+Differences to VANILLA are paired by seed, that is by split where each seed draws its own. Where
+each run has `errors.npz` and the metric is MAE or MSE, their 95 % interval is a bootstrap with test
+samples and seeds both drawn again. Else it is Student's t over the seeds, which knows nothing of
+the samples. A star says that it lies on the better side of zero, a circle on the worse; neither
+stands without three seeds.
+"""
+
+import argparse
+import json
+import sys
+import tomllib
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = "VANILLA"
+SHOTS = {"overall": "all", "many": "many", "medium": "medium", "few": "few"}
+HIGHER_IS_BETTER = ("pearson", "spearman", "r2", "delta1", "delta2", "delta3")
+POWERS = {"mae": 1, "mse": 2}  # metrics that are means over samples: of which power of the error
+LEVEL, RESAMPLES = 0.95, 2000
+MARKS = {"better": "*", "worse": "°", "": ""}
+LEAST_SEEDS = 3  # of an interval: chance makes two agree too often
+
+# ---- runs ----------------------------------------------------------------------------------
+
+
+def load_runs(table, out):
+    """Read the finished runs of a table.
+
+    Args:
+        table: dictionary of the TOML file.
+        out: folder of its results.
+
+    Returns:
+        DataFrame with a line per set, method, seed, shot and metric; {(set, method, seed): errors
+        and shots of the test samples}; minutes of all runs together.
+    """
+    lines, errors, minutes = [], {}, 0.0
+    rows = {*table["rows"]} if "over" not in table else None
+    for name in table.get("sets", {"": {}}):
+        for run in runs_of_set(out, name):
+            if rows is not None and run["method"] not in rows:
+                continue
+            key = {"set": name, "method": run["method"], "seed": run["seed"]}
+            minutes += run["wall_seconds"] / 60
+            metrics = run.get("test") or run["metrics"]["test"]
+            for shot, values in metrics.items():
+                lines += [{**key, "shot": shot, "metric": m, "value": v} for m, v in values.items()]
+            if "errors" in run:
+                errors[tuple(key.values())] = run["errors"]
+    columns = ["set", "method", "seed", "shot", "metric", "value"]
+    frame = pd.DataFrame(lines, columns=columns).astype({"value": float})
+    return frame, errors, minutes
+
+
+def runs_of_set(out, name):
+    """Yield the results of a set, with its `errors` where they were kept."""
+    path = out / f"{name or 'runs'}.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        yield json.loads(line)
+    for path in sorted((out / name).glob("*/results.json")):
+        run = json.loads(path.read_text("utf-8"))
+        if path.with_name("errors.npz").is_file():
+            with np.load(path.with_name("errors.npz")) as arrays:
+                run["errors"] = dict(arrays)
+        yield run
+
+
+# ---- differences ---------------------------------------------------------------------------
+
+
+def bootstrap(differences, seed=0):
+    """Return the interval of a mean, seeds and samples both drawn again.
+
+    Args:
+        differences: of each seed and test sample [S, N].
+        seed: of the draws.
+
+    Returns:
+        Its lower and upper end.
+    """
+    rng, (S, N) = np.random.default_rng(seed), differences.shape
+    seeds = rng.multinomial(S, np.full(S, 1 / S), RESAMPLES) / S
+    samples = rng.multinomial(N, np.full(N, 1 / N), RESAMPLES) / N
+    means = np.einsum("rs,sn,rn->r", seeds, differences, samples, optimize=True)
+    return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+
+
+def student(differences):
+    """Return the interval of a mean by Student's t; NaN for fewer than three.
+
+    Args:
+        differences: of each seed [S].
+    """
+    S = len(differences)
+    if S < LEAST_SEEDS:
+        return np.full(2, np.nan)
+    reach = stats.t.ppf((1 + LEVEL) / 2, S - 1) * np.std(differences, ddof=1) / np.sqrt(S)
+    return np.mean(differences) + np.array([-reach, reach])
+
+
+def interval(pairs, differences, metric, shot):
+    """Return the interval of the difference of two methods.
+
+    Args:
+        pairs: the errors of both in each seed, None where they were not kept.
+        differences: of the metric in each seed [S].
+        metric, shot: what is compared.
+    """
+    if (
+        len(pairs) < LEAST_SEEDS
+        or metric not in POWERS
+        or not all(own and plain for own, plain in pairs)
+    ):
+        return student(differences)
+    raw = [[np.float64(run["error"]) ** POWERS[metric] for run in pair] for pair in pairs]
+    place = list(SHOTS).index(shot) - 1
+    kept = np.isin(pairs[0][0]["shot"], [place] if place >= 0 else [0, 1, 2])
+    return bootstrap(np.stack([own - plain for own, plain in raw])[:, kept])
+
+
+def summarize(table, out):
+    """Return all figures of a table: a line per set, metric, shot and method.
+
+    Args:
+        table: dictionary of the TOML file; its `metrics` say which, else the paper's do.
+        out: folder of its results.
+
+    Returns:
+        DataFrame with the columns paper, mean, std, seeds, difference (to the paper), versus
+        (VANILLA), low, high (ends of its interval) and verdict ('better', 'worse' or '').
+    """
+    frame, errors, _ = load_runs(table, out)
+    paper = table.get("paper", {})
+    metrics = table.get("metrics") or [*paper] or ["mae"]
+    cells = dict([*frame.groupby(["set", "metric", "shot"])])
+    methods = [*table["rows"]] if "over" not in table else [*frame["method"].unique()]
+    lines = []
+    for name, metric, shot, method in product(table.get("sets", [""]), metrics, SHOTS, methods):
+        part = cells.get((name, metric, shot), frame[:0]).set_index("seed")
+        own, plain = (part[part["method"] == m]["value"] for m in (method, PLAIN))
+        difference = (own - plain).dropna() if method != PLAIN else own[:0]
+        pairs = [[errors.get((name, m, s)) for m in (method, PLAIN)] for s in difference.index]
+        low, high = interval(pairs, difference.to_numpy(), metric, shot)
+        below, above = high < 0, low > 0
+        if metric in HIGHER_IS_BETTER:
+            below, above = above, below
+        given = paper.get(metric, {}).get(method, [np.nan] * len(SHOTS))
+        given = given[list(SHOTS).index(shot)]
+        line = {"set": name, "metric": metric, "shot": shot, "method": method, "paper": given}
+        line |= {"mean": own.mean(), "std": own.std(ddof=1), "seeds": len(own)}
+        line |= {"difference": own.mean() - given, "versus": difference.mean()}
+        line |= {"low": low, "high": high}
+        lines.append(line | {"verdict": "better" if below else "worse" if above else ""})
+    return pd.DataFrame(lines)
+
+
+# ---- tables --------------------------------------------------------------------------------
+
+
+def number(value, digits, sign=False):
+    """Return a number as text, a dash for none."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def titled(metric):
+    """Return a metric's name as a table has it."""
+    return metric.upper() if len(metric) <= 4 else metric
+
+
+def columns_of(part, shot, digits):
+    """Return the columns of one shot: what the paper has, what we have, and the differences."""
+    columns, shown = {}, SHOTS[shot]
+    if part["paper"].notna().any():
+        columns[f"{shown}: paper"] = [number(value, digits) for value in part["paper"]]
+    ours = [
+        number(line.mean, digits) + f" ± {number(line.std, digits)}" * (line.seeds > 1)
+        for line in part.drop(columns="set").itertuples()
+    ]
+    columns[f"{shown}: ours"] = ours
+    if part["difference"].notna().any():
+        columns[f"{shown}: − paper"] = [
+            number(value, digits, sign=True) for value in part["difference"]
+        ]
+    versus = [
+        number(line.versus, digits, sign=True)
+        + f" ({number(line.low, digits)} to {number(line.high, digits)})" * (line.low == line.low)
+        + MARKS[line.verdict]
+        for line in part.itertuples()
+    ]
+    columns[f"{shown}: − {PLAIN}"] = versus
+    return columns
+
+
+def table_of_rows(figures, metric, shots):
+    """Return the table of one metric of a sweep without sets: a row per method."""
+    part = figures[figures["metric"] == metric]
+    part = part[(part["seeds"] > 0) | part["paper"].notna()]
+    digits = 2 if np.nanmax(part[["mean", "paper"]], initial=0) >= 5 else 3
+    columns = {}
+    for shot in shots:
+        cells = part[part["shot"] == shot]
+        columns.setdefault("method", [*cells["method"]])
+        columns.setdefault("seeds", [str(seeds) for seeds in cells["seeds"]])
+        columns |= columns_of(cells, shot, digits)
+    return columns
+
+
+def table_of_sets(figures, metric, shot):
+    """Return the table of one metric of a sweep with sets: a row per set, a column per method."""
+    part = figures[(figures["metric"] == metric) & (figures["shot"] == shot)]
+    columns = {"set": [], "seeds": []}
+    for name, cells in part.groupby("set", sort=False):
+        columns["set"].append(name)
+        seeds = sorted({*cells["seeds"]})
+        columns["seeds"].append("–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))))
+        for line in cells.itertuples():
+            text = f"{line.mean:,.0f}" if line.mean >= 1000 else f"{line.mean:.3g}"
+            text = text if np.isfinite(line.mean) else "–"
+            columns.setdefault(line.method, []).append(text + MARKS[line.verdict])
+    return columns
+
+
+def table_of_wins(figures, asked):
+    """Return, over sets, a method's mean rank and how often it is better than VANILLA.
+
+    Args:
+        figures: as `summarize` returns them.
+        asked: list of (metric, shot).
+    """
+    methods = [*figures["method"].unique()]
+    columns = {"method": methods}
+    for metric, shot in asked:
+        part = figures[(figures["metric"] == metric) & (figures["shot"] == shot)]
+        means = part.pivot_table(index="set", columns="method", values="mean")
+        means = means.reindex(columns=methods).dropna()
+        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        ranks = (sign * means).rank(axis=1).mean()
+        title = f"{titled(metric)} {SHOTS[shot]}"
+        columns[f"{title}: rank"] = [number(ranks[method], 1) for method in methods]
+        cells = columns[f"{title}: better on"] = []
+        for method in methods:
+            verdicts = part[(part["method"] == method) & part["set"].isin(means.index)]["verdict"]
+            lower = (sign * means[method] < sign * means[PLAIN]).sum()
+            clear = " / ".join(str((verdicts == word).sum()) for word in ("better", "worse"))
+            cells.append("–" if method == PLAIN else f"{lower} of {len(means)} ({clear})")
+    return columns
+
+
+def markdown(columns):
+    """Return a table in Markdown."""
+    lines = [[*columns], ["---"] + ["---:"] * (len(columns) - 1), *zip(*columns.values())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(columns):
+    """Return a table in LaTeX, for the package booktabs."""
+    lines = [" & ".join(line) + r" \\" for line in ([*columns], *zip(*columns.values()))]
+    lines.insert(1, r"\midrule")
+    text = "\n".join([r"\toprule", *lines, r"\bottomrule"])
+    for sign, command in {
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "°": r"$^\circ$",
+        "_": r"\_",
+    }.items():
+        text = text.replace(sign, command)
+    return f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{text}\n\\end{{tabular}}\n"
+
+
+def tables_of(table, out, shots=("overall", "few")):
+    """Return {caption: columns} of all tables of a sweep."""
+    figures = summarize(table, out)
+    metrics = [*figures["metric"].unique()]
+    if "sets" not in table:
+        return {titled(metric): table_of_rows(figures, metric, shots) for metric in metrics}
+    asked = [(metric, shot) for metric in metrics for shot in shots]
+    asked = [(m, s) for m, s in asked if m == "mae" or s == "overall"]
+    tables = {"All sets": table_of_wins(figures, asked)}
+    for metric, shot in asked:
+        tables[f"{titled(metric)} {SHOTS[shot]}"] = table_of_sets(figures, metric, shot)
+    return tables
+
+
+def all_tables(file, root=ROOT):
+    """Return the tables of a TOML file in Markdown, each under its caption."""
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    tables = tables_of(table, root / table["out"])
+    return "\n".join(f"{caption}:\n\n{markdown(columns)}" for caption, columns in tables.items())
+
+
+def table_of_sweeps(root):
+    """Return the table of all sweeps: how many of their cells are finished, and in what time."""
+    columns = {"file": [], "results": [], "rows × seeds finished": [], "hours": []}
+    for file in sorted((root / "results/tables").glob("*.toml")):
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        frame, _, minutes = load_runs(table, root / table["out"])
+        finished = len(frame[["set", "method", "seed"]].drop_duplicates())
+        number = len(table["rows"]) * len(table["seeds"]) * len(table.get("sets", [""]))
+        number *= np.prod([len(values) for values in table.get("over", {}).values()], dtype=int)
+        columns["file"].append(f"[{file.stem}](tables/{file.name})")
+        columns["results"].append(f"`{table['out'].removeprefix('results/')}`")
+        columns["rows × seeds finished"].append(f"{finished} of {number}")
+        columns["hours"].append(f"{minutes / 60:.1f}" if finished else "–")
+    return markdown(columns)
+
+
+# ---- command line --------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """Print the tables of a sweep."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("table", type=Path, help="TOML file of tools/sweep.py")
+    add("--out", type=Path, help="folder of the results [the table's]")
+    add("--format", choices=("markdown", "csv", "latex"), default="markdown", help="of the output")
+    add("--shots", nargs="+", choices=[*SHOTS], default=["overall", "few"], help="which to show")
+    args = parser.parse_args(argv)
+    table = tomllib.loads(args.table.read_text(encoding="utf-8"))
+    out = args.out or ROOT / table["out"]
+    if args.format == "csv":
+        summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
+        return
+    made = {"markdown": markdown, "latex": latex}[args.format]
+    for caption, columns in tables_of(table, out, args.shots).items():
+        print(f"{caption}\n\n{made(columns)}")
+
+
+if __name__ == "__main__":
+    main()
