@@ -99,7 +99,8 @@ def test_wins_and_ranks_over_sets(tmp_path):
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"{name}.jsonl").write_text(text)
-    table = {"rows": {"VANILLA": "", "LDS": "", "FDS": ""}, "sets": {"a": {}, "b": {}, "c": {}}}
+    rows = {"VANILLA": "", "LDS": "", "FDS": "", "never run": ""}
+    table = {"rows": rows, "sets": {"a": {}, "b": {}, "c": {}}}
     columns = evidence.tables_of(table, tmp_path, ["overall"])["All sets"]
     assert columns["MAE all: rank"] == ["2.0", "1.3", "2.7"]
     assert columns["MAE all: better on"] == ["–", "2 of 3 (2 / 1)", "1 of 3 (1 / 2)"]

@@ -145,6 +145,8 @@ def summarize(table, out):
     metrics = table.get("metrics") or [*paper] or ["mae"]
     cells = dict([*frame.groupby(["set", "metric", "shot"])])
     methods = [*table["rows"]] if "over" not in table else [*frame["method"].unique()]
+    known = {*frame["method"], *(method for rows in paper.values() for method in rows)}
+    methods = [method for method in methods if method in known]
     lines = []
     for name, metric, shot, method in product(table.get("sets", [""]), metrics, SHOTS, methods):
         part = cells.get((name, metric, shot), frame[:0]).set_index("seed")
@@ -207,7 +209,6 @@ def columns_of(part, shot, digits):
 def table_of_rows(figures, metric, shots):
     """Return the table of one metric of a sweep without sets: a row per method."""
     part = figures[figures["metric"] == metric]
-    part = part[(part["seeds"] > 0) | part["paper"].notna()]
     digits = 2 if np.nanmax(part[["mean", "paper"]], initial=0) >= 5 else 3
     columns = {}
     for shot in shots:
