@@ -10,6 +10,8 @@ import pandas as pd
 from flags import OPTIONAL, PLACE
 from utils import to_json, write_atomically
 
+STAYS = "the last good checkpoint stays"
+
 # ---- epochs --------------------------------------------------------------------------------
 
 
@@ -40,8 +42,26 @@ def epoch_of(line):
         return float("inf")
 
 
+def check_weights(model, where):
+    """Refuse weights that must not be saved: they would take the place of a good checkpoint.
+
+    Args:
+        model: the network.
+        where: of the training, for the message: 'after epoch 3'.
+
+    Raises:
+        FloatingPointError: if one is not finite.
+    """
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"weights are not finite {where} ({', '.join(broken[:3])}), so the loss has exploded: "
+            f"{STAYS}; try a smaller --lr, or --precision fp32"
+        )
+
+
 def check_epoch(model, row, metric):
-    """Refuse an epoch that must not be saved: it would take the place of a good checkpoint.
+    """Refuse an epoch whose weights, or whose validation error, are not finite.
 
     Args:
         model: the network after the epoch.
@@ -49,20 +69,14 @@ def check_epoch(model, row, metric):
         metric: the one that must be finite.
 
     Raises:
-        FloatingPointError: for weights, or a validation error, that are not finite.
+        FloatingPointError: as `check_weights`, and for the error.
     """
     where = f"after epoch {row['epoch']:g}"
-    stays = "the last good checkpoint stays"
-    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise FloatingPointError(
-            f"weights are not finite {where} ({', '.join(broken[:3])}), so the loss has exploded: "
-            f"{stays}; try a smaller --lr, or --precision fp32"
-        )
+    check_weights(model, where)
     value = row["val"]["overall"][metric]
     if not np.isfinite(value):
         raise FloatingPointError(
-            f"the validation {metric} is {value} {where}, though all weights are finite: {stays}; "
+            f"the validation {metric} is {value} {where}, though all weights are finite: {STAYS}; "
             "look for NaN and infinities in the validation data"
         )
 

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object, recursively_apply, send_to_device
 from tqdm import tqdm
 
 EXPLODED = 1e6  # a loss above this ends the run (released code of the ages)
+KEPT = ("first", "number", "done", "total", "samples", "waited")  # what `Steps` saves of a pass
 AHEAD = 2  # batches that are read while another is trained on
 
 
@@ -55,6 +56,7 @@ class Batches:
         self.N, self.sharing = N, sharing
         self.prior = None  # of the training labels, where the loss needs it
         self.device = torch.device(sharing.device)
+        self.skip = 0  # batches of the next pass that an earlier run has done
 
     def __len__(self):
         return -(-self.N // self.sharing.batch_size)
@@ -65,9 +67,9 @@ class Batches:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def parts(self, batches):
-        """Return this process's `Part` of each batch."""
+        """Return this process's `Part` of each batch after the first `skip`."""
         parts = []
-        for rows in batches:
+        for rows in batches[self.skip :]:
             own = np.array_split(rows, self.sharing.processes)[self.sharing.rank]
             share = len(own) * self.sharing.processes / len(rows)
             # A process without a sample takes one that counts for nothing.
@@ -118,34 +120,75 @@ class Steps:
     """The steps of one pass: a progress bar, the time spent waiting for batches, and the loss.
 
     Args:
-        accelerator: of the run.
-        batches: iterable of batches, each with `share` and `size` as in `Part`.
-        title, number: what the bar says, and how many batches there are.
-        look_every: steps between two looks at the loss, each of which waits for the device.
+        run: `run_folder.Run`; its --print_freq is the number of steps between two looks at the
+            loss, each of which waits for the device.
+        loader: `Batches`.
+        batches: what its methods yield, each batch with `share` and `size` as in `Part`.
+        title: what the bar says.
+        number: of the batches, or None for an epoch's.
         first: number of the first step.
+
+    Raises:
+        ValueError: if the pass was begun earlier, with another number of batches.
     """
 
-    def __init__(self, accelerator, batches, title, number, look_every=10, first=0):
-        self.accelerator = accelerator
-        self.title = title
-        self.look_every = look_every
-        quiet = not accelerator.is_local_main_process
-        self.bar = tqdm(batches, title, number, leave=False, disable=quiet)
-        self.first, self.pending = first, []
-        self.total = self.samples = 0.0
-        self.started, self.waited = time.perf_counter(), 0.0
+    def __init__(self, run, loader, batches, title, number=None, first=0):
+        self.accelerator, self.within = run.accelerator, run.within
+        self.loader, self.title, self.look_every = loader, title, run.args.print_freq
+        self.name, self.first = f"{title}, from step {first}", first
+        self.number = len(loader) if number is None else number
+        self.done, self.pending = 0, []
+        self.total = self.samples = self.waited = self.before = 0.0
+        if self.within is not None and self.name in self.within.passes:
+            self._take(self.within.passes[self.name])
+        self.next = first + self.done - len(self.pending)  # the first step not looked at
+        quiet = not self.accelerator.is_local_main_process
+        options = {"initial": self.done, "leave": False, "disable": quiet}
+        self.bar = tqdm(batches, title, self.number, **options)
+        self.started = time.perf_counter()
 
     def __iter__(self):
+        self.loader.skip = self.done
+        if self.within is not None:
+            self.within.begin(self)
         clock = time.perf_counter()
         for batch in self.bar:
             self.waited += time.perf_counter() - clock
             yield batch
+            self.done += 1
+            if self.within is not None:
+                self.within.after_step()
             clock = time.perf_counter()
+        self.loader.skip = 0
+
+    @property
+    def step(self):
+        """Number of the running step, or of the next one between two."""
+        return self.first + self.done
 
     @property
     def seconds(self):
         """Seconds since the first step, and those of them that were spent waiting for batches."""
-        return {"train": time.perf_counter() - self.started, "data": self.waited}
+        train = self.before + time.perf_counter() - self.started
+        return {"train": train, "data": self.waited}
+
+    def state(self):
+        """Return how far the pass has come in this process, as plain values and tensors."""
+        state = {name: getattr(self, name) for name in KEPT}
+        pending = [(loss.cpu(), size) for loss, size in self.pending]
+        return state | {"pending": pending, "before": self.seconds["train"]}
+
+    def _take(self, state):
+        """Take over what `state` gave."""
+        if state["number"] != self.number:
+            raise ValueError(
+                f"{self.title} was begun with {state['number']} batches, now there are "
+                f"{self.number}: restore the data, or give --resume the last epoch's checkpoint"
+            )
+        for name in (*KEPT, "before"):
+            setattr(self, name, state[name])
+        device = self.accelerator.device
+        self.pending = [(loss.to(device), size) for loss, size in state["pending"]]
 
     def add(self, loss, share, size=1):
         """Note a step's loss.
@@ -168,20 +211,28 @@ class Steps:
         total = torch.tensor(self.total, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(total, "mean").item() / max(self.samples, 1)
 
-    def _look(self):
-        """Check the losses noted since the last look."""
-        if not self.pending:
-            return
-        losses, sizes = zip(*self.pending)
-        values = torch.stack(losses).tolist()
-        for step, value in enumerate(values, start=self.first):
+    def check(self):
+        """Return the losses noted since the last look.
+
+        Raises:
+            FloatingPointError: as `add`.
+        """
+        values = torch.stack([loss for loss, _ in self.pending]).tolist() if self.pending else []
+        for step, value in enumerate(values, start=self.next):
             if not abs(value) <= EXPLODED:
                 raise FloatingPointError(
                     f"the loss is {value} at {self.title.lower()}, step {step}: the last good "
                     "checkpoint stays; try a smaller --lr, or --precision fp32"
                 )
-        self.total += sum(value * size for value, size in zip(values, sizes))
-        self.samples += sum(sizes)
-        self.first += len(values)
-        self.pending.clear()
-        self.bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)
+        return values
+
+    def _look(self):
+        """Add up the losses noted since the last look, if they are sound."""
+        values = self.check()
+        if values:
+            sizes = [size for _, size in self.pending]
+            self.total += sum(value * size for value, size in zip(values, sizes))
+            self.samples += sum(sizes)
+            self.next += len(values)
+            self.pending.clear()
+            self.bar.set_postfix(loss=f"{values[-1]:.4f}", refresh=False)

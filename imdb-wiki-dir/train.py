@@ -237,8 +237,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     for group in optimizer.param_groups:
         group["lr"] = lr
     net.train()
-    title, number = f"Epoch {epoch}", len(loader)
-    steps = Steps(accelerator, loader.train(epoch), title, number, args.print_freq)
+    steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.images, batch.labels, epoch)
@@ -272,7 +271,7 @@ def update_fds_statistics(run, model, loader, epoch):
         model.train()
         batches = loader.train(epoch, statistics=True)
         title = f"Epoch {epoch}, FDS statistics"
-        for batch in Steps(run.accelerator, batches, title, len(loader)):
+        for batch in Steps(run, loader, batches, title):
             with run.accelerator.autocast():
                 _, features = model(batch.images, batch.labels, epoch)
             if batch.share:
@@ -416,8 +415,9 @@ def main(argv=None):
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     results.start_epochs(run, progress["epoch"], progress["epoch"])
-    train(run, net, model, optimizer, data, progress)
-    return finish(run, model, data, progress)
+    with checkpoints.saving(run, model, optimizer, progress):
+        train(run, net, model, optimizer, data, progress)
+        return finish(run, model, data, progress)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ That is NYUD2's released format, whose files hold no optimizer, and numpy scalar
 
 import logging
 
-import run_folder
+import restoring
 from checkpoint_file import dictionary_of, load_checkpoint, number_of, weights_of
-from utils import load_state, save_checkpoint
+from utils import load_state
+from within import Within
 
 LAST = "checkpoint.pth.tar"
 BEST = "checkpoint_best.pth.tar"
@@ -31,6 +32,17 @@ def load_weights(model, state_dict, path, skip=()):
     return load_state(model, given, path, skip=(*lacking, *skip))
 
 
+def state_of(run, model, optimizer, progress):
+    """Return what a checkpoint holds; the arguments are those of `save`."""
+    return {
+        **progress,
+        "epoch": progress["epoch"] - 1,
+        "state_dict": model.state_dict(),
+        "format": FORMAT,
+        **restoring.training_state(run, optimizer),
+    }
+
+
 def save(run, model, optimizer, progress, is_best):
     """Write the checkpoint of a finished epoch.
 
@@ -40,21 +52,17 @@ def save(run, model, optimizer, progress, is_best):
             `metric`, the epoch's metrics over all pixels.
         is_best: whether this epoch is the best so far.
     """
-    if not run.is_main:
-        return
-    state = {
-        **progress,
-        "epoch": progress["epoch"] - 1,
-        "state_dict": model.state_dict(),
-        "format": FORMAT,
-        **run_folder.training_state(run, optimizer),
-    }
     # The last one comes last: a run stopped in between resumes from the epoch before.
     names = [BEST, LAST] if is_best else [LAST]
     if progress["epoch"] == run.args.epochs:
         names.insert(0, FINAL)
-    for name in names:
-        save_checkpoint(run.folder / name, state)
+    state = state_of(run, model, optimizer, progress)
+    restoring.write_checkpoint(run, dict.fromkeys(names, state))
+
+
+def saving(run, model, optimizer, progress):
+    """Return the context in which a run is also saved within an epoch, as `within.Within`."""
+    return Within(run, model, lambda: state_of(run, model, optimizer, progress))
 
 
 def restore(run, path, model, optimizer):
@@ -81,8 +89,8 @@ def restore(run, path, model, optimizer):
         )
     untouched = load_weights(model, weights_of(checkpoint, path), path)
     if FDS + "epoch" in untouched:
-        run_folder.start_statistics(model.FDS, epoch, path)
-    run_folder.restore_training(run, path, checkpoint, optimizer)
+        restoring.start_statistics(model.FDS, epoch, path)
+    restoring.restore_training(run, path, checkpoint, optimizer)
     if "optimizer" not in checkpoint:
         logging.warning("%s holds no optimizer: a fresh one starts from its weights", path)
     # The official error is the test set's, and of an epoch whose weights are not in the file. With
@@ -90,8 +98,9 @@ def restore(run, path, model, optimizer):
     config = dictionary_of(checkpoint, "config", path)
     same = all(config.get(flag) == getattr(run.args, flag) for flag in ("select", "seed"))
     known = checkpoint.get("format") == FORMAT and same
-    progress = {name: number_of(checkpoint, name, path) for name in PROGRESS if known}
-    if not run_folder.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
+    names = [name for name in PROGRESS if known and checkpoint.get(name) is not None]
+    progress = {name: number_of(checkpoint, name, path) for name in names}
+    if not restoring.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
         progress |= {"error": float("inf"), "best_epoch": None}
     logging.info("Resuming from %s at epoch %d", path, epoch)
     return progress | {"epoch": epoch}

@@ -142,6 +142,7 @@ def add_output(parser, store_name=""):
     add("--store_root", default="checkpoint", help="folder of the run folders")
     add("--store_name", default=store_name, help="part of the run folder's name")
     add("--print_freq", type=int, default=10, help="steps between two looks at the loss")
+    add("--save_every", type=float, default=0.0, help="minutes between saves in an epoch, or 0")
     resume_help = "resume the run in the run folder, or from the given checkpoint"
     add("--resume", nargs="?", const="auto", default="", help=resume_help)
     changed_help = "resume although rows, labels or splits of the data have changed"
@@ -195,8 +196,8 @@ def check(parser, args, positive=(), buckets=None):
     for flag in ("print_freq", "batch_size", *positive):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
-    if args.start_update < 0 or args.start_smooth < 0:
-        parser.error("--start_update and --start_smooth must be 0 or more")
+    if not min(args.start_update, args.start_smooth, args.save_every) >= 0:
+        parser.error("--start_update, --start_smooth and --save_every must be 0 or more")
     most = MOST_BUCKETS if buckets is None else buckets
     if not 0 <= args.bucket_start < args.bucket_num <= most:
         parser.error(f"--bucket_start and --bucket_num must rise, from 0 to at most {most}")

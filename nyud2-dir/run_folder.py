@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
+import restoring
 import utils
-from checkpoint_file import NO_CHECKPOINT, dictionary_of
+from checkpoint_file import dictionary_of
 from flags import PLACE, Parser
-from outside import reading
 from utils import write_atomically
 
 # What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
@@ -40,6 +40,8 @@ class Run:
     facts: dict  # commit, command and versions at its start
     data: str = ""  # digest of the rows it trains and is judged on
     lock: FileLock | None = None  # of the folder, in the process that writes files
+    held: dict | None = None  # what its checkpoint has of an interrupted epoch
+    within: object = None  # `within.Within`, while it trains
 
     @property
     def is_main(self):
@@ -127,6 +129,8 @@ def find_checkpoint(run, last):
                 "continues the former, --store_name NAME continues the latter in its own folder"
             )
         return Path(resume)
+    if resume and restoring.is_within_epoch(folder, last):
+        return folder / restoring.WITHIN
     if resume and not (folder / last).is_file():
         if (folder / "results.json").is_file():
             raise ValueError(
@@ -205,84 +209,3 @@ def close(run):
     if run.is_main:
         (run.folder / HOLDER).unlink(missing_ok=True)
         run.lock.release(force=True)
-
-
-def start_statistics(module, epoch, path):
-    """Let FDS begin in a run that has been without it so far.
-
-    Args:
-        module: the run's `fds.FDS`; it counts epochs from the first that it sees.
-        epoch: the next one to be trained.
-        path: the checkpoint without statistics, for the message.
-    """
-    module.start_update = max(module.start_update, epoch)
-    module.epoch.fill_(module.start_update)
-    logging.warning("%s has no statistics of FDS: they start in this run", path)
-
-
-def training_state(run, optimizer):
-    """Return what a checkpoint holds apart from weights and progress."""
-    state = {"optimizer": optimizer.state_dict(), "config": vars(run.args), "data": run.data}
-    if run.accelerator.scaler is not None:
-        state["scaler"] = run.accelerator.scaler.state_dict()
-    return state
-
-
-def restore_training(run, path, checkpoint, optimizer):
-    """Load a checkpoint's `training_state`, as far as it has one, and name flags that changed.
-
-    Args:
-        run: `Run`.
-        path, checkpoint: the file and its content.
-        optimizer: of the run.
-
-    Raises:
-        ValueError: if it is another optimizer's, or one of other parameters, or of other data.
-    """
-    if checkpoint.get("data", run.data) != run.data and not run.args.data_changed:
-        raise ValueError(
-            f"{path} was trained on other rows, labels or splits than there are now: restore them, "
-            "or give --data_changed to continue with these"
-        )
-    place = run.parser.flags_of(PLACE)
-    for flag, before in dictionary_of(checkpoint, "config", path).items():
-        now = getattr(run.args, flag, before)
-        if flag not in place and now != before:
-            logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
-    if "optimizer" in checkpoint:
-        own = optimizer.state_dict()["param_groups"]
-        with reading(path, NO_CHECKPOINT):
-            theirs = checkpoint["optimizer"]["param_groups"]
-            sizes = [len(group["params"]) for group in theirs]
-            same = sizes == [len(group["params"]) for group in own]
-            same &= ("betas" in own[0]) == ("betas" in theirs[0])
-        if not same:
-            raise ValueError(
-                f"{path} was trained with another --optimizer or --retrain_fc: give the same, or "
-                "start from its weights with --pretrained"
-            )
-        with reading(path, NO_CHECKPOINT):
-            optimizer.load_state_dict(checkpoint["optimizer"])
-    if checkpoint.get("scaler") and run.accelerator.scaler is not None:
-        with reading(path, NO_CHECKPOINT):
-            run.accelerator.scaler.load_state_dict(checkpoint["scaler"])
-
-
-def keep_best(run, path, name):
-    """Copy the best epoch's checkpoint into the run folder, if the run comes from elsewhere.
-
-    Args:
-        run: `Run`.
-        path: checkpoint from which the run resumes.
-        name: file name of the best epoch's checkpoint; without one next to `path`, `path` itself
-            is taken.
-
-    Returns:
-        Whether it is the best epoch's.
-    """
-    best, near = run.folder / name, Path(path).with_name(name)
-    if best.is_file():
-        return True
-    if run.is_main:
-        write_atomically(best, (near if near.is_file() else Path(path)).read_bytes())
-    return near.is_file()

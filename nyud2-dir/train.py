@@ -234,8 +234,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     for group in optimizer.param_groups:
         group["lr"] = lr
     net.train()
-    title, number = f"Epoch {epoch}", len(loader)
-    steps = Steps(accelerator, loader.train(epoch), title, number, args.print_freq)
+    steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.images, batch.depths, epoch)
@@ -276,7 +275,7 @@ def update_fds_statistics(run, model, loader, epoch):
     if run.args.fds_stats == "extra_pass":
         model.train()
         title = f"Epoch {epoch}, FDS statistics"
-        for batch in Steps(run.accelerator, loader.statistics(), title, len(loader)):
+        for batch in Steps(run, loader, loader.statistics(), title):
             with run.accelerator.autocast():
                 _, features = model(batch.images, batch.depths, epoch)
             if batch.share:
@@ -440,8 +439,9 @@ def main(argv=None):
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     progress["epoch"] = args.start_epoch or progress["epoch"]
     results.start_epochs(run, progress["epoch"], progress["epoch"])
-    train(run, net, model, optimizer, data, progress)
-    return finish(run, model, data, progress)
+    with checkpoints.saving(run, model, optimizer, progress):
+        train(run, net, model, optimizer, data, progress)
+        return finish(run, model, data, progress)
 
 
 if __name__ == "__main__":

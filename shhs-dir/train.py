@@ -203,8 +203,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         group["lr"] = lr
     net.train()
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    batches = loader.train(epoch)
-    steps = Steps(accelerator, batches, f"Epoch {epoch}", len(loader), args.print_freq)
+    steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.signals, batch.frames, batch.labels, epoch)
@@ -239,7 +238,7 @@ def update_fds_statistics(run, model, loader, epoch):
         model.train()
         batches = loader.train(epoch, statistics=True)
         title = f"Epoch {epoch}, FDS statistics"
-        for batch in Steps(run.accelerator, batches, title, len(loader)):
+        for batch in Steps(run, loader, batches, title):
             with run.accelerator.autocast():
                 _, features = model(batch.signals, batch.frames, batch.labels, epoch)
             if batch.share:
@@ -380,8 +379,9 @@ def main(argv=None):
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     results.start_epochs(run, progress["epoch"], progress["epoch"])
-    train(run, net, model, optimizer, data, progress)
-    return finish(run, model, data, progress)
+    with checkpoints.saving(run, model, optimizer, progress):
+        train(run, net, model, optimizer, data, progress)
+        return finish(run, model, data, progress)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,65 @@
-"""Checkpoints of STS-B-DIR: weights and the rest in two files that belong together.
+"""Checkpoints of STS-B-DIR: all that a run needs to resume, and the weights alone.
 
-As in the released code `model_state.th` holds only the weights; what else a run needs to resume is
-in `training_state.th`, which says by a digest to which weights it belongs. A crash at any moment
-leaves a pair that matches: new files get another name until both are whole.
+`training_state.th` is what a run resumes from. As in the released code `model_state.th` holds only
+the weights; it is written from that file's, after it, and so may be a validation behind if the run
+was killed in between. Earlier versions kept the weights in `model_state.th` alone.
 """
 
 import logging
-from os import replace
 from pathlib import Path
 
-import run_folder
+import restoring
 from batches import gather
 from checkpoint_file import NO_CHECKPOINT, load_checkpoint, number_of, weights_of
-from fds import BucketMoments
 from fetch import sha256_of
 from outside import reading
+from restoring import WITHIN
 from utils import load_state, save_checkpoint
+from within import Within, give_moments, moments_of
 
 MODEL = "model_state.th"
 LAST = "training_state.th"
 BEST = "model_state_best.th"
-NEXT_MODEL = "model_state_next.th"
-NEXT_LAST = "training_state_next.th"
+NEXT_LAST = "training_state_next.th"  # an earlier version's, while it wrote
 PROGRESS = ("step", "history", "best_loss", "best_step", "wall_seconds")
 
 
-# ---- the pair of files ---------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------
 
 
-def write_pair(folder, weights, training, is_best):
-    """Write the pair, and first the best weights, if these are the best.
+def read(path):
+    """Read a checkpoint to resume from.
 
     Args:
-        folder: the run folder.
-        weights: state of the model.
-        training: dictionary of all else.
-        is_best: whether these are the best weights so far.
-    """
-    # Killed between the two renamings below, the last time: the pair is made whole first.
-    if (folder / NEXT_LAST).is_file() and not (folder / NEXT_MODEL).exists():
-        replace(folder / NEXT_LAST, folder / LAST)
-    if is_best:
-        save_checkpoint(folder / BEST, weights)
-    save_checkpoint(folder / NEXT_MODEL, weights)
-    digest = sha256_of(folder / NEXT_MODEL)
-    save_checkpoint(folder / NEXT_LAST, {**training, "model_sha256": digest})
-    replace(folder / NEXT_MODEL, folder / MODEL)
-    replace(folder / NEXT_LAST, folder / LAST)
-
-
-def read_pair(path):
-    """Read the pair of which `path` is one file.
+        path: of `LAST`, of `WITHIN`, or of the `MODEL` next to the former.
 
     Returns:
-        The weights and the dictionary of all else.
+        The weights, and the dictionary of all else.
 
     Raises:
-        FileNotFoundError: without one of the two.
-        ValueError: if they do not belong together.
+        FileNotFoundError: without `LAST`.
+        ValueError: if it is another file, or an earlier version's two that do not match.
     """
     folder, name = Path(path).parent, Path(path).name
-    if name not in (MODEL, LAST):
+    if name not in (MODEL, LAST, WITHIN):
         raise ValueError(
-            f"--resume takes a {MODEL} or {LAST} that this program wrote, got {path}: start from "
-            "the weights of another file with --pretrained"
+            f"--resume takes a {LAST} that this program wrote, got {path}: start from the weights "
+            "of another file with --pretrained"
         )
-    if not (folder / LAST).is_file():
+    file = folder / (name if name == WITHIN else LAST)
+    if not file.is_file():
         raise FileNotFoundError(
             f"no {LAST} next to {path}, so it does not say how far its run was: start from its "
             "weights with --pretrained"
         )
+    training = load_checkpoint(file)
+    return (weights_of(training, file), training) if "state_dict" in training else read_pair(folder)
+
+
+def read_pair(folder):
+    """Read an earlier version's two files, which belong together by a digest."""
     found = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else None
-    # Killed between the two renamings: the new weights are in place, the rest is not yet.
+    # Killed between two renamings: the new weights are in place, the rest is not yet.
     for name in (LAST, NEXT_LAST):
         if (folder / name).is_file():
             training = load_checkpoint(folder / name)
@@ -86,10 +74,10 @@ def check_epochs(path, per_epoch):
     """Raise ValueError if a run's epochs had another number of batches, and so end elsewhere.
 
     Args:
-        path: one file of its pair.
+        path: as for `read`.
         per_epoch: batches of an epoch now.
     """
-    _, training = read_pair(path)
+    _, training = read(path)
     before = training.get("per_epoch", per_epoch)
     if before != per_epoch:
         raise ValueError(
@@ -101,6 +89,12 @@ def check_epochs(path, per_epoch):
 # ---- save and restore ----------------------------------------------------------------------
 
 
+def state_of(run, model, optimizer, progress):
+    """Return what a checkpoint holds; the arguments are those of `save`."""
+    training = restoring.training_state(run, optimizer)
+    return {**progress, "state_dict": model.state_dict(), **training}
+
+
 def save(run, model, optimizer, progress, is_best):
     """Write the checkpoint of a validation.
 
@@ -109,22 +103,18 @@ def save(run, model, optimizer, progress, is_best):
         progress: dictionary of `PROGRESS` and `per_epoch`, the number of batches of an epoch.
         is_best: whether this validation is the best so far.
     """
-    moments = gather_moments(run, model)
-    if run.is_main:
-        training = {**progress, **run_folder.training_state(run, optimizer)}
-        if moments:
-            training["moments"] = moments
-        write_pair(run.folder, model.state_dict(), training, is_best)
+    state = state_of(run, model, optimizer, progress)
+    moments = gather(run.accelerator, [moments_of(model.FDS)])
+    if any(moments):  # amid an epoch
+        state["moments"] = moments
+    best = {BEST: state["state_dict"]} if is_best else {}
+    files = {**best, LAST: state, MODEL: state["state_dict"]}
+    restoring.write_checkpoint(run, files)
 
 
-def gather_moments(run, model):
-    """Return the parts of `fds.BucketMoments` of each process, or None, amid an epoch."""
-    if model.FDS is None or run.args.fds_stats != "online":
-        return None  # an extra pass is over before a validation
-    own = model.FDS.moments
-    own = None if own is None else tuple(part.cpu() for part in own.parts)
-    moments = gather(run.accelerator, [own])
-    return moments if any(moments) else None
+def saving(run, model, optimizer, progress):
+    """Return the context in which a run is also saved between, as `within.Within`."""
+    return Within(run, model, lambda: state_of(run, model, optimizer, progress))
 
 
 def restore(run, path, model, optimizer):
@@ -132,16 +122,16 @@ def restore(run, path, model, optimizer):
 
     Args:
         run, model, optimizer: of the run.
-        path: one file of the pair. If it lies elsewhere, the best weights next to it are copied
-            into the run folder, or the last ones.
+        path: as for `read`. If it lies elsewhere, the best weights next to it are copied into the
+            run folder, or the last ones.
 
     Returns:
         What it says of `PROGRESS`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_pair`, and if it is another model's or optimizer's.
+        FileNotFoundError, ValueError: as `read`, and if it is another model's or optimizer's.
     """
-    weights, training = read_pair(path)
+    weights, training = read(path)
     with reading(path, NO_CHECKPOINT):
         done = len([float(loss) for loss in training["history"]])
         per_epoch = int(training["per_epoch"])
@@ -150,16 +140,23 @@ def restore(run, path, model, optimizer):
             f"{path} has {done} validations already: --max_vals {run.args.max_vals} is too few"
         )
     untouched = load_state(model, weights, path)
-    progress = {name: number_of(training, name, path) for name in PROGRESS if name != "history"}
+    names = [name for name in PROGRESS if name != "history" and training.get(name) is not None]
+    progress = {name: number_of(training, name, path) for name in names}
     progress["history"] = training["history"]
     if "FDS.epoch" in untouched:
-        run_folder.start_statistics(model.FDS, progress["step"] // per_epoch, path)
-    run_folder.restore_training(run, path, training, optimizer)
+        restoring.start_statistics(model.FDS, progress["step"] // per_epoch, path)
+    restoring.restore_training(run, path, training, optimizer)
     for group in optimizer.param_groups:
         group["lr"] = run.args.lr  # the flag rules, as in the folders that set it each epoch
     if model.FDS is not None and training.get("moments"):
         restore_moments(run, path, training["moments"], model.FDS)
-    if not run_folder.keep_best(run, Path(path).with_name(MODEL), BEST):
+    near = Path(path)
+    if near.name != WITHIN:
+        if run.is_main:
+            save_checkpoint(run.folder / MODEL, weights)  # it may be a validation behind
+        best = near.with_name(BEST)
+        near = best if best.is_file() else run.folder / MODEL
+    if not restoring.keep_best(run, near, BEST):
         # What the best weights were is unknown: the last ones stand in for them.
         progress |= {"best_loss": float("inf"), "best_step": progress["step"]}
     logging.info("Resuming from %s after %d steps", path, progress["step"])
@@ -167,13 +164,11 @@ def restore(run, path, model, optimizer):
 
 
 def restore_moments(run, path, moments, module):
-    """Give FDS back what `gather_moments` saved of the running epoch."""
+    """Give FDS back its sums of the epoch in which a validation was."""
     processes = run.accelerator.num_processes
     if len(moments) != processes:
         raise ValueError(
             f"{path} was written within an epoch by {len(moments)} processes, each with its part "
             f"of FDS's statistics: resume with as many, not {processes}"
         )
-    own = moments[run.accelerator.process_index]
-    if own is not None:
-        module.moments = BucketMoments(*(part.to(run.accelerator.device) for part in own))
+    give_moments(module, moments[run.accelerator.process_index], run.accelerator.device)

@@ -258,10 +258,10 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
     epoch, first = divmod(span.start, len(loader))
     net.train()
     batches = loader.train(epoch, slice(first, first + len(span)))
-    steps = Steps(accelerator, batches, f"Epoch {epoch}", len(span), args.print_freq, span.start)
-    for step, batch in enumerate(steps, start=span.start):
+    steps = Steps(run, loader, batches, f"Epoch {epoch}", len(span), span.start)
+    for batch in steps:
         # What a step draws depends only on its number, so a resumed run draws the same.
-        utils.seed_everything(args.seed, step, accelerator.process_index)
+        utils.seed_everything(args.seed, steps.step, accelerator.process_index)
         with accelerator.autocast():
             preds, features = net(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
             loss = criterion(preds.float(), batch.labels / MAX_SCORE, batch.weights)
@@ -294,7 +294,7 @@ def update_fds_statistics(run, model, loader, epoch):
     if run.args.fds_stats == "extra_pass":
         model.train()
         batches, title = loader.train(epoch), f"Epoch {epoch}, FDS statistics"
-        for batch in Steps(run.accelerator, batches, title, len(loader)):
+        for batch in Steps(run, loader, batches, title):
             with run.accelerator.autocast():
                 _, features = model(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
             if batch.share:
@@ -340,7 +340,8 @@ def train(run, net, model, optimizer, data, progress):
             loss += row["train_loss"] * len(span)
             seconds.update(row["seconds"])
             epoch = span.start // len(loader)
-            if args.fds and span.stop % len(loader) == 0 and epoch >= args.start_update:
+            due = args.fds and span.stop % len(loader) == 0 and epoch >= args.start_update
+            if due and not run.within.began(span.stop):  # else it was done before an interruption
                 seconds.update(update_fds_statistics(run, model, loader, epoch))
         row |= {"train_loss": loss / (row["step"] - progress["step"]), "seconds": seconds}
         clock = time.perf_counter()
@@ -440,8 +441,9 @@ def main(argv=None):
     text.write_vocabulary(run, data.corpus.words)
     # A line's epoch is the number of epochs so far, with their fraction.
     results.start_epochs(run, progress["step"], (progress["step"] + 0.5) / per_epoch)
-    train(run, net, model, optimizer, data, progress)
-    return finish(run, model, data, progress)
+    with checkpoints.saving(run, model, optimizer, progress):
+        train(run, net, model, optimizer, data, progress)
+        return finish(run, model, data, progress)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Sixteen promises that every benchmark folder keeps; contract.py says what differs."""
+"""Promises that every benchmark folder keeps; contract.py says what differs."""
 
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ CONFLICTS = {
     "--lr 0": "above 0",
     "--lr inf": "above 0 and below",
     "--start_update -3": "0 or more",
+    "--save_every -1": "0 or more",
     "--bucket_num 1000000": "must rise",
     "--gpu 0 --device cpu": "contradict",
 }
@@ -290,6 +292,49 @@ def test_a_killed_run_resumes_bit_identical(contract, data, finished, tmp_path):
     assert (resumed / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
     assert [row["epoch"] for row in rows_of(resumed)] == [r["epoch"] for r in rows_of(finished)]
     assert not list(resumed.glob(".*.tmp"))
+
+
+def assert_same_run(contract, folder, finished):
+    """Weights, predictions and each line of epochs.jsonl, except for its seconds."""
+    for name in (contract.last, contract.best):
+        assert_same_weights(folder / name, finished / name)
+    assert (folder / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
+    rows = [[{**row, "seconds": None} for row in rows_of(path)] for path in (folder, finished)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_within_an_epoch(contract, data, finished, tmp_path):
+    """In a training pass, and in one of statistics where it has steps; resumed bit for bit."""
+    within, taken = load(contract.folder, "within"), {"Within": 0, "statistics": 0}
+    after_step = within.Within.after_step
+
+    def stopping(self):
+        kind = "statistics" if "statistics" in self.current.title else "Within"
+        taken[kind] += 1
+        if taken[kind] == 3:
+            number = signal.SIGTERM if kind == "Within" else signal.SIGINT
+            signal.raise_signal(number)
+        after_step(self)
+
+    more = (*contract.lines(3), *contract.lds_fds.split(), "--resume")
+    before, stops = signal.getsignal(signal.SIGTERM), 0
+    with mock.patch.object(within.Within, "after_step", stopping):
+        while stops < 3:
+            try:
+                here(contract, data, tmp_path, *more)
+                break
+            except SystemExit as end:
+                stops += end.code == 0
+            folder = only_run(tmp_path)
+            assert (folder / within.WITHIN).is_file()
+            assert not (folder / ".holder").exists()
+            log = next(folder.glob("*.log")).read_text()
+            assert log.count("Stopped within an epoch. To resume: ") == stops
+            assert signal.getsignal(signal.SIGTERM) == before
+    assert stops == 1 + (taken["statistics"] >= 3)
+    assert_same_run(contract, folder, finished)
+    assert not (folder / within.WITHIN).exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """sts-b-dir's train.py: resuming, processes, two stages, encoders, errors, what it leaves."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ DIM = 8
 
 train = load("sts-b-dir", "train")
 checkpoints = load("sts-b-dir", "checkpoints")
+restoring = load("sts-b-dir", "restoring")
 run_folder = load("sts-b-dir", "run_folder")
 
 
@@ -353,75 +355,68 @@ def test_bucket_num_cuts_the_similarities_for_lds_and_fds(data, tmp_path, n):
 # ---- checkpoints ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("crash", range(5))
-def test_a_crash_while_saving_leaves_a_pair_that_matches(tmp_path, monkeypatch, crash):
-    """The saving stops before its `crash`-th write or renaming; what is left must be one step's."""
-    checkpoints.write_pair(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, is_best=True)
-    done = 0
+class Stub:
+    """Stands in for a network or an optimizer: one weight, and its state."""
 
-    class CrashError(Exception):
-        pass
+    FDS = None
 
-    def counted(function):
-        def call(*args):
-            nonlocal done
-            if done == crash:
-                raise CrashError
-            done += 1
-            return function(*args)
+    def __init__(self, value):
+        self.value = value
 
-        return call
-
-    # save_checkpoint renames through utils; only checkpoints' own renamings are counted here.
-    monkeypatch.setattr(checkpoints, "save_checkpoint", counted(checkpoints.save_checkpoint))
-    monkeypatch.setattr(checkpoints, "replace", counted(checkpoints.replace))
-    with pytest.raises(CrashError):
-        checkpoints.write_pair(tmp_path, {"w": torch.tensor([2.0])}, {"step": 2}, is_best=True)
-    weights, training = checkpoints.read_pair(tmp_path / "training_state.th")
-    assert weights["w"].item() == training["step"]
-    assert training["step"] == (2 if crash == 4 else 1)
-    monkeypatch.undo()
-    checkpoints.write_pair(tmp_path, {"w": torch.tensor([3.0])}, {"step": 3}, is_best=False)
-    weights, training = checkpoints.read_pair(tmp_path / "model_state.th")
-    assert (weights["w"].item(), training["step"]) == (3, 3)
+    def state_dict(self):
+        return {"w": torch.tensor([float(self.value)])}
 
 
-@pytest.mark.parametrize("second", range(5))
-@pytest.mark.parametrize("first", range(5))
-def test_two_crashes_while_saving_leave_a_pair_that_matches(tmp_path, monkeypatch, first, second):
-    """As a run that is killed, resumed and killed again."""
-    checkpoints.write_pair(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, is_best=True)
-    for step, crash in ((2, first), (3, second)):
+def save(folder, step):
+    """Write the checkpoint of a step whose weight is the step's number, the best so far."""
+    accelerator = SimpleNamespace(num_processes=1, scaler=None)
+    run = SimpleNamespace(folder=folder, is_main=True, within=None, accelerator=accelerator)
+    run.args, run.data = SimpleNamespace(), ""
+    checkpoints.save(run, Stub(step), Stub(0), {"step": step}, is_best=True)
+
+
+@pytest.mark.parametrize("crashes", [(0,), (1,), (2,), (2, 1), (1, 2), (2, 2), (0, 1)])
+def test_a_crash_while_saving_leaves_one_step(tmp_path, monkeypatch, crashes):
+    """The saving stops before a write: of the best, of all, of the bare weights."""
+    save(tmp_path, 1)
+    write, held = restoring.save_checkpoint, 1
+    for step, crash in enumerate(crashes, start=2):
         calls = iter([True] * crash + [False])
 
-        def counted(function, calls=calls):
-            def call(*args):
-                if not next(calls):
-                    raise KeyboardInterrupt
-                return function(*args)
+        def counted(*args, calls=calls):
+            if not next(calls):
+                raise KeyboardInterrupt
+            write(*args)
 
-            return call
+        monkeypatch.setattr(restoring, "save_checkpoint", counted)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, step)
+        held = step if crash == 2 else held
+        for name in (checkpoints.LAST, checkpoints.MODEL):
+            weights, training = checkpoints.read(tmp_path / name)
+            assert weights["w"].item() == training["step"] == held
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / checkpoints.LAST, tmp_path / "copy")  # which is enough to resume
+    assert checkpoints.read(tmp_path / "copy" / checkpoints.LAST)[0] == weights
 
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "save_checkpoint", counted(checkpoints.save_checkpoint))
-            patch.setattr(checkpoints, "replace", counted(checkpoints.replace))
-            state = {"w": torch.tensor([float(step)])}
-            with pytest.raises(KeyboardInterrupt):
-                checkpoints.write_pair(tmp_path, state, {"step": step}, is_best=True)
-        weights, training = checkpoints.read_pair(tmp_path / "training_state.th")
-        assert weights["w"].item() == training["step"] <= step
 
-
-def test_files_that_do_not_belong_together(tmp_path):
-    checkpoints.write_pair(tmp_path, {"w": torch.tensor([1.0])}, {"step": 1}, is_best=True)
-    torch.save({"w": torch.tensor([5.0])}, tmp_path / "model_state.th")
+def test_an_earlier_versions_two_files(tmp_path):
+    """Their weights lay in `model_state.th` alone; a kill could leave one of them under a name."""
+    model, last = tmp_path / checkpoints.MODEL, tmp_path / checkpoints.LAST
+    torch.save({"w": torch.tensor([1.0])}, model)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    torch.save({"step": 7, "model_sha256": digest}, tmp_path / "training_state_next.th")
+    torch.save({"step": 4, "model_sha256": "another"}, last)
+    weights, training = checkpoints.read(model)
+    assert (weights["w"].item(), training["step"]) == (1, 7)
+    torch.save({"w": torch.tensor([5.0])}, model)
     with pytest.raises(ValueError, match="does not belong to"):
-        checkpoints.read_pair(tmp_path / "model_state.th")
-    (tmp_path / "training_state.th").unlink()
+        checkpoints.read(model)
+    last.unlink()
     with pytest.raises(FileNotFoundError, match="--pretrained"):
-        checkpoints.read_pair(tmp_path / "model_state.th")
+        checkpoints.read(model)
     with pytest.raises(ValueError, match="--pretrained"):
-        checkpoints.read_pair(tmp_path / "model_state_best.th")
+        checkpoints.read(tmp_path / "model_state_best.th")
 
 
 # ---- flags and errors ----------------------------------------------------------------------

@@ -5,12 +5,23 @@ That is the released age folders' format; ours hold more next to it (best epoch,
 
 import logging
 
-import run_folder
+import restoring
 from checkpoint_file import load_checkpoint, number_of, weights_of
-from utils import load_state, save_checkpoint
+from utils import load_state
+from within import Within
 
 LAST, BEST = "ckpt.pth.tar", "ckpt.best.pth.tar"
 PROGRESS = ("epoch", "best_loss", "best_epoch", "wall_seconds")
+
+
+def state_of(run, model, optimizer, progress):
+    """Return what a checkpoint holds; the arguments are those of `save`."""
+    return {
+        **progress,
+        "model": getattr(run.args, "model", type(model).__name__),
+        "state_dict": model.state_dict(),
+        **restoring.training_state(run, optimizer),
+    }
 
 
 def save(run, model, optimizer, progress, is_best):
@@ -21,17 +32,15 @@ def save(run, model, optimizer, progress, is_best):
         progress: dictionary of `PROGRESS`.
         is_best: whether this epoch is the best so far.
     """
-    if not run.is_main:
-        return
-    state = {
-        **progress,
-        "model": getattr(run.args, "model", type(model).__name__),
-        "state_dict": model.state_dict(),
-        **run_folder.training_state(run, optimizer),
-    }
     # The last one comes last: a run stopped in between resumes from the epoch before.
-    for name in [BEST, LAST] if is_best else [LAST]:
-        save_checkpoint(run.folder / name, state)
+    names = [BEST, LAST] if is_best else [LAST]
+    state = state_of(run, model, optimizer, progress)
+    restoring.write_checkpoint(run, dict.fromkeys(names, state))
+
+
+def saving(run, model, optimizer, progress):
+    """Return the context in which a run is also saved within an epoch, as `within.Within`."""
+    return Within(run, model, lambda: state_of(run, model, optimizer, progress))
 
 
 def restore(run, path, model, optimizer):
@@ -56,14 +65,14 @@ def restore(run, path, model, optimizer):
         raise ValueError(f"{path} has {epoch} epochs already: --epoch {run.args.epoch} is too few")
     untouched = load_state(model, weights_of(checkpoint, path), path)
     if "FDS.epoch" in untouched:
-        run_folder.start_statistics(model.FDS, epoch, path)
-    run_folder.restore_training(run, path, checkpoint, optimizer)
+        restoring.start_statistics(model.FDS, epoch, path)
+    restoring.restore_training(run, path, checkpoint, optimizer)
     progress = {"best_loss": float("inf"), "best_epoch": None}
     for name in PROGRESS:
         if checkpoint.get(name) is not None:
             progress[name] = number_of(checkpoint, name, path)
     progress["epoch"] = epoch
-    if not run_folder.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
+    if not restoring.keep_best(run, path, BEST):  # what the best epoch's weights were is unknown
         progress |= {"best_loss": float("inf"), "best_epoch": None}
     logging.info("Resuming from %s at epoch %d", path, progress["epoch"])
     return progress

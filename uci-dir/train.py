@@ -244,7 +244,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
     heads.set_lr(optimizer, lr)
     net.train()
-    steps = Steps(accelerator, loader.train(epoch), f"Epoch {epoch}", len(loader), args.print_freq)
+    steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.inputs, batch.labels, epoch)
@@ -426,8 +426,9 @@ def train_and_finish(args):
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     results.start_epochs(run, progress["epoch"], progress["epoch"])
-    train(run, net, model, optimizer, data, progress)
-    return finish(run, model, data, progress)
+    with checkpoints.saving(run, model, optimizer, progress):
+        train(run, net, model, optimizer, data, progress)
+        return finish(run, model, data, progress)
 
 
 def main(argv=None):
