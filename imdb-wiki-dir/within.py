@@ -45,7 +45,9 @@ class Within:
     """
 
     def __init__(self, run, model, state_of):
-        self.run, self.model, self.state_of = run, model, state_of
+        self.run = run
+        self.model = model
+        self.state_of = state_of
         self.signal, self.noted_at = None, 0.0
         self.handlers = {}  # those that were there before
         self.passes = {}  # since the last epoch's checkpoint: what `Steps.state` gives, by name
@@ -76,7 +78,8 @@ class Within:
     def _note(self, number, frame):
         """Handle a signal: the first one is noted, the second acts as if this were not here."""
         if self.signal is None:
-            self.signal, self.noted_at = signal.Signals(number).name, time.monotonic()
+            self.signal = signal.Signals(number).name
+            self.noted_at = time.monotonic()
             if self.run.is_main:  # logging must not be used within a handler
                 text = f"\n{self.signal}: ends after this step; a second signal ends at once\n"
                 os.write(2, text.encode())
@@ -109,7 +112,8 @@ class Within:
 
     def epoch_is_saved(self):
         """Forget the passes, whose result is in a checkpoint; end the run after a signal."""
-        self.passes, self.current = {}, None
+        self.passes = {}
+        self.current = None
         self.saved_at = self.counted_to = time.perf_counter()
         if self._wanted() == STOP:
             self._stop("between two epochs")
@@ -129,7 +133,8 @@ class Within:
 
     def _save(self):
         """Write the checkpoint, if it is sound."""
-        run, steps = self.run, self.current
+        run = self.run
+        steps = self.current
         steps.check()
         check_weights(self.model, f"at {steps.title.lower()}, step {steps.step - 1}")
         self.passes[steps.name] = steps.state()
@@ -151,7 +156,8 @@ class Within:
 
     def _take(self, held):
         """Give this process back what it had in the interrupted epoch."""
-        run, processes = self.run, held["processes"]
+        run = self.run
+        processes = held["processes"]
         now = {flag: getattr(run.args, flag) for flag in SAME}
         now["processes"] = run.accelerator.num_processes
         before = {**held["config"], "processes": len(processes)}
@@ -164,7 +170,8 @@ class Within:
                 "--resume the last epoch's checkpoint"
             )
         own = processes[run.accelerator.process_index]
-        self.passes, self.random = own["passes"], own["random"]
+        self.passes = own["passes"]
+        self.random = own["random"]
         self.interrupted = held["interrupted"]
         give_moments(self.model.FDS, own["moments"], run.accelerator.device)
         for name, buffer in self.model.named_buffers():

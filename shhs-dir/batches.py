@@ -133,11 +133,16 @@ class Steps:
     """
 
     def __init__(self, run, loader, batches, title, number=None, first=0):
-        self.accelerator, self.within = run.accelerator, run.within
-        self.loader, self.title, self.look_every = loader, title, run.args.print_freq
-        self.name, self.first = f"{title}, from step {first}", first
+        self.accelerator = run.accelerator
+        self.within = run.within
+        self.loader = loader
+        self.title = title
+        self.look_every = run.args.print_freq
+        self.name = f"{title}, from step {first}"
+        self.first = first
         self.number = len(loader) if number is None else number
-        self.done, self.pending = 0, []
+        self.done = 0
+        self.pending = []
         self.total = self.samples = self.waited = self.before = 0.0
         if self.within is not None and self.name in self.within.passes:
             self._take(self.within.passes[self.name])
