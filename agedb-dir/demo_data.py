@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from demo.picture import make_face
-from prepare import CAP, balanced_split, report_counts
+from meta_file import balanced_split, report_counts
+from prepare import CAP
 from utils import write_atomically
 
 AGES = np.arange(1, 102)  # the ages in AgeDB-DIR's training set

@@ -10,6 +10,7 @@ and gives another split, of the same sizes.
     python prepare.py --check                                  # verifies the file
     python prepare.py                                          # from a listing of data/AgeDB
     python prepare.py --dataset my_faces --meta my_faces.csv   # your own `age,path`
+    python prepare.py --dataset flats --meta flats.csv --target price --low 0 --high 1500
 """
 
 import argparse
@@ -18,14 +19,14 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from meta_file import balanced_split, check_meta, missing_paths, read_ages, report_counts
+from held_out import add_held_out, check_held_out, describe_split
+from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
+from target import add_target, check_target
 from utils import write_atomically
 
 EXPECTED = {"train": 12_208, "val": 2_140, "test": 2_140}  # AgeDB-DIR, paper and official file
-LARGEST_AGE = 200  # what train.py takes, as datasets.py has it
 CAP = 30  # AgeDB's largest number of faces per age in val, and in test
 NAME = re.compile(r"(\d+)_(.+)_(\d+)_([mf])\.jpg")  # 35_JaneDoe_41_f.jpg: id, name, age, gender
 
@@ -59,6 +60,8 @@ def parse_args(argv=None):
     parser.add_argument("--meta", type=Path, help="your own faces: a CSV file with age,path")
     parser.add_argument("--cap", type=int, default=CAP, help="most faces per age in val, and test")
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
+    add_held_out(parser.add_argument, "--cap")
+    add_target(parser.add_argument, AGE)
     parser.add_argument("--skip_unparsed", action="store_true", help="leave out unreadable names")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace an existing meta file")
@@ -70,22 +73,25 @@ def parse_args(argv=None):
         parser.error("--meta goes with --dataset NAME (not agedb) and without --check")
     if not (args.meta or args.check or args.dataset == "agedb"):
         parser.error(f"--dataset {args.dataset} needs --meta FILE with the columns age,path")
+    check_held_out(parser, args)
+    check_target(parser, args, AGE)
     return args
 
 
 def main(argv=None):
     """Write the meta file, or verify it with --check; returns the exit status."""
     args = parse_args(argv)
+    target = AGE.of(args)
     path = args.data_dir / f"{args.dataset}.csv"
     expected = EXPECTED if args.dataset == "agedb" else None
     if args.check:
-        problems = check_meta(path, args.data_dir, args.cap, args.seed, expected)
+        problems = check_meta(path, args, target, expected)
         print("\n".join(problems) or f"{path} is as it should be")
         return int(bool(problems))
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
     if args.meta:
-        meta = read_ages(args.meta, ("age", "path"))
+        meta = read_ages(args.meta, (target.name, "path"))
         missing = missing_paths(args.data_dir, meta["path"])
         if missing:
             first = ", ".join(map(ascii, missing[:10]))
@@ -94,17 +100,12 @@ def main(argv=None):
         meta = scan_faces(args.data_dir, args.skip_unparsed)
         print("The rows are in order of file name, so this is NOT the official split, which goes")
         print("with the published numbers: `python download.py --split_file` fetches that one.")
-    meta["split"] = balanced_split(meta["age"], meta["path"], args.cap, args.seed)
-    if not (meta["split"] == "val").any():
-        raise ValueError("no age has three faces, so none goes to val and test: add faces")
-    if (meta["age"] > LARGEST_AGE).any():
-        row = int(np.flatnonzero(meta["age"] > LARGEST_AGE)[0])
-        raise ValueError(
-            f"row {row} has age {meta['age'][row]:g}: train.py takes 0 to {LARGEST_AGE}"
-        )
+    meta["split"] = split_own(meta, args, target, own=bool(args.meta))
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)
+    if args.meta:
+        describe_split(target, meta[target.name], meta["split"])
     return 0
 
 

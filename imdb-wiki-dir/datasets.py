@@ -14,11 +14,8 @@ import torch
 
 from batches import Batches
 from lds import bucket_weights, label_density
-from target import Target
+from meta_file import AGE
 
-# Integer ages 0 ... 120, all above in the last bucket (released code). IMDB-WIKI's labels reach
-# 186, what lies above 200 is a mistake in the file.
-AGE = Target("age", "years", 0, 121, 1, limit=200)
 # With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
 # smoothed counts: the published numbers hold both.
 LDS_RULE = {"clip": (5, 1000), "truncate": True}

@@ -30,6 +30,7 @@ from fetch import sole_use
 from matlab_meta import MATLAB_YEAR, MID_YEAR, SOURCES
 from meta_file import missing_paths, read_ages
 from prepare import DATASET, faces_of_sources, write_meta
+from prepare import parse_args as preparation
 from unpack import MARK, is_demo, unpack_archive
 
 AGES, PEAK = np.arange(101), 30
@@ -213,7 +214,7 @@ def main(argv=None):
         for path in paths:
             unpack_archive(path, args.out, overwrite=True)
             path.unlink()
-        meta = write_meta(faces_of_sources(args.out), args.out / f"{DATASET}.csv")
+        meta = write_meta(faces_of_sources(args.out), args.out / f"{DATASET}.csv", preparation([]))
     counts = meta.loc[meta["split"] == "train", "age"].value_counts()
     many, few = sum(counts > 100), sum(counts < 20)
     medium = len(counts) - many - few

@@ -6,6 +6,7 @@ each age, so that frequent ages weigh no more there than others: 191,509 / 11,02
     python prepare.py                                          # from imdb.mat and wiki.mat
     python prepare.py --check                                  # verifies the file
     python prepare.py --dataset my_faces --meta my_faces.csv   # your own `age,path`
+    python prepare.py --dataset flats --meta flats.csv --target price --low 0 --high 1500
 """
 
 import argparse
@@ -13,11 +14,12 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from matlab_meta import LARGEST_AGE, SOURCES, read_faces
-from meta_file import balanced_split, check_meta, missing_paths, read_ages, report_counts
+from held_out import add_held_out, check_held_out, describe_split
+from matlab_meta import SOURCES, read_faces
+from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
+from target import add_target, check_target
 from utils import write_atomically
 
 DATASET = "imdb_wiki"
@@ -38,9 +40,9 @@ def faces_of_sources(data_dir):
     return pd.concat(tables, ignore_index=True)
 
 
-def faces_of_table(path, data_dir):
-    """Return the rows (`age`, `path`) of your own table; its images must exist."""
-    meta = read_ages(path, ("age", "path"))
+def faces_of_table(path, data_dir, target):
+    """Return the rows (label, `path`) of your own table; its images must exist."""
+    meta = read_ages(path, (target.name, "path"))
     missing = missing_paths(data_dir, meta["path"])
     if missing:
         first = ", ".join(map(ascii, missing[:10]))
@@ -48,19 +50,15 @@ def faces_of_table(path, data_dir):
     return meta
 
 
-def write_meta(meta, path, cap=CAP, seed=666, expected=None):
-    """Split the faces (`age`, `path`), write the meta file and print its counts."""
-    if (meta["age"] > LARGEST_AGE).any():
-        row = int(np.flatnonzero(meta["age"] > LARGEST_AGE)[0])
-        raise ValueError(
-            f"row {row} has age {meta['age'][row]:g}: train.py takes 0 to {LARGEST_AGE}"
-        )
-    meta = meta.assign(split=balanced_split(meta["age"], meta["path"], cap, seed))
-    if not (meta["split"] == "val").any():
-        raise ValueError("no age has three faces, so none goes to val and test: add faces")
+def write_meta(meta, path, args, expected=None):
+    """Split the faces (label, `path`) by the flags, write the meta file and print its counts."""
+    target = AGE.of(args)
+    meta = meta.assign(split=split_own(meta, args, target, own=bool(args.meta)))
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)
+    if args.meta:
+        describe_split(target, meta[target.name], meta["split"])
     return meta
 
 
@@ -71,6 +69,8 @@ def parse_args(argv=None):
     parser.add_argument("--dataset", default=DATASET, help="the meta file is <dataset>.csv")
     parser.add_argument("--meta", type=Path, help="your own faces: a CSV file with age,path")
     parser.add_argument("--cap", type=int, default=CAP, help="most faces per age in val, and test")
+    add_held_out(parser.add_argument, "--cap")
+    add_target(parser.add_argument, AGE)
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace an existing meta file")
@@ -82,6 +82,8 @@ def parse_args(argv=None):
         parser.error(f"--meta goes with --dataset NAME (not {DATASET}) and without --check")
     if not (args.meta or args.check or args.dataset == DATASET):
         parser.error(f"--dataset {args.dataset} needs --meta FILE with the columns age,path")
+    check_held_out(parser, args)
+    check_target(parser, args, AGE)
     return args
 
 
@@ -91,16 +93,16 @@ def main(argv=None):
     path = args.data_dir / f"{args.dataset}.csv"
     expected = EXPECTED if args.dataset == DATASET else None
     if args.check:
-        problems = check_meta(path, args.data_dir, args.cap, args.seed, expected)
+        problems = check_meta(path, args, AGE.of(args), expected)
         print("\n".join(problems) or f"{path} is as it should be")
         return int(bool(problems))
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
     if args.meta:
-        meta = faces_of_table(args.meta, args.data_dir)
+        meta = faces_of_table(args.meta, args.data_dir, AGE.of(args))
     else:
         meta = faces_of_sources(args.data_dir)
-    write_meta(meta, path, args.cap, args.seed, expected)
+    write_meta(meta, path, args, expected)
     return 0
 
 

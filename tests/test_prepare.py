@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from conftest import ROOT, load
 
 prepare = load("agedb-dir", "prepare")
+meta_file = load("agedb-dir", "meta_file")
 
 
 def split_by_the_words(ages, paths, cap, seed):
@@ -42,7 +43,7 @@ def test_split_is_the_routine_word_by_word(ages, cap, seed):
         expected = split_by_the_words(ages, paths, cap, seed)
         random.seed(1)
         before = random.getstate()
-        assert prepare.balanced_split(ages, paths, cap, seed) == expected
+        assert meta_file.balanced_split(ages, paths, cap, seed) == expected
         assert random.getstate() == before  # the caller's random numbers are untouched
     finally:
         random.setstate(state)
@@ -55,12 +56,12 @@ def test_split_is_the_routine_word_by_word(ages, cap, seed):
 
 def test_the_official_file_is_reproduced(shared_data):
     meta = pd.read_csv(shared_data / "agedb.csv")
-    split = prepare.balanced_split(meta["age"], meta["path"], cap=30)
+    split = meta_file.balanced_split(meta["age"], meta["path"], cap=30)
     assert split == meta["split"].tolist()
     assert Counter(split) == prepare.EXPECTED
     # The order of the rows matters: by file name the counts stay and the split does not.
     by_name = meta.sort_values("path")
-    other = prepare.balanced_split(by_name["age"], by_name["path"].tolist(), cap=30)
+    other = meta_file.balanced_split(by_name["age"], by_name["path"].tolist(), cap=30)
     assert Counter(other) == prepare.EXPECTED
     assert other != by_name["split"].tolist()
 
@@ -68,7 +69,7 @@ def test_the_official_file_is_reproduced(shared_data):
 def test_utkface_is_reproduced_and_passes_the_check(shared_data, capsys):
     folder = shared_data / "utkface"
     meta = pd.read_csv(folder / "utkface.csv")
-    assert prepare.balanced_split(meta["age"], meta["path"], 30) == meta["split"].tolist()
+    assert meta_file.balanced_split(meta["age"], meta["path"], 30) == meta["split"].tolist()
     assert prepare.main(["--data_dir", str(folder), "--dataset", "utkface", "--check"]) == 0
     assert "18,919" in capsys.readouterr().out
 
@@ -86,7 +87,7 @@ def test_utkface_is_reproduced_and_passes_the_check(shared_data, capsys):
 )
 def test_split_refuses(ages, paths, cap, message):
     with pytest.raises(ValueError, match=message):
-        prepare.balanced_split(ages, paths, cap)
+        meta_file.balanced_split(ages, paths, cap)
 
 
 @pytest.fixture

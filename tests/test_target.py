@@ -1,13 +1,17 @@
 """Your own target: buckets, the record that a run takes from its flags, weights in one call."""
 
 import argparse
+import json
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from conftest import load
+from tiny_run import TinyNet
 
 buckets = load("agedb-dir", "buckets")
 target = load("agedb-dir", "target")
@@ -176,3 +180,73 @@ def test_a_heavy_tail_is_named(caplog):
     assert "one bucket holds" in caplog.text
     assert "--scale log" in caplog.text
     assert "largest weight" in caplog.text
+
+
+# ---- photos, from files to results ---------------------------------------------------------
+
+
+def make_photos(folder, labels, name):
+    """Write small pictures whose brightness follows the label's rank, and their table."""
+    rng = np.random.default_rng(0)
+    ranks = np.argsort(np.argsort(labels)) / len(labels)
+    rows = []
+    for number, (label, rank) in enumerate(zip(labels, ranks)):
+        pixels = np.clip(rng.normal(40 + 170 * rank, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append((label, f"{number}.png"))
+    pd.DataFrame(rows, columns=[name, "path"]).to_csv(folder / "given.csv", index=False)
+
+
+RNG = np.random.default_rng(1)
+PHOTOS = {
+    "share": (RNG.beta(2, 5, 240), "--low 0 --high 1"),
+    "temperature": (np.clip(RNG.normal(3, 4, 240), -2, 16), "--unit °C --low -2 --high 16"),
+    "rent": (1500 * RNG.beta(2, 5, 240), "--unit EUR --low 0 --high 1500 --bin_width 50"),
+    "price": (RNG.lognormal(5, 1, 240), "--low 5 --high 5000 --scale log"),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photos_with_labels_of_any_range(name, tmp_path, monkeypatch, capsys):
+    labels, words = PHOTOS[name]
+    make_photos(tmp_path, labels, name)
+    own = ["--target", name, *words.split()]
+    words = ["--data_dir", str(tmp_path), "--dataset", "own"]
+    table = ["--meta", f"{tmp_path}/given.csv"]
+    assert load("agedb-dir", "prepare").main([*own, *words, *table]) == 0
+    told = capsys.readouterr().out
+    assert "--max_held_out 0.4" in told
+    assert "fewer than 100 test samples" in told
+    meta = pd.read_csv(tmp_path / "own.csv")
+    assert list(meta) == [name, "path", "split"]
+    assert (meta["split"] != "train").mean() <= 0.4
+
+    train = load("agedb-dir", "train")
+    monkeypatch.setattr(train, "AgeResNet", lambda name, module, fresh: TinyNet(module))
+    monkeypatch.setattr(train, "feature_dim_of", lambda name: 8)
+    words += "--reweight sqrt_inv --lds --fds --img_size 8 --batch_size 64 --epoch 3".split()
+    words += ["--store_root", str(tmp_path / "runs"), "--cache", "none", "--track", "none"]
+    words += ["--device", "cpu", "--workers", "1"]
+    if name != "price":  # one set of figures will do
+        monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
+    train.main([*own, *words])
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["target"]["name"] == name
+    density = pd.read_csv(folder / "label_density.csv")
+    assert density["weight"].max() > 1.2 * density["weight"].min()
+    assert density["count"].sum() == (meta["split"] == "train").sum()
+    assert len(np.load(folder / "fds_statistics.npz")["label"]) == len(density)
+    told = pd.read_csv(folder / "predictions.csv")
+    error = (told["prediction"] - told["label"]).abs()[told["split"] == "test"].mean()
+    assert results["metrics"]["test"]["overall"]["mae"] == pytest.approx(error, rel=1e-4)
+    # An evaluation takes the target from the checkpoint; only the column's file is to be named.
+    again = train.main(["--evaluate", "--eval_model", f"{folder}/ckpt.best.pth.tar", *words])
+    assert again["overall"]["mae"] == pytest.approx(results["metrics"]["test"]["overall"]["mae"])
+
+
+def test_labels_outside_the_range_are_refused_with_what_helps(tmp_path):
+    make_photos(tmp_path, np.linspace(-2, 16, 12), "age")
+    words = ["--data_dir", str(tmp_path), "--dataset", "own", "--meta", f"{tmp_path}/given.csv"]
+    with pytest.raises(ValueError, match=r"row 0 has age -2.*--low and --high.*from -2 to 16"):
+        load("agedb-dir", "prepare").main(words)

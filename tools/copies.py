@@ -27,7 +27,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("loss_flags.py", "criterion.py", "heads.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("buckets.py",), FOLDERS),
-    (("target.py",), AGE_PAIR),
+    (("target.py", "held_out.py"), AGE_PAIR),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("synthetic_faces.py",), AGE_PAIR),
