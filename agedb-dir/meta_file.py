@@ -82,14 +82,13 @@ def balanced_split(ages, paths, cap, seed=666, target=AGE):
     return split.tolist()
 
 
-def split_own(meta, args, target, own):
+def split_own(meta, args, target):
     """Return the split of a table with the columns of `read_ages`, by the flags of prepare.py.
 
     Args:
         meta: DataFrame with the target's column and path.
         args: the flags; `cap`, `seed` and those of `held_out.add_held_out`.
         target: `target.Target`.
-        own: whether it is your own data, of which less is held out.
 
     Raises:
         ValueError: naming the row of a label outside the range; or nothing can be held out.
@@ -103,7 +102,7 @@ def split_own(meta, args, target, own):
         )
     buckets = split_buckets(labels, target)
     counts = np.bincount(buckets[buckets >= 0], minlength=len(target.buckets))
-    caps = caps_of(args, counts, args.cap, own)
+    caps = caps_of(args, counts)
     split = balanced_split(labels, meta["path"], caps, args.seed, target)
     if not {"val", "test"} <= set(split):
         raise ValueError(
@@ -160,7 +159,6 @@ def check_meta(path, args, target, expected=None):
     data_dir = args.data_dir
     meta = read_ages(path, (target.name, "path", "split"))
     problems = []
-    own = expected is None
     if expected and meta["path"].str.contains(DRAWN).all():
         print("these are the faces that demo_data.py draws, so no counts are expected")
         expected = None
@@ -174,7 +172,7 @@ def check_meta(path, args, target, expected=None):
             f"{len(missing)} of {len(meta)} images are not in {data_dir}: {first}; `python "
             "download.py` says how to get them"
         )
-    split = split_own(meta, args, target, own)
+    split = split_own(meta, args, target)
     wrong = [row for row, name in enumerate(split) if meta["split"][row] != name]
     if wrong:
         problems.append(

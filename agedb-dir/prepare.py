@@ -58,7 +58,8 @@ def parse_args(argv=None):
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--dataset", default="agedb", help="the meta file is <dataset>.csv")
     parser.add_argument("--meta", type=Path, help="your own faces: a CSV file with age,path")
-    parser.add_argument("--cap", type=int, default=CAP, help="most faces per age in val, and test")
+    cap_help = f"most faces per age, or bucket, in val, and in test [{CAP}]"
+    parser.add_argument("--cap", type=int, help=cap_help)
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
     add_held_out(parser.add_argument, "--cap")
     add_target(parser.add_argument, AGE)
@@ -73,7 +74,7 @@ def parse_args(argv=None):
         parser.error("--meta goes with --dataset NAME (not agedb) and without --check")
     if not (args.meta or args.check or args.dataset == "agedb"):
         parser.error(f"--dataset {args.dataset} needs --meta FILE with the columns age,path")
-    check_held_out(parser, args)
+    check_held_out(parser, args, CAP, args.dataset != "agedb")
     check_target(parser, args, AGE)
     return args
 
@@ -100,7 +101,7 @@ def main(argv=None):
         meta = scan_faces(args.data_dir, args.skip_unparsed)
         print("The rows are in order of file name, so this is NOT the official split, which goes")
         print("with the published numbers: `python download.py --split_file` fetches that one.")
-    meta["split"] = split_own(meta, args, target, own=bool(args.meta))
+    meta["split"] = split_own(meta, args, target)
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)

@@ -20,41 +20,50 @@ def add_held_out(add, cap):
     add("--max_held_out", type=float, help=share_help)
 
 
-def check_held_out(parser, args):
-    """End with a message where the flags cannot be used."""
+def check_held_out(parser, args, cap, own):
+    """End with a message where the flags cannot be used, and fill those that were not given.
+
+    Args:
+        parser, args: the parser, and what it parsed.
+        cap: of each bucket in val, and in test, unless flags say otherwise.
+        own: whether this is your own data; a benchmark's are split as published.
+    """
     for flag in ("val_per_bin", "test_per_bin"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
     if args.max_held_out is not None and not 0 < args.max_held_out <= 1:
         parser.error(f"--max_held_out must be above 0 and at most 1, got {args.max_held_out}")
+    given = args.cap, args.val_per_bin, args.test_per_bin, args.max_held_out
+    if own and given == (None,) * 4:
+        args.max_held_out = MAX_HELD_OUT
+    args.cap = cap if args.cap is None else args.cap
 
 
-def caps_of(args, counts, cap, own):
-    """Return the largest numbers of a bucket in val and in test, and print how they came about.
+def caps_of(args, counts):
+    """Return the largest numbers of a bucket in val and in test, and print if they were lowered.
 
     Args:
         args: the flags.
         counts: samples of each bucket [B].
-        cap: largest number unless a flag gives another.
-        own: whether this is your own data; a benchmark's are split as published.
     """
-    caps = [args.val_per_bin or cap, args.test_per_bin or cap]
-    share = args.max_held_out or (MAX_HELD_OUT if own else 1.0)
-    third = np.asarray(counts) // 3
-
-    def held():
-        return sum(int(np.minimum(third, most).sum()) for most in caps)
-
-    given = list(caps)
-    while held() > share * third.sum() * 3 and max(caps) > 1:
-        caps = [max(1, most - 1) if most == max(caps) else most for most in caps]
-    if own:
-        lowered = f", lowered from {given[0]} and {given[1]} by --max_held_out {share:g}"
+    given = [args.val_per_bin or args.cap, args.test_per_bin or args.cap]
+    if args.max_held_out is None:
+        return given
+    counts = np.asarray(counts)
+    caps = given
+    # At most a third of a bucket goes to each of the two.
+    while (
+        sum(np.minimum(counts // 3, cap).sum() for cap in caps) > args.max_held_out * counts.sum()
+    ):
+        if max(caps) == 1:
+            break
+        caps = [cap - (cap == max(caps)) for cap in caps]
+    if caps != given:
         print(
-            f"at most {caps[0]} of a bucket in val and {caps[1]} in test"
-            + lowered * (caps != given)
+            f"at most {caps[0]} of a bucket in val and {caps[1]} in test, lowered from {given[0]} "
+            f"and {given[1]} by --max_held_out {args.max_held_out:g}"
         )
-    return tuple(caps)
+    return caps
 
 
 def describe_split(target, labels, split):
@@ -84,5 +93,5 @@ def describe_split(target, labels, split):
             "or --many and --few there, tells rare labels from frequent ones"
         )
     filled = int(np.count_nonzero(counts))
-    if filled < FEW_BUCKETS:
+    if filled < min(FEW_BUCKETS, len(np.unique(labels))):
         print(f"warning: training fills {filled} buckets, too few for --lds and --fds")

@@ -53,7 +53,7 @@ def faces_of_table(path, data_dir, target):
 def write_meta(meta, path, args, expected=None):
     """Split the faces (label, `path`) by the flags, write the meta file and print its counts."""
     target = AGE.of(args)
-    meta = meta.assign(split=split_own(meta, args, target, own=bool(args.meta)))
+    meta = meta.assign(split=split_own(meta, args, target))
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)
@@ -68,7 +68,8 @@ def parse_args(argv=None):
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--dataset", default=DATASET, help="the meta file is <dataset>.csv")
     parser.add_argument("--meta", type=Path, help="your own faces: a CSV file with age,path")
-    parser.add_argument("--cap", type=int, default=CAP, help="most faces per age in val, and test")
+    cap_help = f"most faces per age, or bucket, in val, and in test [{CAP}]"
+    parser.add_argument("--cap", type=int, help=cap_help)
     add_held_out(parser.add_argument, "--cap")
     add_target(parser.add_argument, AGE)
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
@@ -82,7 +83,7 @@ def parse_args(argv=None):
         parser.error(f"--meta goes with --dataset NAME (not {DATASET}) and without --check")
     if not (args.meta or args.check or args.dataset == DATASET):
         parser.error(f"--dataset {args.dataset} needs --meta FILE with the columns age,path")
-    check_held_out(parser, args)
+    check_held_out(parser, args, CAP, args.dataset != DATASET)
     check_target(parser, args, AGE)
     return args
 

@@ -1,7 +1,4 @@
-"""The figures of a run: errors, predictions, learning curves, label density, FDS statistics.
-
-`report.py` reads the run and calls `make_figures`; nothing here knows a benchmark.
-"""
+"""The figures of any benchmark's run: errors, predictions, learning curves, density, FDS."""
 
 import numpy as np
 import pandas as pd
@@ -249,10 +246,13 @@ def make_figures(run, split, anchor):
     if fds is not None and fds["num_samples_tracked"].any():
         figures["fds_statistics"] = draw_fds_statistics(run)
         figures["fds_similarity"] = draw_fds_similarity(run, anchor)
-    for fig in figures.values():
+    scale = run["target"].get("scale", "linear")  # your own target's
+    for name, fig in figures.items():
+        both = {"yscale": scale} if name == "predictions" else {}
+        for ax in fig.axes if scale != "linear" and name != "learning_curves" else ():
+            ax.set(xscale=scale, **both)
         legends = [zip(*ax.get_legend_handles_labels()) for ax in fig.axes]
         handles = {label: handle for legend in legends for handle, label in legend}
-        columns = int(fig.get_figwidth() / 1.5)
-        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns,
-                   frameon=False)  # fmt: skip
+        options = {"loc": "outside lower center", "ncols": int(fig.get_figwidth() / 1.5)}
+        fig.legend(handles.values(), handles.keys(), frameon=False, **options)
     return figures
