@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from augmentation import CROP_PADDING, augment, normalize
 from batches import Batches
 from lds import bucket_weights, label_density
 from meta_file import AGE
@@ -20,7 +21,6 @@ from meta_file import AGE
 # smoothed counts: the published numbers hold both.
 LDS_RULE = {"clip": (5, 1000), "truncate": True}
 CPU_PIECE = 4  # images of a batch that the CPU takes at a time, so that they stay in its cache
-CROP_PADDING = 16  # pixels of zeros around a training image (released code)
 SPLITS = ("train", "val", "test")
 
 
@@ -127,67 +127,6 @@ def read_meta(data_dir, dataset, target=AGE):
 # ---- batches -------------------------------------------------------------------------------
 
 
-def normalize(images, out=None):
-    """Map uint8 images [n, H, W, 3] to (x / 255 − 0.5) / 0.5 as the network takes them.
-
-    Args:
-        images: the images.
-        out: float32 tensor of their shape to write into, or None.
-
-    Returns:
-        float32 [n, 3, H, W] in channels-last memory.
-    """
-    out = torch.empty(images.shape, device=images.device) if out is None else out
-    # Dividing by 127.5 rounds as dividing by 255 and then by 0.5 does.
-    return torch.div(images, 127.5, out=out).sub_(1.0).permute(0, 3, 1, 2)
-
-
-def augment(images, top, left, flip):
-    """Crop each image from its zero-padded self, then mirror some of them, as one batch.
-
-    Args:
-        images: [n, H, W, C].
-        top, left: offsets of each crop, long [n] in 0 ... 2·CROP_PADDING.
-        flip: bool [n], which images to mirror left to right.
-
-    Returns:
-        Tensor of the shape of `images`.
-    """
-    # The same pixels: on the CPU a slice is a plain copy of memory and an index is not, on a
-    # GPU one index is one kernel.
-    crop = crop_by_slices if images.device.type == "cpu" else crop_by_index
-    return crop(images, top, left, flip)
-
-
-def crop_by_index(images, top, left, flip):
-    """`augment` in four operations on the whole batch."""
-    n, H, W, C = images.shape
-    padded = torch.nn.functional.pad(images, [0, 0] + [CROP_PADDING] * 4)
-    image, row = padded.stride(0), padded.stride(1)
-    # A view of every possible crop, [n, top, left, H, W·C]; indexing copies the chosen ones.
-    offsets = 2 * CROP_PADDING + 1
-    crops = padded.as_strided((n, offsets, offsets, H, W * C), (image, row, C, row, 1))
-    crops = crops[torch.arange(n, device=images.device), top, left].view(n, H, W, C)
-    return torch.where(flip[:, None, None, None], crops.flip(2), crops)
-
-
-def crop_by_slices(images, top, left, flip):
-    """`augment` by copying what each crop keeps of its image."""
-    H, W = images.shape[1:3]
-    crops = torch.zeros_like(images)
-    # Of an image smaller than the padding nothing may be left: an offset ends at its size.
-    down = (top - CROP_PADDING).clamp(-H, H)
-    right = (left - CROP_PADDING).clamp(-W, W)
-    draws = zip(down.tolist(), right.tolist(), flip.tolist())
-    for crop, image, (down, right, mirror) in zip(crops, images, draws):
-        # The crop lies `down` rows below the image's top; a negative number is above it.
-        up, down, before, right = max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)
-        crop[up : H - down, before : W - right] = image[down : H - up, right : W - before]
-        if mirror:
-            crop.copy_(crop.flip(1))
-    return crops
-
-
 class Batch(NamedTuple):
     """What one step needs."""
 
@@ -196,6 +135,7 @@ class Batch(NamedTuple):
     weights: torch.Tensor  # float32 [n, 1]
     share: float  # as in `batches.Part`
     size: int
+    views: torch.Tensor | None = None  # two more of each image, [2·n, 3, H, W]
 
 
 class Loader(Batches):
@@ -218,14 +158,19 @@ class Loader(Batches):
         self.weights = weights[label_to_bucket(self.labels, target)]
         self.buffer = None
 
-    def train(self, epoch, statistics=False):
+    def train(self, epoch, statistics=False, views=False):
         """Yield shuffled, augmented batches; the statistics pass draws its own."""
         rng = np.random.default_rng([self.sharing.seed, epoch, int(statistics)])
         order = rng.permutation(self.N)
-        offsets = torch.from_numpy(rng.integers(0, 2 * CROP_PADDING + 1, size=(2, self.N)))
-        flips = torch.from_numpy(rng.random(self.N) < 0.5)
+        draws = [self._draw(rng) for _ in range(3 if views else 1)]
         for part, images in self.read_ahead(self.parts(self.cut(order)), self.read):
-            yield self._batch(images, part, (*offsets[:, part.rows], flips[part.rows]))
+            own = [[draw[part.rows] for draw in of_view] for of_view in draws]
+            yield self._batch(images, part, own)
+
+    def _draw(self, rng):
+        """Draw top, left and flip of all images, [N] each."""
+        offsets = torch.from_numpy(rng.integers(0, 2 * CROP_PADDING + 1, size=(2, self.N)))
+        return [*offsets, torch.from_numpy(rng.random(self.N) < 0.5)]
 
     def evaluate(self):
         """Yield this process's part of the split in order, as `Batch`."""
@@ -236,20 +181,24 @@ class Loader(Batches):
         """Return the images of some of the split's rows: uint8 [n, H, W, 3]."""
         return self.images.read(self.rows[rows])
 
-    def _batch(self, images, part, draws=()):
-        """Augment by the draws, if any, normalise, and look labels and weights up."""
+    def _batch(self, images, part, draws=((),)):
+        """Augment by each of the draws, normalise, and look labels and weights up."""
         n, on_cpu = len(images), self.device.type == "cpu"
-        draws = [draw.to(self.device) for draw in draws]
         # Fresh memory costs the CPU more time than the arithmetic does: one buffer for all batches.
-        if not on_cpu or self.buffer is None or len(self.buffer) < n:
-            self.buffer = torch.empty(images.shape, device=self.device)
+        if not on_cpu or self.buffer is None or len(self.buffer) < len(draws) * n:
+            shape = (len(draws) * n, *images.shape[1:])
+            self.buffer = torch.empty(shape, device=self.device)
         step = CPU_PIECE if on_cpu else n
-        for i in range(0, n, step):
-            few = images[i : i + step]
-            few = augment(few, *(draw[i : i + step] for draw in draws)) if draws else few
-            normalize(few, self.buffer[i : i + len(few)])
+        for first, of_view in enumerate(draws):
+            of_view = [draw.to(self.device) for draw in of_view]
+            for i in range(0, n, step):
+                few = images[i : i + step]
+                few = augment(few, *(draw[i : i + step] for draw in of_view)) if of_view else few
+                normalize(few, self.buffer[first * n + i : first * n + i + len(few)])
         labels, weights = (
             torch.from_numpy(values[part.rows]).unsqueeze(1).to(self.device)
             for values in (self.labels, self.weights)
         )
-        return Batch(self.buffer[:n].permute(0, 3, 1, 2), labels, weights, part.share, part.size)
+        made = self.buffer[: len(draws) * n].permute(0, 3, 1, 2)
+        views = made[n:] if len(draws) > 1 else None
+        return Batch(made[:n], labels, weights, part.share, part.size, views)

@@ -27,6 +27,7 @@ import torch
 import checkpoints
 import flags
 import loss as losses
+import regularizers
 import released
 import report
 import resample
@@ -63,7 +64,11 @@ FOCAL_BETA = 0.2  # 1 / years (released code, ages)
 HUBER_BETA = 1.0  # years
 # What is rare: few- and medium-shot ages. Torgo et al. (2013) add 200 %.
 RELEVANCE, OVERSAMPLE = "density", 2.0
+# Weights as published, SRL's from the defaults of its evaluation.
+REGULARIZER = {"conr": [4.0], "ordinal_entropy": [1.0], "srl": [10, 100, 0.01], "dist": [1.0]}
 LR_FACTOR = 0.1  # at each epoch of --schedule
+GRID = np.arange(121.0)  # years; your own target is predicted from 0 to 100
+NO_FDS = -1  # an epoch that comes before any calibration
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -84,6 +89,7 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
+    regularizers.add_regularizer(parser, "years", REGULARIZER, 0.3)
     # Those that are not appended stand in the released name already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING, appended=False)
     add("--model", default="resnet50", choices=MODELS, role=flags.NETWORK, help="network")
@@ -111,6 +117,7 @@ def parse_args(argv=None):
     flags.check(parser, args, positive=("epoch", "img_size", "workers"))
     check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
+    regularizers.check_regularizer(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     return args
@@ -237,11 +244,17 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     for group in optimizer.param_groups:
         group["lr"] = lr
     net.train()
-    steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
+    batches = loader.train(epoch, views=args.regularizer == "conr")
+    steps = Steps(run, loader, batches, f"Epoch {epoch}")
     for batch in steps:
+        targets = target.scaled(batch.labels)
         with accelerator.autocast():
             preds, features = net(batch.images, batch.labels, epoch)
-            loss = criterion(preds.float(), target.scaled(batch.labels), batch.weights)
+            loss = criterion(preds.float(), targets, batch.weights)
+            compared = preds, features
+            if batch.views is not None:
+                compared = net(batch.views, batch.labels.repeat(2, 1), NO_FDS)
+            loss = loss + model.regularizer(compared[1], targets, compared[0], batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -316,6 +329,7 @@ def train(run, net, model, optimizer, data, progress):
         row = train_one_epoch(run, net, model, optimizer, loader, epoch)
         if args.fds and epoch >= args.start_update:
             row["seconds"] |= update_fds_statistics(run, model, loader, epoch)
+        model.regularizer.end_epoch()
         clock = time.perf_counter()
         row["val"], _ = evaluate(run, model, data, "val")
         row["seconds"]["evaluate"] = time.perf_counter() - clock
@@ -405,6 +419,8 @@ def main(argv=None):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
+    labels = data.target.scaled(data.loaders["train"].labels)
+    model.regularizer = regularizers.make(run, feature_dim_of(args.model), labels, GRID)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)

@@ -17,6 +17,7 @@ from torchvision import transforms
 
 from conftest import ROOT, load
 
+augmentation = load("agedb-dir", "augmentation")
 datasets = load("agedb-dir", "datasets")
 image_cache = load("agedb-dir", "image_cache")
 batches = load("agedb-dir", "batches")
@@ -62,7 +63,7 @@ def test_evaluation_equals_per_file_pipeline(faces, cached):
     cache = faces / "cache" if cached else None
     images = image_cache.Images(faces, meta["path"], 32, cache, quiet=True)
     rows = np.array([7, 0, 3, 11])
-    got = datasets.normalize(images.read(rows))
+    got = augmentation.normalize(images.read(rows))
     expected = per_file([faces / meta["path"][row] for row in rows], 32)
     assert got.dtype == torch.float32
     assert torch.equal(got, expected)
@@ -77,7 +78,7 @@ def test_augment_equals_torchvision_for_every_draw(faces, function):
     draws = [(t, l, f) for t in range(0, 33, 4) for l in range(0, 33, 4) for f in (False, True)]
     top, left, flip = (torch.tensor(column) for column in zip(*draws))
     images = torch.from_numpy(pixels.copy()).expand(len(draws), -1, -1, -1).contiguous()
-    got = getattr(datasets, function)(images, top, left, flip)
+    got = getattr(augmentation, function)(images, top, left, flip)
     for i, (t, l, f) in enumerate(draws):
         crop = F.crop(padded, t, l, 24, 24)
         crop = F.hflip(crop) if f else crop
@@ -89,8 +90,8 @@ def test_crops_of_images_smaller_than_the_padding(size):
     images = torch.randint(1, 256, (33 * 33, size, size, 3), dtype=torch.uint8)
     top, left = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(33)] * 2, indexing="ij"))
     flip = (top + left) % 2 == 0
-    expected = datasets.crop_by_index(images, top, left, flip)
-    assert torch.equal(datasets.crop_by_slices(images, top, left, flip), expected)
+    expected = augmentation.crop_by_index(images, top, left, flip)
+    assert torch.equal(augmentation.crop_by_slices(images, top, left, flip), expected)
 
 
 # ---- meta file -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""--regularizer in uci-dir's train.py: flags, names, resuming, several processes."""
+"""--regularizer in train.py: flags, names, resuming, views, several processes."""
 
 import json
 import os
@@ -7,8 +7,10 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ROOT, load
 
@@ -16,6 +18,10 @@ train = load("uci-dir", "train")
 demo_data = load("uci-dir", "demo_data")
 regularizers = load("uci-dir", "regularizers")
 results = load("uci-dir", "results")
+faces_train = load("agedb-dir", "train")
+datasets = load("agedb-dir", "datasets")
+batches = load("agedb-dir", "batches")
+tiny_run = load("tests", "tiny_run")
 METHODS = regularizers.METHODS[1:]
 TWO_PROCESSES = """
 import sys
@@ -153,6 +159,64 @@ def test_a_resumed_run_equals_an_unbroken_one(method, tables, tmp_path, monkeypa
     evaluated = ["--evaluate", "--eval_model", folders[0] / "ckpt.best.pth.tar"]
     again = train.main(command(tables, tmp_path / "other", *evaluated))  # without the flag
     assert again["overall"] == pytest.approx(found["metrics"]["test"]["overall"])
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Small images whose brightness follows the age."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(34):
+        age = int(rng.integers(20, 30))
+        pixels = np.clip(rng.normal(5 * age, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append((age, f"{i}.png", "train" if i < 24 else "val" if i < 29 else "test"))
+    table = pd.DataFrame(rows, columns=["age", "path", "split"])
+    table.to_csv(tmp_path / "agedb.csv", index=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["conr", "srl"])
+def test_faces_are_resumed_bit_for_bit(method, faces, monkeypatch):
+    monkeypatch.setattr(faces_train.report, "draw_run", lambda folder: None)
+    monkeypatch.setattr(faces_train, "build_model", tiny_run.make_builder(faces_train.FDS))
+    monkeypatch.setattr(faces_train, "feature_dim_of", lambda name: 8)
+    fixed = "--img_size 40 --batch_size 16 --device cpu --track none --fds --fds_ks 5".split()
+    fixed += ["--regularizer", method, "--data_dir", str(faces)]
+    states = []
+    for store, stops in (("whole", [3]), ("parts", [2, 3])):
+        for stop in stops:
+            own = ["--store_root", str(faces / store), "--epoch", str(stop)]
+            faces_train.main([*fixed, *own, *["--resume"] * (stop != stops[0])])
+        (folder,) = (faces / store).iterdir()
+        states.append(torch.load(folder / "ckpt.pth.tar", weights_only=True)["state_dict"])
+    whole, parts = states
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert ("regularizer.surrogate.surrogate" in whole) == (method == "srl")
+
+
+def test_conr_sees_two_more_views_of_each_image():
+    """The images of an epoch are those without views; a view is the image cropped and mirrored."""
+
+    class Images:
+        def read(self, rows):
+            pixels = np.arange(1, 41)[:, None, None] + rows.reshape(-1, 1, 1, 1)
+            return torch.from_numpy(np.uint8(np.broadcast_to(pixels, (len(rows), 40, 40, 3))))
+
+    sharing = batches.Sharing(4, 0, torch.device("cpu"))
+    labels = np.arange(20.0, 30)
+    loader = datasets.Loader(Images(), np.arange(10) * 20, labels, np.ones(121), sharing)
+    plain = [batch.images.clone() for batch in loader.train(1)]
+    for images, batch in zip(plain, loader.train(1, views=True)):
+        assert torch.equal(images, batch.images)
+        n = len(batch.labels)
+        assert batch.views.shape == (2 * n, 3, 40, 40)
+        row = (batch.labels[:, 0] - 20) * 20  # its pixels are row + 1 to row + 40, and zeros around
+        for views in (batch.images, batch.views[:n], batch.views[n:]):
+            levels = ((views + 1) * 127.5).round()
+            assert (levels.amax((1, 2, 3)) <= row + 40).all()
+            inside = levels > 0
+            assert (levels[inside] > row[:, None, None, None].expand_as(levels)[inside]).all()
+        assert not torch.equal(batch.views[:n], batch.views[n:])
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ DEFAULTS = dict(
     resample="none", relevance="density", relevance_threshold=0.5, k_neighbors=5,
     perturbation=0.02, oversample=2.0, undersample=False, target=None, unit=None, low=None,
     high=None, bin_width=None, scale=None, many=None, few=None,
+    regularizer="none", regularizer_weight=None, temperature=None, conr_omega=1.0, conr_push=0.01,
+    conr_official=False, srl_momentum=0.9, dist_strength=0.1,
 )  # fmt: skip
 
 

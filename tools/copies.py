@@ -30,7 +30,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("target.py", "held_out.py"), AGE_PAIR),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
-    (("synthetic_faces.py",), AGE_PAIR),
+    (("synthetic_faces.py", "augmentation.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "uci-dir")),
     (("regularizers.py", "contrast.py", "distribution.py"), REGULARIZED),

@@ -35,10 +35,7 @@ def check_losses(parser, args, weighted_rrt=False):
     gathers = args.loss == "bmc" or regularizer == "conr"
     needs = {
         "--loss bmc, gai or bni": (balanced, ("noise_sigma", "fix_noise_sigma", "sigma_lr")),
-        "--loss bmc or --regularizer conr": (
-            args.loss == "bmc" or regularizer == "conr",
-            ("gather",),
-        ),
+        "--loss bmc or --regularizer conr": (gathers, ("gather",)),
         "--loss gar": (args.loss == "gar", ("gar_alpha",)),
         "--reweight dense": (args.reweight == DENSE, ("dense_alpha",)),
         "--experts": (args.experts > 0, ("expert_schedule",)),

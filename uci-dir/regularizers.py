@@ -155,7 +155,7 @@ class Regularizer(nn.Module):
         """ConR of the batch, in one or more views."""
         views = len(features) // len(labels)
         rows = [features, labels.repeat(views, 1), preds.detach(), weights.repeat(views, 1)]
-        if self.args.gather:
+        if getattr(self.args, "gather", False):  # not every benchmark has it
             rows = [gather_rows(x) for x in rows]
         features, labels, preds, weights = rows
         options = self.args.conr_omega, self.temperature, self.args.conr_push

@@ -1,0 +1,69 @@
+"""Images as the network takes them: normalised, cropped and mirrored as one batch.
+
+All of it runs on the device of the images.
+"""
+
+import torch
+
+CROP_PADDING = 16  # pixels of zeros around a training image (released code)
+
+
+def normalize(images, out=None):
+    """Map uint8 images [n, H, W, 3] to (x / 255 − 0.5) / 0.5 as the network takes them.
+
+    Args:
+        images: the images.
+        out: float32 tensor of their shape to write into, or None.
+
+    Returns:
+        float32 [n, 3, H, W] in channels-last memory.
+    """
+    out = torch.empty(images.shape, device=images.device) if out is None else out
+    # Dividing by 127.5 rounds as dividing by 255 and then by 0.5 does.
+    return torch.div(images, 127.5, out=out).sub_(1.0).permute(0, 3, 1, 2)
+
+
+def augment(images, top, left, flip):
+    """Crop each image from its zero-padded self, then mirror some of them, as one batch.
+
+    Args:
+        images: [n, H, W, C].
+        top, left: offsets of each crop, long [n] in 0 ... 2·CROP_PADDING.
+        flip: bool [n], which images to mirror left to right.
+
+    Returns:
+        Tensor of the shape of `images`.
+    """
+    # The same pixels: on the CPU a slice is a plain copy of memory and an index is not, on a
+    # GPU one index is one kernel.
+    crop = crop_by_slices if images.device.type == "cpu" else crop_by_index
+    return crop(images, top, left, flip)
+
+
+def crop_by_index(images, top, left, flip):
+    """`augment` in four operations on the whole batch."""
+    n, H, W, C = images.shape
+    padded = torch.nn.functional.pad(images, [0, 0] + [CROP_PADDING] * 4)
+    image, row = padded.stride(0), padded.stride(1)
+    # A view of every possible crop, [n, top, left, H, W·C]; indexing copies the chosen ones.
+    offsets = 2 * CROP_PADDING + 1
+    crops = padded.as_strided((n, offsets, offsets, H, W * C), (image, row, C, row, 1))
+    crops = crops[torch.arange(n, device=images.device), top, left].view(n, H, W, C)
+    return torch.where(flip[:, None, None, None], crops.flip(2), crops)
+
+
+def crop_by_slices(images, top, left, flip):
+    """`augment` by copying what each crop keeps of its image."""
+    H, W = images.shape[1:3]
+    crops = torch.zeros_like(images)
+    # Of an image smaller than the padding nothing may be left: an offset ends at its size.
+    down = (top - CROP_PADDING).clamp(-H, H)
+    right = (left - CROP_PADDING).clamp(-W, W)
+    draws = zip(down.tolist(), right.tolist(), flip.tolist())
+    for crop, image, (down, right, mirror) in zip(crops, images, draws):
+        # The crop lies `down` rows below the image's top; a negative number is above it.
+        up, down, before, right = max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)
+        crop[up : H - down, before : W - right] = image[down : H - up, right : W - before]
+        if mirror:
+            crop.copy_(crop.flip(1))
+    return crops
