@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from demo.picture import make_face
+from files import write_atomically
 from meta_file import balanced_split, report_counts
 from prepare import CAP
-from utils import write_atomically
 
 AGES = np.arange(1, 102)  # the ages in AgeDB-DIR's training set
 PEAK = 35  # its most frequent age: 353 of 12,208 faces (the paper's appendix)

@@ -15,7 +15,6 @@ from pathlib import Path
 from archive import unpack
 from fetch import compare_with_record, fetch_small, sole_use, write_record
 from prepare import NAME, missing_paths, read_ages
-from released import fetch_official
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
 SPLIT_FILE = "agedb-dir/data/agedb.csv"  # its path in the official release
@@ -121,6 +120,8 @@ def main(argv=None):
     meta = args.data_dir / "agedb.csv"
     with sole_use(args.data_dir):
         if args.checkpoint:
+            from released import fetch_official  # torch, which nothing else here needs
+
             path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
             return fetch_official(*OFFICIAL[args.checkpoint], path)
         if args.split_file:

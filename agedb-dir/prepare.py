@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
 from target import add_target, check_target
-from utils import write_atomically
 
 EXPECTED = {"train": 12_208, "val": 2_140, "test": 2_140}  # AgeDB-DIR, paper and official file
 CAP = 30  # AgeDB's largest number of faces per age in val, and in test

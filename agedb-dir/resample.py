@@ -16,8 +16,6 @@ import logging
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 
 from flags import SYNTHETIC, TRAINING
 from relevance import RELEVANCES, relevance_of
@@ -215,6 +213,8 @@ def draw_region(labels, points, times, args, categories, rng):
 
 def neighbours(points, k):
     """Return the k nearest other points of each point, long [n, k]."""
+    from scipy.spatial import cKDTree  # here: the command line is answered without it
+
     _, near = cKDTree(points).query(points, k=k + 1)
     # A point is nearest to itself, unless others are equal: then one of them takes its place.
     own = near == np.arange(len(points))[:, None]
@@ -227,6 +227,8 @@ def half_median(points, rng):
 
     A region of more than `MEDIAN_OF` points is represented by so many, drawn at random.
     """
+    from scipy.spatial.distance import cdist
+
     others = points
     if len(points) > MEDIAN_OF:
         others = points[rng.choice(len(points), MEDIAN_OF, replace=False)]

@@ -1,7 +1,8 @@
 """An epoch's batches: cut into the processes' parts, read ahead, and stepped through.
 
 A folder's `Loader` derives from `Batches`. Its training and its FDS statistics go through `Steps`,
-which shows a progress bar and looks after the loss.
+which shows a progress bar and looks after the loss. torch is imported where it is used, since data
+scripts read a folder's `datasets.py` without it.
 """
 
 import time
@@ -10,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from accelerate.utils import gather_object, recursively_apply, send_to_device
 from tqdm import tqdm
 
 EXPLODED = 1e6  # a loss above this ends the run (released code of the ages)
@@ -24,7 +23,7 @@ class Sharing(NamedTuple):
 
     batch_size: int  # over all processes together
     seed: int  # with the epoch, the source of the order and of the augmentation
-    device: torch.device  # where batches go
+    device: object  # torch.device, where batches go
     rank: int = 0  # number of this process
     processes: int = 1
 
@@ -53,6 +52,8 @@ class Batches:
     """
 
     def __init__(self, N, sharing):
+        import torch
+
         self.N, self.sharing = N, sharing
         self.prior = None  # of the training labels, where the loss needs it
         self.device = torch.device(sharing.device)
@@ -89,6 +90,8 @@ class Batches:
         A thread reads two batches ahead.
         """
 
+        from accelerate.utils import recursively_apply, send_to_device
+
         def pinned(rows):
             data = read(rows)
             return recursively_apply(pin, data) if self.device.type == "cuda" else data
@@ -113,6 +116,8 @@ def pin(tensor):
 
 def gather(accelerator, values):
     """Return the lists of all processes as one, in the order of their ranks."""
+    from accelerate.utils import gather_object
+
     return gather_object(values) if accelerator.num_processes > 1 else values
 
 
@@ -212,6 +217,8 @@ class Steps:
 
     def mean_loss(self):
         """Return the mean over all samples (or steps) of all processes."""
+        import torch
+
         self._look()
         total = torch.tensor(self.total, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(total, "mean").item() / max(self.samples, 1)
@@ -222,6 +229,8 @@ class Steps:
         Raises:
             FloatingPointError: as `add`.
         """
+        import torch
+
         values = torch.stack([loss for loss, _ in self.pending]).tolist() if self.pending else []
         for step, value in enumerate(values, start=self.next):
             if not abs(value) <= EXPLODED:

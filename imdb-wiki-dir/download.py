@@ -20,7 +20,6 @@ from fetch import check_room, fetch, fetch_small, length_of, size_of, sole_use
 from matlab_meta import SOURCES
 from meta_file import report_counts
 from prepare import EXPECTED
-from released import fetch_official
 from unpack import UNPACKED, is_demo, unpack_archive
 
 BASE_URL = "https://data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki/static"
@@ -121,6 +120,8 @@ def main(argv=None):
         return print(INSTRUCTIONS)
     with sole_use(args.data_dir):
         if args.checkpoint:
+            from released import fetch_official  # torch, which nothing else here needs
+
             path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
             return fetch_official(*OFFICIAL[args.checkpoint], path)
         if args.images:

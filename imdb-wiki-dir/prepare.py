@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from matlab_meta import SOURCES, read_faces
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
 from target import add_target, check_target
-from utils import write_atomically
 
 DATASET = "imdb_wiki"
 EXPECTED = {"train": 191_509, "val": 11_022, "test": 11_022}  # IMDB-WIKI-DIR, paper

@@ -20,45 +20,21 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-import torch
-
-import checkpoints
 import flags
-import loss as losses
-import regularizers
-import released
-import report
 import resample
-import results
-import run_folder
-import utils
-from batches import Sharing, Steps, gather
-from datasets import (
-    AGE,
-    LDS_RULE,
-    SPLITS,
-    Loader,
-    label_counts,
-    read_meta,
-)
-from fds import FDS
-from image_cache import Images
-from lds import bucket_weights, label_density
-from metrics import MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
-from resnet import MODELS, AgeResNet, feature_dim_of
-from synthetic_faces import with_synthetic_faces
-from target import Target, add_target, check_counts, check_target
+from regularizer_flags import add_regularizer, check_regularizer
+from target import Target, add_target, check_target
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "imdb-wiki-dir"
+MODELS = ("resnet18", "resnet34", "resnet50")
 DATASET = "imdb_wiki"  # <data_dir>/imdb_wiki.csv
 LDS_KS, LDS_SIGMA = 5, 1  # defaults of the released code; its results use 5 and 2
 FDS_KS, FDS_SIGMA = 5, 1
 BUCKET_NUM, BUCKET_START = 100, 0  # integer ages 0 ... 98 have their own statistics, 99 up share
 VARIANT = "official"  # what the published numbers come from
-TARGET = AGE  # years 0 to 120 by whole years, unless --target and the like say otherwise
+# Years 0 to 120 by whole years, unless --target and the like say otherwise: `datasets.AGE`.
+TARGET = Target("age", "years", 0, 121, 1, limit=200)
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 FOCAL_BETA = 0.2  # 1 / years (released code, ages)
 HUBER_BETA = 1.0  # years
@@ -67,7 +43,7 @@ RELEVANCE, OVERSAMPLE = "density", 2.0
 # Weights as published, SRL's from the defaults of its evaluation.
 REGULARIZER = {"conr": [4.0], "ordinal_entropy": [1.0], "srl": [10, 100, 0.01], "dist": [1.0]}
 LR_FACTOR = 0.1  # at each epoch of --schedule
-GRID = np.arange(121.0)  # years; your own target is predicted from 0 to 100
+GRID = range(121)  # years; your own target is predicted from 0 to 100
 NO_FDS = -1  # an epoch that comes before any calibration
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -89,7 +65,7 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
-    regularizers.add_regularizer(parser, "years", REGULARIZER, 0.3)
+    add_regularizer(parser, "years", REGULARIZER, 0.3)
     # Those that are not appended stand in the released name already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING, appended=False)
     add("--model", default="resnet50", choices=MODELS, role=flags.NETWORK, help="network")
@@ -117,7 +93,7 @@ def parse_args(argv=None):
     flags.check(parser, args, positive=("epoch", "img_size", "workers"))
     check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
-    regularizers.check_regularizer(parser, args)
+    check_regularizer(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     return args
@@ -130,6 +106,31 @@ def run_name(args):
     name += f"_{args.optimizer}_{args.loss}_{args.lr}_{args.batch_size}"
     return [name, *make_parser().changed(args)]
 
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
+
+import numpy as np
+import pandas as pd
+import torch
+
+import checkpoints
+import loss as losses
+import regularizers
+import released
+import report
+import results
+import run_folder
+import utils
+from batches import Sharing, Steps, gather
+from datasets import LDS_RULE, SPLITS, Loader, label_counts, read_meta
+from fds import FDS
+from image_cache import Images
+from lds import bucket_weights, label_density
+from metrics import MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
+from resnet import AgeResNet, feature_dim_of
+from synthetic_faces import with_synthetic_faces
+from target import check_counts
 
 # ---- 5 builders ----------------------------------------------------------------------------
 
@@ -420,7 +421,9 @@ def main(argv=None):
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
     labels = data.target.scaled(data.loaders["train"].labels)
-    model.regularizer = regularizers.make(run, feature_dim_of(args.model), labels, GRID)
+    model.regularizer = regularizers.make(
+        run, feature_dim_of(args.model), labels, np.asarray(GRID, float)
+    )
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)

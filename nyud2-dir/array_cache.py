@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -25,9 +24,8 @@ PIECE = 256  # most rows of a task: one task for each of 213,553 images would co
 class ArrayCache:
     """Rows made from files, read by row number as uint8 [n, *shape].
 
-    A subclass has `load_row(*files)`, which returns one row from the paths of its files. Before it
-    calls this, it sets `what` (its rows in messages), `shape` (of a row) and `settings` (a text:
-    what a row depends on apart from its files).
+    A subclass has `load_row(*files)`: one row from the paths of its files. Before it calls this,
+    it sets `what` (rows in messages), `shape` (of a row) and `settings` (what else a row needs).
 
     Args:
         data_dir: folder of the files.
@@ -68,6 +66,8 @@ class ArrayCache:
 
     def read(self, rows):
         """Return these rows: uint8 tensor [n, *shape]."""
+        import torch  # here: prepare.py decodes without it
+
         if self.array is not None:
             self._announce(rows)
             self._verify(rows)

@@ -10,19 +10,11 @@ import numpy as np
 import torch
 
 from batches import Batches, Part
+from depth_maps import BUCKET_START, BUCKETS, TEST_UNIT, TRAIN_UNIT, crop_of, label_to_bucket
 from lds import bucket_weights as weights_of_density
 from lds import label_density
-from transforms import (
-    TEST_UNIT,
-    TRAIN_UNIT,
-    crop_of,
-    draw_augmentation,
-    transform_test,
-    transform_train,
-)
+from transforms import draw_augmentation, transform_test, transform_train
 
-BUCKETS = 100  # of 0.1 m
-BUCKET_START = 7  # the nearest training pixel's
 LDS_RULE = {"mode": "reflect"}  # LDS mirrors the density at its ends (released code)
 TRAIN_PAIRS = 50_688  # rows of the official nyu2_train.csv, to which TRAIN_COUNTS belongs
 CPU_PIECE = 4  # pairs of a batch that the CPU takes at a time, so that they stay in its cache
@@ -42,15 +34,6 @@ TRAIN_COUNTS = np.array([0] * BUCKET_START + [int(count) for count in OFFICIAL_C
 
 
 # ---- labels and weights --------------------------------------------------------------------
-
-
-def label_to_bucket(labels):
-    """Return the bucket min(int(10·depth), 99) of each depth, as long, same shape and kind."""
-    # In float32, as the buckets are defined.
-    if isinstance(labels, torch.Tensor):
-        return (labels.float() * 10).long().clamp(max=BUCKETS - 1)
-    tenths = np.asarray(labels).astype(np.float32) * np.float32(10)
-    return np.minimum(tenths.astype(np.int64), BUCKETS - 1)
 
 
 def bucket_weights(

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from array_cache import ArrayCache
+from depth_maps import SIZE, crop_of
 from image_file import open_image
-from transforms import SIZE, crop_of
 
 CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
 MODES = {8: ("L",), 16: ("I;16", "I;16L", "I;16B", "I")}  # Pillow's, by bits of a depth map

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 
 from datasets import BUCKETS, label_to_bucket
 from figures import DARK, PALE, SHOT_STYLES, SHOTS
+from files import write_atomically
 from metrics import SUMS, shots_of_buckets
 from transforms import MEAN, STD
-from utils import write_atomically
 
 PER_IMAGE = PER_BUCKET = 200  # pixels of a sample at most
 EXAMPLES = 6  # test images in figures/examples.png

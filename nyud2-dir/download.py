@@ -15,7 +15,6 @@ from pathlib import Path
 from archive import unpack
 from fetch import compare_with_record, fetch_from_drive, fetch_small, sole_use, write_record
 from pair_lists import MASK, SUBSET, TEST, TRAIN
-from released import fetch_official
 
 PARTS = ("nyu2_train", "nyu2_test", TRAIN, TEST)  # of the archive; the others are left out
 ARCHIVE_ID = "1WoOZOBpOWfmwe7bknWS5PMUCLBPFKTOw"  # Google Drive, official release
@@ -105,6 +104,8 @@ def main(argv=None):
     args = parse_args(argv)
     with sole_use(args.data_dir):
         if args.checkpoint:
+            from released import fetch_official  # torch, which nothing else here needs
+
             path = args.data_dir / f"official_{args.checkpoint}.pth.tar"
             return fetch_official(*OFFICIAL[args.checkpoint], path)
         if not args.split_files:

@@ -10,7 +10,7 @@ import urllib.request
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from utils import write_atomically
+from files import write_atomically
 
 TRIES = 5  # fruitless ones in a row, after which a host is given up
 WAIT = 2.0  # seconds before the second try, then twice as long

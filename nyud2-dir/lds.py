@@ -13,7 +13,6 @@ SciPy are all they need.
 
 import numpy as np
 from scipy.ndimage import convolve1d, gaussian_filter1d
-from scipy.signal.windows import triang
 
 KERNELS = ("gaussian", "triang", "laplace")
 REWEIGHTS = ("none", "sqrt_inv", "inverse")
@@ -47,7 +46,7 @@ def get_lds_kernel_window(kernel, ks, sigma):
         raise ValueError(f"sigma must be > 0 (1e-6 at least) and finite, got {sigma}")
     ks, half = int(ks), int(ks) // 2
     if kernel == "triang":
-        return triang(ks)
+        return 2 * (half + 1 - np.abs(np.arange(-half, half + 1))) / (ks + 1.0)
     if kernel == "gaussian":
         window = gaussian_filter1d(np.eye(ks)[half], sigma=sigma)
     else:

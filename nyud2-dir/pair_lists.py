@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from transforms import CROP, SIZE
+from depth_maps import CROP, SIZE
 
 TRAIN, TEST = "nyu2_train.csv", "nyu2_test.csv"
 SUBSET = "nyu2_train_FDS_subset.csv"

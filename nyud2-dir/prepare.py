@@ -19,8 +19,9 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import BUCKET_START, BUCKETS, label_to_bucket
 from depth_cache import load_pair
+from depth_maps import BUCKET_START, BUCKETS, CROP, TEST_UNIT, crop_of, label_to_bucket
+from files import write_atomically
 from pair_lists import (
     MASK,
     SUBSET,
@@ -31,8 +32,6 @@ from pair_lists import (
     read_pairs,
     rows_of_subset,
 )
-from transforms import CROP, TEST_UNIT, crop_of
-from utils import write_atomically
 
 EXPECTED = {TRAIN: 50_688, TEST: 654, SUBSET: 600}  # rows of the official lists
 SUBSET_SIZE = 600  # images whose features FDS takes its statistics from (released code)

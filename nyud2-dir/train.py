@@ -19,39 +19,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-import torch
-from torch.nn.functional import interpolate
-
-import checkpoints
-import depth_figures
 import flags
-import loss as losses
-import released
-import report
-import results
-import run_folder
-import utils
-from batches import Sharing, Steps, gather
-from datasets import (
-    BUCKETS,
-    LDS_RULE,
-    TRAIN_COUNTS,
-    TRAIN_PAIRS,
-    Loader,
-    count_pixels,
-    label_to_bucket,
-)
-from depth_cache import Pairs
-from depth_net import MODELS, DepthNet, feature_dim_of
-from fds import FDS
-from lds import bucket_weights, label_density
-from metrics import HIGHER_IS_BETTER, MAIN_METRICS, BucketSums, shots_of_buckets
-from pair_lists import SUBSET, TEST, TRAIN, hold_out, read_mask, read_pairs, rows_of_subset
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "nyud2-dir"
+MODELS = ("resnet50", "resnet18", "mini")
 LDS_KS, LDS_SIGMA = 5, 2  # defaults of the released code
 FDS_KS, FDS_SIGMA = 5, 2
 BUCKET_NUM, BUCKET_START = 100, 7  # buckets of 0.1 m, from 0.7 m to 10 m
@@ -117,7 +89,7 @@ def parse_args(argv=None):
     """Parse the command line; flags that contradict each other end with a message."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    flags.check(parser, args, positive=("epochs", "lr_step", "workers"), buckets=BUCKETS)
+    flags.check(parser, args, positive=("epochs", "lr_step", "workers"), buckets=BUCKET_NUM)
     if not 0 <= args.start_epoch < args.epochs:
         parser.error(f"--start_epoch {args.start_epoch} must be from 0 to --epochs - 1")
     args.loss = "mse"  # the only one here; the tables' names of methods ask for it
@@ -132,6 +104,32 @@ def run_name(args):
     name = args.store_name + flags.methods_in_name(args)
     return [f"{name}_lr_{args.lr}_bs_{args.batch_size}", *parser.changed(args)]
 
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import interpolate
+
+import checkpoints
+import depth_figures
+import loss as losses
+import released
+import report
+import results
+import run_folder
+import utils
+from batches import Sharing, Steps, gather
+from datasets import LDS_RULE, TRAIN_COUNTS, TRAIN_PAIRS, Loader, count_pixels
+from depth_cache import Pairs
+from depth_maps import BUCKETS, label_to_bucket
+from depth_net import DepthNet, feature_dim_of
+from fds import FDS
+from lds import bucket_weights, label_density
+from metrics import HIGHER_IS_BETTER, MAIN_METRICS, BucketSums, shots_of_buckets
+from pair_lists import SUBSET, TEST, TRAIN, hold_out, read_mask, read_pairs, rows_of_subset
 
 # ---- 5 builders ----------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
+from depth_maps import TEST_UNIT, TRAIN_UNIT, crop_of
+
 # All constants are the released code's.
-SIZE = (240, 320)  # height and width to which every picture is scaled
-CROP = (228, 304)  # of that
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 MAX_ANGLE = 5.0  # degrees, counter-clockwise if positive
 LIGHT_STD = 0.1
@@ -24,8 +24,6 @@ EIGENVECTORS = (
 )  # fmt: skip
 JITTER = 0.4  # of brightness, contrast and saturation
 LUMA = (0.299, 0.587, 0.114)
-TRAIN_UNIT = 10.0 / 255.0  # metres a step of an 8-bit training depth
-TEST_UNIT = 0.001  # metres a step of a 16-bit test depth
 
 
 class Draws(NamedTuple):
@@ -52,12 +50,6 @@ def draw_augmentation(rng, n):
         rng.uniform(-JITTER, JITTER, (n, 3)),
     )
     return Draws(*map(torch.from_numpy, draws))
-
-
-def crop_of(images, downscale=1):
-    """Return top, left, height and width of the central crop of images [n, H, W, ...]."""
-    height, width = (side // downscale for side in CROP)
-    return (images.shape[1] - height) // 2, (images.shape[2] - width) // 2, height, width
 
 
 # ---- colours -------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 
 from batches import Batches
 from lds import bucket_weights, label_density
@@ -31,7 +30,7 @@ MIN_SPREAD = 1e-3  # a channel that varies less is constant: breathing that no n
 
 def label_to_bucket(labels):
     """Return the bucket min(int(score), 99) of each score, as long, same shape and kind."""
-    if isinstance(labels, torch.Tensor):
+    if hasattr(labels, "clamp"):  # a tensor
         return labels.long().clamp(max=BUCKETS - 1)
     return np.minimum(np.asarray(labels).astype(np.int64), BUCKETS - 1)
 
@@ -164,6 +163,8 @@ class Nights:
 
     def scale(self, rows):
         """Return `{signal: (mean, std)}` [channels] over all columns of some nights, float32."""
+        import torch  # here: prepare.py looks at nights without it
+
         share = (self.frames[rows] / self.frames[rows].sum())[:, None, None]
         result = {}
         for name, moments in self.moments.items():
@@ -175,6 +176,8 @@ class Nights:
 
     def read(self, rows):
         """Return `{signal: float16 [n, channels, columns]}`, padded with zeros to the longest."""
+        import torch
+
         longest = self.frames[rows].max()
         batch = {}
         for name, signal in SIGNALS.items():
@@ -195,9 +198,9 @@ class Batch(NamedTuple):
     """What one step needs."""
 
     signals: dict  # float16 [n, channels, columns] by signal
-    frames: torch.Tensor  # long [n], real frames of each night, on the CPU
-    labels: torch.Tensor  # float32 [n, 1], 0 to 100
-    weights: torch.Tensor  # float32 [n, 1]
+    frames: object  # tensor, long [n], real frames of each night, on the CPU
+    labels: object  # tensor, float32 [n, 1], 0 to 100
+    weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
     size: int
 
@@ -236,6 +239,8 @@ class Loader(Batches):
 
     def _batches(self, parts):
         """Yield the batches of these parts."""
+        import torch
+
         for part, signals in self.read_ahead(parts, self.read):
             frames = torch.from_numpy(self.nights.frames[self.rows[part.rows]])
             labels, weights = (

@@ -23,7 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from demo.night import BREATHING_RATE, EEG_RATE, FRAME_SECONDS, STAGES, draw_sleeper, make_night
-from utils import write_atomically
+from files import write_atomically
 
 FIRST_ID = 900_000  # SHHS's own ids are from 200,000 on
 EVENING = datetime.datetime(2000, 1, 1, 22)  # each file says so, so that it is the same each time

@@ -12,8 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from files import write_atomically
 from night_signals import FRAME_SECONDS, SIGNALS, breathing, spectrogram
-from utils import write_atomically
 
 VERSION = 1  # of the arrays: raise it when their content changes, and nights are made again
 # Known names of a channel, the preferred first, compared without case, blanks and punctuation.

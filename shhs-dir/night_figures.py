@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from edf_night import STAGES
 from figures import BLUE, DARK, VERMILLION
+from files import write_atomically
 from night_signals import FRAME_SECONDS, SIGNALS, frequencies
-from utils import write_atomically
 
 LEVELS = {"W": 4, "R": 3, "N1": 2, "N2": 1, "N3": 0}  # height in the hypnogram
 SLOW, FAST = (0.5, 4.0), (16.0, 32.0)  # Hz; delta and beta

@@ -16,7 +16,6 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import get_window, resample_poly
 
 FRAME_SECONDS = 30  # the epoch of sleep scoring: a night is cut to whole ones
 SPECTRUM_RATE = 128  # Hz; EEG and ECG of any rate are brought to it before their spectrogram
@@ -55,6 +54,8 @@ def frequencies(name):
 
 def resample(samples, rate, target):
     """Bring samples [n] of `rate` Hz to `target` Hz by a polyphase filter, as float32."""
+    from scipy.signal import resample_poly  # here: its import takes most of a second
+
     ratio = Fraction(target) / Fraction(rate).limit_denominator(1000)
     samples = np.asarray(samples, dtype=np.float32)
     return resample_poly(samples, ratio.numerator, ratio.denominator, padtype="line")
@@ -72,6 +73,8 @@ def power_spectrum(samples, window, hop, rows):
     Returns:
         float32 array [rows, 1 + (n - window) // hop], µV²/Hz, one-sided.
     """
+    from scipy.signal import get_window
+
     taper = get_window("hann", window).astype(np.float32)
     scale = 2.0 / (SPECTRUM_RATE * np.square(taper, dtype=np.float64).sum())
     frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]

@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 from datasets import MAX_SCORE, SPLITS, Nights, read_meta
 from edf_night import Fault, read_night, source_of, write_night
+from files import write_atomically
 from score_table import EXPECTED, SCORE_COLUMNS, balanced_split, read_scores
-from utils import write_atomically
 
 
 def find_files(raw):

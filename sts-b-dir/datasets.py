@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from batches import Batches
 from lds import bucket_weights, label_density
@@ -41,7 +40,9 @@ def label_to_bucket(labels, edges=EDGES):
         edges: of the bins [B + 1], from `bucket_edges`. Bin i holds edges[i] <= y < edges[i + 1]
             in float32, the last one holds 5.0 too.
     """
-    if isinstance(labels, torch.Tensor):
+    if hasattr(labels, "clamp"):  # a tensor
+        import torch
+
         inner = torch.from_numpy(edges[1:-1]).to(labels.device)
         return torch.bucketize(labels.float(), inner, right=True)
     return np.searchsorted(edges[1:-1], np.asarray(labels, dtype=np.float32), side="right")
@@ -168,10 +169,10 @@ def tokenize(sentences, tokenizer="sentence"):
 class Batch(NamedTuple):
     """What one step needs."""
 
-    ids: torch.Tensor  # long [2·n, T], the first sentences and then the second ones
+    ids: object  # tensor, long [2·n, T], the first sentences and then the second ones
     lengths: list  # 2·n numbers of tokens; no tensor, since packing needs them off the GPU
-    labels: torch.Tensor  # float32 [n, 1], 0 ... 5
-    weights: torch.Tensor  # float32 [n, 1]
+    labels: object  # tensor, float32 [n, 1], 0 ... 5
+    weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
     blend: tuple | None = None  # `synthetic_pairs.Blend`, where there are synthetic pairs
 
@@ -226,6 +227,8 @@ class Loader(Batches):
 
     def read(self, rows):
         """Return ids, labels and weights of some of the pairs, as in `Batch`."""
+        import torch  # here: prepare.py reads files without it
+
         held = self.held(rows)
         ids = self.ids[held, :, : self.lengths[held].max()]
         ids = torch.from_numpy(ids.swapaxes(0, 1).reshape(2 * len(held), -1))

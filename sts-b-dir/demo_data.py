@@ -18,8 +18,8 @@ import pandas as pd
 
 from datasets import FILES, MAX_SCORE
 from demo.sentences import make_pair, make_vectors
+from files import write_atomically
 from prepare import BINS, read_table, report_counts, score_bins, write_split
-from utils import write_atomically
 
 # Pairs of STS-B-DIR's training set in each of the 20 bins.
 TRAIN_COUNTS = (514, 114, 96, 111, 334, 133, 134, 135, 367, 132,

@@ -16,7 +16,6 @@ from archive import unpack
 from datasets import FILES
 from fetch import compare_with_record, fetch, fetch_small, record_of, sole_use, write_record
 from prepare import DATA_DIR, OFFICIAL_SHA256, RAW_FILES
-from released import fetch_official
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"
 SPLIT_FOLDER = "sts-b-dir/glue_data/STS-B"  # its path in the official release
@@ -122,6 +121,8 @@ def main(argv=None):
     rest = (args.overwrite, args.max_gb)
     with sole_use(args.data_dir):
         if args.checkpoint:
+            from released import fetch_official  # torch, which nothing else here needs
+
             path = args.data_dir / f"official_{args.checkpoint}.th"
             return fetch_official(*OFFICIAL[args.checkpoint], path)
         if "split" in args.what:

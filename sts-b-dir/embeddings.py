@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import write_atomically
+from files import write_atomically
 
 CHUNK = 1 << 24  # bytes of whole lines that are read at once
 LONGEST = 1 << 20  # bytes of the first line that are looked at: a binary file may have no line

@@ -23,7 +23,7 @@ import pandas as pd
 
 from datasets import FILES, MAX_SCORE, read_tsv
 from fetch import sha256_of
-from utils import write_atomically
+from files import write_atomically
 
 COLUMNS = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
 EXPECTED = {"train": 5_249, "val": 1_000, "test": 1_000}  # STS-B-DIR, paper and official files

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pandas as pd
 
+from files import to_json, write_atomically
 from flags import OPTIONAL, PLACE
-from utils import to_json, write_atomically
 
 STAYS = "the last good checkpoint stays"
 

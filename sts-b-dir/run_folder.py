@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 import restoring
 import utils
 from checkpoint_file import dictionary_of
+from files import write_atomically
 from flags import PLACE, Parser
-from utils import write_atomically
 
 # What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
 OUTPUTS = (

@@ -17,7 +17,7 @@ import pandas as pd
 
 from datasets import FILES, read_pairs, tokenize
 from embeddings import read_word_vectors
-from utils import write_atomically
+from files import write_atomically
 
 VOCABULARY = "vocab.txt"  # in the run folder: line i is the word of id i
 PADDING, UNKNOWN = "@@PADDING@@", "@@UNKNOWN@@"  # ids 0 and 1 (released code)

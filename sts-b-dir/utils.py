@@ -1,7 +1,6 @@
 """What every run needs: seeds, devices, logs, files, checkpoints."""
 
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from checkpoint_file import load_checkpoint, weights_of  # noqa: F401 - next to what writes them
+from files import to_json, write_atomically  # noqa: F401 - callers look here too
 from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
 
 # For how long processes wait for one another: one may build a cache of images meanwhile. The
@@ -100,7 +100,7 @@ def broadcast_buffers(model):
             torch.distributed.broadcast(buffer, src=0)
 
 
-# ---- logs and files -------------------------------------------------------------------------
+# ---- logs and facts -------------------------------------------------------------------------
 
 
 def setup_logging(folder=None, filename="training.log", main_process=True):
@@ -111,41 +111,6 @@ def setup_logging(folder=None, filename="training.log", main_process=True):
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True
     )
-
-
-def write_atomically(path, content):
-    """Write a file so that a crash leaves either the old one or the new one, whole.
-
-    Args:
-        path: of the file; its folder is made if missing.
-        content: bytes, or a function that writes to the open binary file it is given.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def to_json(value):
-    """Return a line of JSON in which numpy numbers are plain and NaN is null."""
-
-    def plain(x):
-        if isinstance(x, dict):
-            return {str(key): plain(item) for key, item in x.items()}
-        if isinstance(x, (list, tuple, np.ndarray)):
-            return [plain(item) for item in x]
-        if isinstance(x, (float, np.floating)):
-            return float(x) if np.isfinite(x) else None
-        return x.item() if isinstance(x, np.generic) else x
-
-    return json.dumps(plain(value), allow_nan=False)
 
 
 def run_facts():

@@ -111,3 +111,9 @@ def test_what_cannot_be_weighted_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         lds.bucket_weights((np.array([1.0, 0.0]), None), [1, 1])
     assert lds.bucket_weights((np.array([4.0, 0.0]), None), [4, 0], "none").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("ks", [1, 3, 5, 9, 101])
+def test_triangle_is_scipys_to_the_digit(ks):
+    windows = pytest.importorskip("scipy.signal.windows")
+    assert (lds.get_lds_kernel_window("triang", ks, 1) == windows.triang(ks)).all()

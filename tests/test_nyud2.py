@@ -99,7 +99,7 @@ def test_dead_feature_alone_is_left_out_of_dense_calibration():
 
 @pytest.mark.parametrize("downscale", [1, 2, 4])
 def test_halving_is_pillows_to_the_bit(downscale):
-    height, width = (side // downscale for side in transforms.CROP)
+    height, width = (side // downscale for side in load("nyud2-dir", "depth_maps").CROP)
     depth = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
     ours = transforms.halve_depth(torch.from_numpy(depth))
     for one, other in zip(depth, ours):
@@ -487,7 +487,7 @@ def test_small_encoders(name, downscale):
     module = fds.FDS(depth_net.feature_dim_of(name), 100, 7,
                      label_to_bucket=datasets.label_to_bucket, variant="paper")  # fmt: skip
     model = depth_net.DepthNet(name, module)
-    height, width = (side // downscale for side in transforms.CROP)
+    height, width = (side // downscale for side in load("nyud2-dir", "depth_maps").CROP)
     depths = torch.rand(2, 1, -(-height // 2), -(-width // 2)) * 9 + 0.7
     preds, features = model(torch.randn(2, 3, height, width), depths, 0)
     assert preds.shape == depths.shape

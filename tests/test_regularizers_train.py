@@ -22,7 +22,7 @@ faces_train = load("agedb-dir", "train")
 datasets = load("agedb-dir", "datasets")
 batches = load("agedb-dir", "batches")
 tiny_run = load("tests", "tiny_run")
-METHODS = regularizers.METHODS[1:]
+METHODS = load("agedb-dir", "regularizer_flags").METHODS[1:]
 TWO_PROCESSES = """
 import sys
 sys.path.insert(0, ".")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,8 +52,9 @@ def drive(monkeypatch):
 
 
 @pytest.mark.parametrize("folder", WITH_OFFICIAL)
-def test_official_checkpoints_by_their_flag(folder, drive, tmp_path, capsys):
+def test_official_checkpoints_by_their_flag(folder, drive, tmp_path, capsys, monkeypatch):
     download = load(folder, "download")
+    monkeypatch.setitem(sys.modules, "released", load(folder, "released"))  # imported when needed
     assert set(download.OFFICIAL) == {"lds", "fds", "lds_fds"}
     drive_id, metric, figures = download.OFFICIAL["lds_fds"]
     drive.files[drive_id] = {"state_dict": {"module.linear.weight": torch.ones(1, 2)}}

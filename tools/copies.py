@@ -23,7 +23,7 @@ AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 REGULARIZED = ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
-    (("outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
+    (("files.py", "outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
     (("loss_flags.py", "criterion.py", "heads.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("buckets.py",), FOLDERS),
@@ -33,7 +33,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("synthetic_faces.py", "augmentation.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "uci-dir")),
-    (("regularizers.py", "contrast.py", "distribution.py"), REGULARIZED),
+    (("regularizers.py", "regularizer_flags.py", "contrast.py", "distribution.py"), REGULARIZED),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py", "image_file.py"), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),

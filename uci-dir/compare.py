@@ -20,8 +20,8 @@ import report
 import run_folder
 import trees
 from datasets import label_to_bucket
+from files import write_atomically
 from metrics import SHOTS
-from utils import write_atomically
 
 SQINV = {"reweight": "sqrt_inv"}
 METHODS = {

@@ -10,12 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from batches import Batches, Part
-from checkpoint_file import dictionary_of, load_checkpoint
 from columns import encode
-from fds import UniformBuckets
 from lds import bucket_weights, label_density
 from table_file import MISSING
 
@@ -55,9 +52,12 @@ def label_to_bucket(labels, bins):
 
     `functools.partial(label_to_bucket, bins=bins)` can be pickled.
     """
-    if isinstance(labels, torch.Tensor):
-        return UniformBuckets(*bins)(labels.float())
-    return UniformBuckets(*bins)(torch.from_numpy(np.array(labels, dtype=np.float32))).numpy()
+    low, high, number = bins
+    if hasattr(labels, "clamp"):  # a tensor
+        position = (labels.float().double() - low) / (high - low)
+        return (position * number).floor().clamp(0, number - 1).long()
+    position = (np.array(labels, dtype=np.float32).astype(np.float64) - low) / (high - low)
+    return np.floor(position * number).clip(0, number - 1).astype(np.int64)
 
 
 def label_counts(labels, bins):
@@ -195,9 +195,8 @@ def split_rows(table, preparation, place):
     return {split: (inputs[splits == split], labels[splits == split]) for split in SPLITS}
 
 
-def check_same_table(path, preparation):
+def check_same_table(path, config, preparation):
     """Refuse to resume from a checkpoint whose table was prepared otherwise; a ValueError."""
-    config = dictionary_of(load_checkpoint(path), "config", path)
     if config.get("preparation", preparation) != preparation:
         raise ValueError(
             f"{path} was trained on another preparation of the table: --overwrite starts again, "
@@ -211,10 +210,10 @@ def check_same_table(path, preparation):
 class Batch(NamedTuple):
     """What one step needs."""
 
-    inputs: torch.Tensor  # float32 [n, D]
-    labels: torch.Tensor  # float32 [n, 1], in the unit of the target
-    targets: torch.Tensor  # float32 [n, 1], scaled: what the network predicts
-    weights: torch.Tensor  # float32 [n, 1]
+    inputs: object  # tensor, float32 [n, D]
+    labels: object  # tensor, float32 [n, 1], in the unit of the target
+    targets: object  # tensor, float32 [n, 1], scaled: what the network predicts
+    weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
     size: int
 
@@ -229,10 +228,12 @@ class Loader(Batches):
     """
 
     def __init__(self, inputs, labels, targets, weights, sharing):
+        import torch  # here: prepare.py reads tables without it
+
         super().__init__(len(labels), sharing)
         self.labels = np.asarray(labels, dtype=np.float32)
-        columns = [np.asarray(values, np.float32)[:, None] for values in (labels, targets, weights)]
-        arrays = [np.asarray(inputs, dtype=np.float32), *columns]
+        columns = [np.reshape(values, (-1, 1)) for values in (labels, targets, weights)]
+        arrays = [np.asarray(values, dtype=np.float32) for values in (inputs, *columns)]
         self.tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
 
     @property
@@ -255,5 +256,5 @@ class Loader(Batches):
 
     def _batch(self, part):
         """Look the rows of a part up."""
-        rows = torch.from_numpy(part.rows).to(self.device)
+        rows = self.tensors[0].new_tensor(part.rows, dtype=int)
         return Batch(*(x.index_select(0, rows) for x in self.tensors), part.share, part.size)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import prepare
-from utils import write_atomically
+from files import write_atomically
 
 NOISE = 0.1  # standard deviation of the logarithm of the price
 DISTRICTS = {"harbour": 1.6, "centre": 1.3, "north": 1.0, "south": 0.9, "east": 0.7}

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from fetch import fetch_small, sole_use
+from files import write_atomically
 from table_file import read_table
-from utils import write_atomically
 
 BASE_URL = "https://archive.ics.uci.edu/static/public"
 ROW_NUMBER = "No"  # of real_estate: no value, and not in every file

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from batches import gather
+from batches import Sharing, gather
 from columns import encode
+from criterion import columns_of
+from datasets import Loader, TargetScale
+from files import write_atomically
 from table_file import read_table
-from utils import write_atomically
 
 
 class NewRows(NamedTuple):
@@ -81,3 +83,16 @@ def predict_rows(run, model, loader, scale):
         with run.accelerator.autocast():
             answers.extend(model(batch.inputs)[0].double().tolist())
     return np.float32(scale.invert_answers(gather(run.accelerator, answers)))
+
+
+def run_prediction(run, path, preparation, model):
+    """Write the rows of --predict with a column `prediction`; returns the path of that file."""
+    args = run.args
+    rows = read_rows(args.predict, preparation, args.overwrite)
+    nothing = np.zeros(len(rows.inputs))
+    loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
+    scale = TargetScale(args.target_scale, preparation["target"])
+    answers = predict_rows(run, model, loader, scale)
+    if run.is_main:
+        write(rows, columns_of(answers), path)
+    return rows.out

@@ -19,6 +19,7 @@ import pandas as pd
 from columns import SPLIT, as_text, choose_columns, describe_columns, fit_columns
 from datasets import SPLITS, label_counts, label_to_bucket, target_statistics
 from fetch import sha256_of
+from files import write_atomically
 from metrics import ShotRule
 from split import (
     automatic_cap,
@@ -30,7 +31,6 @@ from split import (
     trained_bins,
 )
 from table_file import as_numbers, read_table
-from utils import write_atomically
 
 
 def labels_of(frame, target):

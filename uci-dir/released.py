@@ -15,9 +15,9 @@ import pandas as pd
 
 from checkpoint_file import check_tensors, dictionary_of, load_checkpoint, weights_of
 from fetch import compare_with_record, fetch_from_drive, write_record
+from files import write_atomically
 from flags import NETWORK
 from outside import read_json, reading, shown
-from utils import write_atomically
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -5,7 +5,6 @@ tables, weights errors by it.
 """
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline
 
 # Which labels are rare: those at both, or at one, of a box plot's ends, or those of rare buckets.
 RELEVANCES = ("extremes", "low_extremes", "high_extremes", "density")
@@ -49,6 +48,8 @@ def relevance(labels, points):
     A piecewise cubic Hermite polynomial (PCHIP) with slope 0 at the control points, constant
     beyond the outer ones.
     """
+    from scipy.interpolate import CubicHermiteSpline  # here: the command line needs none of it
+
     if len(points) < 2:
         return np.zeros(len(labels))
     x, y = np.array(points).T

@@ -19,35 +19,10 @@ import logging
 import time
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-import torch
-
-import checkpoints
-import compare
-import criterion
-import datasets
 import flags
-import heads
-import loss as losses
 import loss_flags
-import predict
-import prepare
-import regularizers
-import released
-import report
 import resample
-import results
-import run_folder
-import trees
-import utils
-from batches import Sharing, Steps
-from columns import width_of
-from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
-from fds import FDS
-from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
-from mlp import HIDDEN, MLP
-from synthetic_rows import with_synthetic_rows
+from regularizer_flags import add_regularizer, check_regularizer
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "uci-dir"
@@ -56,6 +31,8 @@ LDS_KS, LDS_SIGMA = 5, 2  # what the paper's results use
 FDS_KS, FDS_SIGMA = 5, 2
 BUCKET_NUM, BUCKET_START = 1000, 0  # all of the prepared table's
 VARIANT = "official"  # what the published numbers of the released benchmarks come from
+TREES = "hist_gradient_boosting"
+HIDDEN = (20, 30, 10)  # widths of UCI-DIR (SRL, CVPR 2025)
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 # Slope of the focal loss: in the released code 0.2 on ages, of a range near 100, and 20 on [0, 1].
 FOCAL_BETA_TIMES_RANGE = 20.0
@@ -64,7 +41,6 @@ RELEVANCE, OVERSAMPLE = "extremes", "balance"  # as published (Branco et al., 20
 # The ages' weights, divided by AgeDB's standard deviation of 20 years: targets are standardised.
 REGULARIZER = {"conr": [0.2], "ordinal_entropy": [0.05], "srl": [0.5, 5, 5e-4], "dist": [1.0]}
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
-FACTS = {"benchmark": BENCHMARK, "main_metrics": MAIN_METRICS, "higher_is_better": HIGHER_IS_BETTER}
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -82,12 +58,12 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
-    regularizers.add_regularizer(parser, "hundredths of the labels' range", REGULARIZER, 0.3)
+    add_regularizer(parser, "hundredths of the labels' range", REGULARIZER, 0.3)
     add = parser.section("model", flags.NETWORK)
-    add("--model", default="mlp", choices=("mlp", trees.NAME), appended=False, help="kind of model")
+    add("--model", default="mlp", choices=("mlp", TREES), appended=False, help="kind of model")
     add("--hidden", type=int, nargs="+", default=[*HIDDEN], help="widths of the hidden layers")
     scale_help = "what the model predicts: the label, standardised, or its logarithm"
-    add("--target_scale", default="standard", choices=datasets.TARGET_SCALES, help=scale_help)
+    add("--target_scale", default="standard", choices=("none", "standard", "log"), help=scale_help)
     # Those that are not appended stand in the name's first part already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING, appended=False)
     loss_help = "training loss; mse picks the best epoch by validation MSE, else MAE"
@@ -113,7 +89,7 @@ def parse_args(argv=None):
     args.evaluate |= bool(args.predict)
     flags.check(parser, args, positive=("epoch", "seeds"))
     resample.check_resample(parser, args)
-    regularizers.check_regularizer(parser, args)
+    check_regularizer(parser, args)
     loss_flags.check_losses(parser, args, weighted_rrt=True)
     if min(args.hidden) < 1:
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
@@ -124,7 +100,7 @@ def parse_args(argv=None):
     if args.compare and (args.evaluate or args.resume or chosen):
         parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
     on_features = args.fds or args.experts or args.pretrained or args.regularizer != "none"
-    if args.model == trees.NAME and (on_features or args.loss not in trees.LOSSES):
+    if args.model == TREES and (on_features or args.loss not in ("l1", "mse")):
         parser.error("trees have no features to smooth, no heads; their --loss is l1 or mse")
     return args
 
@@ -135,6 +111,37 @@ def run_name(args):
     name += flags.methods_in_name(args)
     return [f"{name}_adam_{args.loss}_{args.lr}_{args.batch_size}", *make_parser().changed(args)]
 
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
+
+import numpy as np
+import pandas as pd
+import torch
+
+import checkpoints
+import compare
+import criterion
+import datasets
+import heads
+import loss as losses
+import predict
+import prepare
+import regularizers
+import released
+import report
+import results
+import run_folder
+import trees
+import utils
+from batches import Sharing, Steps
+from checkpoint_file import dictionary_of
+from columns import width_of
+from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
+from fds import FDS
+from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
+from mlp import MLP
+from synthetic_rows import with_synthetic_rows
 
 # ---- 5 builders ----------------------------------------------------------------------------
 
@@ -186,7 +193,7 @@ def build_data(run, preparation=None):
 
 def build_model(args, state=None):
     """Return the network for the inputs of `args.preparation`, or trees, as many as in `state`."""
-    if args.model == trees.NAME:
+    if args.model == TREES:
         return trees.Trees(args.epoch if state is None else len(state["value"]))
     module = None
     if args.fds:
@@ -325,6 +332,7 @@ def train(run, net, model, optimizer, data, progress):
 
 
 # ---- 10 finish -----------------------------------------------------------------------------
+FACTS = {"benchmark": BENCHMARK, "main_metrics": MAIN_METRICS, "higher_is_better": HIGHER_IS_BETTER}
 
 
 def finish(run, model, data, progress):
@@ -385,20 +393,6 @@ def run_evaluation(run):
     return metrics["test"]
 
 
-def run_prediction(run):
-    """Write the rows of --predict with a column `prediction`; returns the path of that file."""
-    args = run.args
-    path, preparation, model = load_model(run)
-    rows = predict.read_rows(args.predict, preparation, args.overwrite)
-    nothing = np.zeros(len(rows.inputs))
-    loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
-    scale = TargetScale(args.target_scale, preparation["target"])
-    answers = predict.predict_rows(run, model, loader, scale)
-    if run.is_main:
-        predict.write(rows, criterion.columns_of(answers), path)
-    return rows.out
-
-
 # ---- 11 main -------------------------------------------------------------------------------
 
 
@@ -408,14 +402,15 @@ def train_and_finish(args):
     checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
     data = build_data(run)
     if checkpoint:
-        datasets.check_same_table(checkpoint, args.preparation)
+        config = dictionary_of(utils.load_checkpoint(checkpoint), "config", checkpoint)
+        datasets.check_same_table(checkpoint, config, args.preparation)
     model = build_model(args)
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
-    if args.model == trees.NAME:
+    if args.model == TREES:
         return finish(run, model, data, trees.fit(run, model, data))
     model.regularizer = regularizers.make(run, args.hidden[-1], data.loaders["train"].targets)
     optimizer = build_optimizer(args, model)
@@ -441,7 +436,7 @@ def main(argv=None):
     if not args.evaluate:
         return train_and_finish(args)
     run = run_folder.start(args, make_parser(), run_name(args))
-    return run_prediction(run) if args.predict else run_evaluation(run)
+    return predict.run_prediction(run, *load_model(run)) if args.predict else run_evaluation(run)
 
 
 if __name__ == "__main__":

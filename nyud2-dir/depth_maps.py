@@ -1,0 +1,26 @@
+"""Sizes, units and buckets of depth maps; without torch, so that `prepare.py` starts fast."""
+
+import numpy as np
+
+# The released code's.
+SIZE = (240, 320)  # height and width to which every picture is scaled
+CROP = (228, 304)  # of that
+TRAIN_UNIT = 10.0 / 255.0  # metres a step of an 8-bit training depth
+TEST_UNIT = 0.001  # metres a step of a 16-bit test depth
+BUCKETS = 100  # of 0.1 m
+BUCKET_START = 7  # the nearest training pixel's
+
+
+def crop_of(images, downscale=1):
+    """Return top, left, height and width of the central crop of images [n, H, W, ...]."""
+    height, width = (side // downscale for side in CROP)
+    return (images.shape[1] - height) // 2, (images.shape[2] - width) // 2, height, width
+
+
+def label_to_bucket(labels):
+    """Return the bucket min(int(10·depth), 99) of each depth, as long, same shape and kind."""
+    # In float32, as the buckets are defined.
+    if hasattr(labels, "clamp"):  # a tensor
+        return (labels.float() * 10).long().clamp(max=BUCKETS - 1)
+    tenths = np.asarray(labels).astype(np.float32) * np.float32(10)
+    return np.minimum(tenths.astype(np.int64), BUCKETS - 1)

@@ -1,0 +1,61 @@
+"""The command line is answered before the libraries that take seconds are imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from conftest import BENCHMARK_FOLDERS, ROOT, load
+
+HEAVY = {
+    "torch",
+    "torchvision",
+    "accelerate",
+    "pandas",
+    "matplotlib",
+    "scipy.signal",
+    "scipy.stats",
+}
+# What each train.py repeats of its other files, so that the flags need none of them.
+REPEATED = [
+    ("agedb-dir", "MODELS", "resnet", "MODELS"),
+    ("agedb-dir", "TARGET", "datasets", "AGE"),
+    ("imdb-wiki-dir", "MODELS", "resnet", "MODELS"),
+    ("imdb-wiki-dir", "TARGET", "datasets", "AGE"),
+    ("nyud2-dir", "MODELS", "depth_net", "MODELS"),
+    ("nyud2-dir", "BUCKET_NUM", "depth_maps", "BUCKETS"),
+    ("sts-b-dir", "BUCKET_NUM", "datasets", "BUCKETS"),
+    ("shhs-dir", "BUCKET_NUM", "datasets", "BUCKETS"),
+    ("uci-dir", "HIDDEN", "mlp", "HIDDEN"),
+    ("uci-dir", "TREES", "trees", "NAME"),
+]
+PROGRAM = """
+import runpy, sys
+for words in sys.argv[1:]:
+    name, *flags = words.split()
+    sys.argv = [name + ".py", *flags]
+    try:
+        runpy.run_path(name + ".py", run_name="__main__")
+    except SystemExit as end:
+        print("\\nended", end.code, *sys.modules)
+"""
+CALLS = {"train --help": "0", "train --lodss l1": "2", "train --lds": "2"}
+CALLS |= {"prepare --help": "0", "download --help": "0", "demo_data --help": "0"}
+
+
+@pytest.mark.parametrize("folder", BENCHMARK_FOLDERS)
+def test_answers_come_before_imports(folder):
+    """Help, a typo and a conflict of flags need no torch; nor do the data scripts."""
+    command = [sys.executable, "-c", PROGRAM, *CALLS]
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(command, cwd=ROOT / folder, **options)
+    endings = [part.split() for part in done.stdout.split("\nended ")[1:]]
+    for (call, status), (code, *modules) in zip(CALLS.items(), endings, strict=True):
+        heavy = HEAVY if call.startswith("train") else HEAVY - {"pandas"}
+        assert code == status, call
+        assert not heavy & set(modules), call
+
+
+@pytest.mark.parametrize(("folder", "name", "module", "own"), REPEATED)
+def test_what_is_repeated_is_equal(folder, name, module, own):
+    assert getattr(load(folder, "train"), name) == getattr(load(folder, module), own)
