@@ -180,7 +180,8 @@ def test_whole_arrays_are_taken_in_pieces(monkeypatch):
     x, labels = torch.randn(100, 3), torch.arange(100) % 9 + 2.0
     at_once, pieces = make(), make()
     at_once.update_running_stats(x, labels, 0)
-    monkeypatch.setattr(fds, "CHUNK_NUMEL", 21)
+    monkeypatch.setattr(fds, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(load("agedb-dir", "moments"), "PIECE_NUMEL", 6)
     pieces.update_running_stats(x, labels, 0)
     torch.testing.assert_close(at_once.running_var, pieces.running_var)
 
@@ -659,3 +660,105 @@ def test_the_module_can_be_pickled_and_reset():
     for name, value in module.state_dict().items():
         assert torch.equal(value, fresh[name]), name
     assert torch.equal(module.smooth(x, labels, 3), x)
+
+
+def test_many_buckets_of_which_few_hold_samples():
+    """100,000 buckets: moments and smoothing of a few present ones, each as numpy has them."""
+    module = fds.FDS(4, bucket_num=100_000, ks=5, variant="paper")
+    rng, labels = np.random.default_rng(0), np.array([0, 1, 7, 40_000, 99_999] * 6)
+    x = rng.normal(size=(30, 4)) + 5
+    for part in range(3):  # a bucket's samples come in several batches
+        rows = np.arange(30) % 3 == part
+        module.accumulate(torch.from_numpy(x[rows]), torch.from_numpy(labels[rows]), 0)
+    with pytest.warns(UserWarning, match="5 of 100000 buckets"):
+        module.update_running_stats(epoch=0)
+    module.update_last_epoch_stats(1)
+    mean, var = np.zeros((100_000, 4)), np.ones((100_000, 4))
+    for b in set(labels.tolist()):
+        mean[b], var[b] = x[labels == b].mean(axis=0), x[labels == b].var(axis=0, ddof=1)
+    np.testing.assert_allclose(module.running_mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(module.running_var, var, rtol=1e-6)
+    window = module.kernel_window.numpy()
+    smoothed = sum(w * np.pad(var, ((2, 2), (0, 0)), "reflect")[k : k + 100_000]
+                   for k, w in enumerate(window))  # fmt: skip
+    np.testing.assert_allclose(module.smoothed_var_last_epoch, smoothed, rtol=1e-6)
+
+
+def seeded_maps(dtype, layout, seed=0):
+    """Dense features [3, 8, 13, 11] and depths of them, and an FDS over 40 buckets."""
+    generator = torch.Generator().manual_seed(seed)
+    module = fds.FDS(8, 40, ks=3, variant="paper")
+    for epoch in range(2):
+        module.update_last_epoch_stats(epoch)
+        x = torch.randn(400, 8, generator=generator) * (1 + epoch)
+        module.update_running_stats(x, torch.arange(400) % 40, epoch)
+    x = torch.randn(3, 8, 13, 11, generator=generator).to(dtype).to(memory_format=layout)
+    return module, x, torch.rand(3, 1, 13, 11, generator=generator) * 40
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dense_maps_in_pieces_equal_one_expression(dtype, layout, monkeypatch):
+    """To the bit, and so does the gradient; nothing of the features' size is kept for it."""
+    monkeypatch.setattr(fds, "PIECE_NUMEL", 200)
+    module, x, depth = seeded_maps(dtype, layout)
+    table = module._calibration.to(torch.promote_types(dtype, torch.float32))
+    scale, shift = table[depth.long()[:, 0]].movedim(-1, 1).chunk(2, dim=1)
+    expected = torch.addcmul(shift, x.to(table.dtype), scale).to(dtype)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        got = module.smooth(x.requires_grad_(), depth, 2)
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, x)
+    assert got.is_contiguous(memory_format=layout)
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    got.backward(grad)
+    assert torch.equal(x.grad, (grad.to(table.dtype) * scale).to(dtype))
+    assert sorted(t.numel() for t in kept) == [40 * 8, 3 * 13 * 11]
+
+
+def test_samples_left_out_of_the_statistics():
+    """As if they were not there: 2-D, dense, and where a bucket loses all of its samples."""
+    module, x, depth = seeded_maps(torch.float32, torch.contiguous_format, seed=1)
+    keep = (depth < 30) & (x[:, :1] > -1)
+    for mask in (keep, keep[:, 0]):
+        module.reset()
+        module.accumulate(x, depth, 0, mask)
+        module.update_running_stats(epoch=0)
+        rows, buckets = x.movedim(1, -1)[keep[:, 0]].double(), depth[keep].long()
+        assert module.num_samples_tracked.tolist() == torch.bincount(buckets, minlength=40).tolist()
+        for b in buckets.unique():
+            expected = rows[buckets == b].mean(0).float()
+            torch.testing.assert_close(module.running_mean[b], expected, rtol=1e-5, atol=1e-6)
+        assert module.running_mean[30:].eq(0).all()
+
+
+@pytest.mark.parametrize("change", ["float", "double", "half", "bfloat16"])
+def test_a_change_of_the_digits_keeps_fds_usable(change):
+    module, labels = make(), torch.arange(60) % 10 + 2.0
+    getattr(module, change)()
+    for epoch in range(3):
+        module.smooth(torch.randn(60, 3), labels, epoch)
+        module.update_last_epoch_stats(epoch)
+        module.update_running_stats(torch.randn(60, 3), labels, epoch)
+    assert module.running_mean.dtype == (torch.float64 if change == "double" else torch.float32)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_dense_statistics_are_exact(offset, monkeypatch):
+    """Narrow buckets, a dead channel, an outlier that comes first: to 1e-5 of float64's."""
+    monkeypatch.setattr(load("agedb-dir", "moments"), "PIECE_NUMEL", 300)
+    module, x, depth = seeded_maps(torch.float32, torch.channels_last, seed=2)
+    x = x * (1 + depth / 100) + offset
+    x[:, 3] = 0
+    x[0, 4, 0, 0] += 1e3
+    module.reset()
+    for maps, depths in zip(x.split(2), depth.split(2)):
+        module.accumulate(maps, depths, 0)
+    module.update_running_stats(epoch=0)
+    rows, bucket = x.movedim(1, -1).flatten(0, 2).double(), depth.flatten().long()
+    for b in bucket.unique().tolist():
+        var, mean = torch.var_mean(rows[bucket == b], 0, correction=int((bucket == b).sum() > 1))
+        torch.testing.assert_close(module.running_mean[b].double(), mean, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(module.running_var[b].double(), var, rtol=1e-5, atol=1e-9)
+        assert module.running_var[b, 3] == 0

@@ -45,8 +45,8 @@ CSV, LDS, FDS = codes_of("README.md", "Use it")
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Return a function that runs a block where the three files can be imported."""
-    for name in ("fds", "lds", "loss"):
+    """Return a function that runs a block where the four files can be imported."""
+    for name in ("fds", "moments", "lds", "loss"):
         monkeypatch.setitem(sys.modules, name, load("agedb-dir", name))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -286,8 +286,8 @@ def test_several_targets(run):
 
 
 @pytest.mark.slow
-def test_three_files_in_a_folder_of_their_own_are_enough(tmp_path):
-    for name in ("fds", "lds", "loss"):
+def test_four_files_in_a_folder_of_their_own_are_enough(tmp_path):
+    for name in ("fds", "moments", "lds", "loss"):
         shutil.copy(ROOT / "agedb-dir" / f"{name}.py", tmp_path)
     code = "\n".join((LDS, FDS, codes_of("RECIPES.md", "Dense")[0]))
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")

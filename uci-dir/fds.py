@@ -10,18 +10,15 @@ to the smoothed ones. Nothing is done at inference. One epoch e of training runs
     fds.update_running_stats(epoch=e)                # or (features, labels, e) for whole arrays
 """
 
+import itertools
 import warnings
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from lds import get_lds_kernel_window
+from moments import CHUNK_ROWS, PIECE_NUMEL, BucketMoments, blocks_of
 
-# A pass over whole arrays takes pieces of this many numbers (2 MiB of float32): the temporaries
-# stay in the processor's cache and do not grow with the number of samples.
-CHUNK_NUMEL = 2**19
-CHUNK_ROWS = 2**12  # more of them, added up in float32, would cost a narrow bucket its digits
 MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
 
 
@@ -56,59 +53,28 @@ class UniformBuckets:
 uniform_buckets = UniformBuckets  # its name as a function
 
 
-class BucketMoments:
-    """Count, mean and sum of squared deviations of features by bucket, in float64.
+class _DensePieces(torch.autograd.Function):
+    """x·scale + shift of maps by their pixels' buckets; keeps nothing of the features' size."""
 
-    Batches and processes are merged by Chan's formula, which cancels no digits: O(B·D) memory
-    however many samples come.
-    """
+    @staticmethod
+    def forward(ctx, features, bucket, table):
+        N, D, H, W = features.shape
+        ctx.save_for_backward(bucket, table[:, :D].clone())
+        result = torch.empty_like(features)
+        given, taken = features.movedim(1, -1), result.movedim(1, -1)
+        places = [(slice(None), slice(None))]
+        if features.device.type == "cpu":
+            step = max(1, PIECE_NUMEL // (W * D))
+            places = itertools.product(range(N), [slice(h, h + step) for h in range(0, H, step)])
+        for place in places:
+            scale, *shift = nn.functional.embedding(bucket[place], table).split(D, dim=-1)
+            pixels = given[place].to(table.dtype)
+            taken[place] = torch.addcmul(*shift, pixels, scale) if shift else pixels * scale
+        return result
 
-    def __init__(self, count, mean, squares):
-        self.count, self.mean, self.squares = count.double(), mean.double(), squares.double()
-
-    @classmethod
-    def empty(cls, like):
-        """Moments of nothing, on the device of `like` [B, D]."""
-        zeros = torch.zeros_like(like, dtype=torch.float64)
-        return cls(zeros[:, 0].clone(), zeros, zeros.clone())
-
-    @property
-    def parts(self):
-        """Count [B], mean [B, D] and sum of squared deviations [B, D]."""
-        return self.count, self.mean, self.squares
-
-    def add(self, rows, bucket):
-        """Add features [M, D] of the buckets [M]."""
-        rows = rows.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
-        count = torch.bincount(bucket, minlength=len(self.count)).double()
-        target = bucket.unsqueeze(1).expand_as(rows)
-        mean = rows.new_zeros(self.mean.shape).scatter_add_(0, target, rows)
-        mean /= count.clamp(min=1).to(rows.dtype).unsqueeze(1)
-        deviations = mean.index_select(0, bucket).sub_(rows).square_()
-        self.merge(count, mean, torch.zeros_like(mean).scatter_add_(0, target, deviations))
-
-    def merge(self, count, mean, squares):
-        """Add the moments of other samples."""
-        total = self.count + count
-        share = (count / total.clamp(min=1)).unsqueeze(1)
-        delta = mean - self.mean
-        self.mean.addcmul_(delta, share)
-        self.squares.add_(squares).addcmul_(delta.square_(), share * self.count.unsqueeze(1))
-        self.count = total
-
-    def reduce(self):
-        """Return the moments of all processes together, merged in the order of their ranks."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self
-        gathered = []
-        for part in self.parts:
-            gathered.append([torch.empty_like(part) for _ in range(dist.get_world_size())])
-            dist.all_gather(gathered[-1], part.contiguous())
-        first, *others = zip(*gathered)
-        total = BucketMoments(*first)
-        for other in others:
-            total.merge(*other)
-        return total
+    @staticmethod
+    def backward(ctx, grad):
+        return _DensePieces.apply(grad, *ctx.saved_tensors), None, None
 
 
 class FDS(nn.Module):
@@ -198,7 +164,6 @@ class FDS(nn.Module):
                 buffer.fill_(1.0 if "var" in name else 0.0)
         self.epoch.fill_(self.start_update)
         self.moments = None  # of the running epoch; to stop within an epoch, save them
-        self._trained_with = None, None  # epoch and its table, once a newer table exists
         self._following = False  # whether the last epoch's statistics follow the running ones
         self._refresh_calibration()
 
@@ -207,13 +172,18 @@ class FDS(nn.Module):
         bucket = self._label_to_bucket(torch.as_tensor(labels))
         return bucket.clamp(self.bucket_start, self.bucket_num - 1) - self.bucket_start
 
-    def smooth_over_buckets(self, statistics):
-        """Convolve statistics [B, D] over the buckets with the normalised window."""
-        # In float64 it is neither cast by autocast nor rounded to TF32.
-        half = len(self.kernel_window) // 2
-        padded = nn.functional.pad(statistics.double().T[:, None], (half, half), mode="reflect")
-        smoothed = nn.functional.conv1d(padded, self.kernel_window.double()[None, None])
-        return smoothed[:, 0].T.to(statistics.dtype)
+    def smooth_over_buckets(self, statistics, out=None):
+        """Convolve statistics [B, D] over the buckets with the normalised window, in float64."""
+        out = torch.empty_like(statistics) if out is None else out
+        window, last = self.kernel_window.tolist(), len(statistics) - 1
+        half = len(window) // 2
+        padded = torch.arange(-half, last + half + 1, device=statistics.device).abs()
+        padded = last - (last - padded).abs()  # mirrored at both ends
+        for block in blocks_of(statistics):
+            rows = statistics[padded[block.start : block.stop + 2 * half]].double()
+            size = len(rows) - 2 * half
+            out[block] = sum(w * rows[k : k + size] for k, w in enumerate(window))
+        return out
 
     def smooth(self, features, labels, epoch):
         """Calibrate training features from their bucket's statistics to the smoothed ones.
@@ -231,15 +201,18 @@ class FDS(nn.Module):
         if epoch < self.start_smooth:
             return features
         features = torch.as_tensor(features)
+        if self._stale:
+            self._refresh_calibration()
         return self._calibrate(features, self._buckets_of(features, labels), self._calibration)
 
     @torch.no_grad()
-    def accumulate(self, features, labels, epoch=None):
+    def accumulate(self, features, labels, epoch=None, keep=None):
         """Add a batch of raw features to the epoch's statistics.
 
         Args:
             features, labels: as for `smooth`; each process passes its own samples.
             epoch: number of the running epoch, needed with `calibrated_statistics`.
+            keep: bool of the shape of `labels`, which samples to add; None for all.
 
         Raises:
             ValueError: without the epoch where it is needed.
@@ -249,19 +222,21 @@ class FDS(nn.Module):
         if self.calibrated_statistics:
             if epoch is None:
                 raise ValueError("statistics of calibrated features need the epoch: pass epoch=...")
-            if epoch >= self.start_smooth:
-                trained, table = self._trained_with
-                table = table if trained == epoch else self._calibration
-                features = self._calibrate(features, bucket, table)
+            if epoch >= self.start_smooth:  # as in training, until `smooth` follows an update
+                features = self._calibrate(features, bucket, self._calibration)
+        if keep is not None:
+            bucket = bucket.masked_fill(~keep.reshape(bucket.shape), len(self.running_mean))
         if self.moments is None:
             self.moments = BucketMoments.empty(self.running_mean)
-        piece = max(1, min(CHUNK_ROWS, CHUNK_NUMEL // self.feature_dim))
-        # A dense map [D, H, W] is turned to rows piece by piece: three times as fast as at once.
+        if features.device.type != "cpu":
+            self.moments.add(features.movedim(1, -1).flatten(0, -2), bucket.flatten())
+            return
+        # A dense map [D, H, W] at a time: its rows lie in the processor's cache when used again.
         dense = features.ndim == 4
         pairs = zip(features.flatten(2).mT, bucket.flatten(1)) if dense else [(features, bucket)]
         for rows, rows_bucket in pairs:
-            for part, part_bucket in zip(rows.split(piece), rows_bucket.split(piece)):
-                self.moments.add(part, part_bucket)
+            for part, own in zip(rows.split(CHUNK_ROWS), rows_bucket.split(CHUNK_ROWS)):
+                self.moments.add(part, own)
 
     @torch.no_grad()
     def update_last_epoch_stats(self, epoch):
@@ -275,13 +250,12 @@ class FDS(nn.Module):
         self.epoch.fill_(epoch)
         self.running_mean_last_epoch.copy_(self.running_mean)
         self.running_var_last_epoch.copy_(self.running_var)
-        self.smoothed_mean_last_epoch.copy_(self.smooth_over_buckets(self.running_mean))
-        self.smoothed_var_last_epoch.copy_(self.smooth_over_buckets(self.running_var))
+        self.smooth_over_buckets(self.running_mean, self.smoothed_mean_last_epoch)
+        self.smooth_over_buckets(self.running_var, self.smoothed_var_last_epoch)
         # From here on the released code's "last epoch" statistics are references to the running
         # ones. Loading copies, so a new process starts without.
         self._following = self.live_statistics
-        self._trained_with = epoch, self._calibration.clone()
-        self._refresh_calibration()
+        self._stale = True
 
     @torch.no_grad()
     def update_running_stats(self, features=None, labels=None, epoch=None):
@@ -308,9 +282,9 @@ class FDS(nn.Module):
         seen = count > 0
         if not seen.any():
             raise ValueError("no features to update from: call accumulate(features, labels) first")
-        if not (torch.isfinite(mean).all() and torch.isfinite(squares).all()):
+        if not torch.isfinite(mean.sum() + squares.sum()):
             raise ValueError(f"features of epoch {epoch} are not finite: statistics left unchanged")
-        variance = squares / (count - 1).clamp(min=1).unsqueeze(1)  # of one sample: 0
+        variance = squares.div_((count - 1).clamp(min=1).unsqueeze(1))  # of one sample: 0
         if not self.num_samples_tracked.any():
             self._warn_if_few(seen)
         self.num_samples_tracked += count.to(self.num_samples_tracked.dtype)
@@ -322,13 +296,17 @@ class FDS(nn.Module):
             keep = torch.full_like(count, self.momentum)
         keep = torch.where(seen, keep, 1.0).unsqueeze(1)
         for running, current in ((self.running_mean, mean), (self.running_var, variance)):
-            running.copy_((1 - keep) * current + keep * running.double())
+            current *= 1 - keep
+            for block in blocks_of(running):
+                running[block] = current[block] + keep[block] * running[block]
             if self.fill_empty:
                 self._fill(running, seen.tolist())
         if self._following:
             self.running_mean_last_epoch.copy_(self.running_mean)
             self.running_var_last_epoch.copy_(self.running_var)
-        self._refresh_calibration()
+            self._stale = True
+        if self._stale:
+            self._refresh_calibration()
 
     def _buckets_of(self, features, labels):
         """Bucket rows for features: [N], or [N, H, W] for dense ones."""
@@ -355,6 +333,8 @@ class FDS(nn.Module):
         """Apply equation 3, as one scale and one shift: x·√(v2/v1) + (m2 − m1·√(v2/v1))."""
         digits = torch.promote_types(features.dtype, torch.float32)
         table = table.to(features.device, digits)
+        if features.ndim == 4 and not torch.compiler.is_compiling():
+            return _DensePieces.apply(features, bucket, table)
         scale, shift = nn.functional.embedding(bucket, table).chunk(2, dim=-1)
         if features.ndim == 4:
             scale, shift = scale.permute(0, 3, 1, 2), shift.permute(0, 3, 1, 2)
@@ -362,15 +342,17 @@ class FDS(nn.Module):
 
     def _refresh_calibration(self):
         """Turn the statistics into one scale and one shift per bucket and feature."""
-        m1 = self.running_mean_last_epoch.double()
-        v1 = self.running_var_last_epoch.double()
-        m2 = self.smoothed_mean_last_epoch.double()
-        v2 = self.smoothed_var_last_epoch.double()
-        usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= MIN_SUM)
-        ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
-        scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)
-        shift = torch.where(usable, m2 - m1 * scale, 0.0)
-        self._calibration.copy_(torch.cat([scale, shift], dim=1))
+        for block in blocks_of(self.running_mean):
+            m1 = self.running_mean_last_epoch[block].double()
+            v1 = self.running_var_last_epoch[block].double()
+            m2 = self.smoothed_mean_last_epoch[block].double()
+            v2 = self.smoothed_var_last_epoch[block].double()
+            usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= MIN_SUM)
+            ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
+            scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)
+            shift = torch.where(usable, m2 - m1 * scale, 0.0)
+            self._calibration[block] = torch.cat([scale, shift], dim=1)
+        self._stale = False
 
     @staticmethod
     def _fill(running, seen):
@@ -404,5 +386,5 @@ class FDS(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         """Load the buffers, then compute again what is computed from them."""
         super()._load_from_state_dict(*args, **kwargs)
-        self._following, self._trained_with = False, (None, None)
+        self._following = False
         self._refresh_calibration()
