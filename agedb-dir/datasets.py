@@ -16,6 +16,7 @@ from augmentation import CROP_PADDING, augment, normalize
 from batches import Batches
 from lds import bucket_weights, label_density
 from meta_file import AGE
+from outside import read_table, shown
 
 # With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
 # smoothed counts: the published numbers hold both.
@@ -86,18 +87,8 @@ def read_meta(data_dir, dataset, target=AGE):
             "one, `python prepare.py` makes one, `python demo_data.py` generates data; --dataset "
             "NAME and --data_dir choose another"
         )
-    try:
-        # Blank lines are kept until the others have their numbers; a path may be called NA.
-        meta = pd.read_csv(file, dtype=str, skip_blank_lines=False, na_filter=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no UTF-8 csv with {name},path,split: {error}") from error
-    if not isinstance(meta.index, pd.RangeIndex):
-        raise ValueError(f"{file}: its rows have more fields than its header {list(meta.columns)}")
-    missing = [column for column in (name, "path", "split") if column not in meta.columns]
-    if missing:
-        found = ", ".join(map(repr, meta.columns))
-        raise ValueError(f"{file} lacks column {', '.join(missing)}: it has {found}")
-    meta = meta[[name, "path", "split"]].fillna("")
+    columns = (name, "path", "split")
+    meta = read_table(file, columns, f"correct it to a UTF-8 csv with {','.join(columns)}")
     meta = meta[(meta != "").any(axis=1)]
     meta[name] = pd.to_numeric(meta[name], errors="coerce").astype(np.float32)
     checks = {
@@ -119,7 +110,7 @@ def read_meta(data_dir, dataset, target=AGE):
     paths = meta[["path", "split"]].drop_duplicates()["path"]
     shared = paths[paths.duplicated()].unique()
     if len(shared):
-        names = ", ".join(shared[:3])
+        names = ", ".join(map(shown, shared[:3]))
         logging.warning("%s: %d images are in more than one split: %s", file, len(shared), names)
     return meta.reset_index(drop=True)
 

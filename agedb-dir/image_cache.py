@@ -16,7 +16,7 @@ from array_cache import ArrayCache
 from datasets import read_meta
 from image_file import open_image
 
-CACHE_VERSION = 3  # part of the array's name: raise it when its content changes
+CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
 
 
 def load_image(file, img_size, turned=None):
@@ -64,13 +64,16 @@ def main(argv=None):
     parser.add_argument("--dataset", required=True, help="reads <data_dir>/<dataset>.csv")
     parser.add_argument("--img_size", type=int, default=224, help="side of the images, pixels")
     parser.add_argument("--cache", type=Path, help="folder of the array [<data_dir>/cache]")
+    outside_help = "paths in the csv may lead out of --data_dir"
+    parser.add_argument("--allow_outside", action="store_true", help=outside_help)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
     args = parser.parse_args(argv)
     if args.img_size < 1:
         parser.error(f"--img_size must be 1 or more, got {args.img_size}")
     cache = args.cache or Path(args.data_dir) / "cache"
     paths = read_meta(args.data_dir, args.dataset)["path"]
-    images = Images(args.data_dir, paths, args.img_size, cache, args.dataset, workers=args.workers)
+    options = {"workers": args.workers, "allow_outside": args.allow_outside}
+    images = Images(args.data_dir, paths, args.img_size, cache, args.dataset, **options)
     print(f"{len(paths):,} images at {args.img_size}² in {images.array.filename}")
 
 

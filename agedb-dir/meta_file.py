@@ -7,12 +7,12 @@ the rows.
 
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from held_out import caps_of
+from outside import check_inside, read_table, shown
 from target import Target
 
 # Integer ages 0 ... 120, all above in the last bucket (released code). IMDB-WIKI's labels reach
@@ -114,26 +114,26 @@ def split_own(meta, args, target):
 
 def read_ages(path, columns):
     """Read a CSV file of labels, the first of `columns`, and the others; labels become numbers."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no file {path}: check the path (`python download.py --split_file` fetches the "
-            "official one)"
-        )
-    meta = pd.read_csv(path, dtype=str, keep_default_na=False)
-    lacking = [column for column in columns if column not in meta.columns]
-    if lacking:
-        raise ValueError(f"{path} has the columns {list(meta.columns)} and lacks {lacking}")
+    remedy = "check the path (`python download.py --split_file` fetches the official one)"
+    meta = read_table(path, columns, remedy)
+    meta = meta[(meta != "").any(axis=1)].reset_index(drop=True)
     name = columns[0]
     text = meta[name]
     meta[name] = pd.to_numeric(text, errors="coerce")
-    if meta[name].isna().any():
-        row = int(np.flatnonzero(meta[name].isna())[0])
-        raise ValueError(f"{path}, row {row}: the {name} {text[row]!r} is not a number")
-    return meta[list(columns)]
+    wrong = np.flatnonzero(~np.isfinite(meta[name].to_numpy(dtype=np.float64)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"{path}, row {row}: the {name} {shown(text[row])!r} is not a number")
+    return meta
 
 
-def missing_paths(data_dir, paths):
-    """Return those of `paths` that are no file below `data_dir`, in order."""
+def missing_paths(data_dir, paths, allow_outside=False):
+    """Return those of `paths` that are no file below `data_dir`, in order.
+
+    Raises:
+        ValueError: for paths that lead out of it, unless allowed to.
+    """
+    check_inside(data_dir, paths, allow_outside)
     return [path for path in paths if not os.path.isfile(os.path.join(data_dir, path))]
 
 
@@ -156,7 +156,6 @@ def check_meta(path, args, target, expected=None):
         target: `target.Target`.
         expected: number of faces by split; None for your own data.
     """
-    data_dir = args.data_dir
     meta = read_ages(path, (target.name, "path", "split"))
     problems = []
     if expected and meta["path"].str.contains(DRAWN).all():
@@ -165,11 +164,11 @@ def check_meta(path, args, target, expected=None):
     counts = report_counts(meta["split"], expected)
     if expected is not None and counts != expected:
         problems.append(f"the counts are not the expected {expected}")
-    missing = missing_paths(data_dir, meta["path"])
+    missing = missing_paths(args.data_dir, meta["path"], args.allow_outside)
     if missing:
-        first = ", ".join(map(ascii, missing[:10]))
+        first = ", ".join(map(shown, missing[:10]))
         problems.append(
-            f"{len(missing)} of {len(meta)} images are not in {data_dir}: {first}; `python "
+            f"{len(missing)} of {len(meta)} images are not in {args.data_dir}: {first}; `python "
             "download.py` says how to get them"
         )
     split = split_own(meta, args, target)

@@ -24,6 +24,7 @@ import pandas as pd
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
+from outside import shown
 from target import add_target, check_target
 
 EXPECTED = {"train": 12_208, "val": 2_140, "test": 2_140}  # AgeDB-DIR, paper and official file
@@ -63,6 +64,8 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
     add_held_out(parser.add_argument, "--cap")
     add_target(parser.add_argument, AGE)
+    outside_help = "paths in the table may lead out of --data_dir"
+    parser.add_argument("--allow_outside", action="store_true", help=outside_help)
     parser.add_argument("--skip_unparsed", action="store_true", help="leave out unreadable names")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace an existing meta file")
@@ -93,9 +96,9 @@ def main(argv=None):
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
     if args.meta:
         meta = read_ages(args.meta, (target.name, "path"))
-        missing = missing_paths(args.data_dir, meta["path"])
+        missing = missing_paths(args.data_dir, meta["path"], args.allow_outside)
         if missing:
-            first = ", ".join(map(ascii, missing[:10]))
+            first = ", ".join(map(shown, missing[:10]))
             raise FileNotFoundError(f"{len(missing)} images are not in {args.data_dir}: {first}")
     else:
         meta = scan_faces(args.data_dir, args.skip_unparsed)

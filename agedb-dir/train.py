@@ -60,6 +60,8 @@ def make_parser():
     add("--cache", role=flags.PLACE, help=cache_help)
     workers_help = "threads that decode, at most one per core"
     add("--workers", type=int, default=32, role=flags.PLACE, help=workers_help)
+    outside_help = "paths in the csv may lead out of --data_dir"
+    add("--allow_outside", action="store_true", role=flags.PLACE, help=outside_help)
     add_target(parser.section("target", flags.NETWORK), TARGET)
     flags.add_lds(parser, "years", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
@@ -154,7 +156,7 @@ def build_data(run):
     meta = read_meta(args.data_dir, args.dataset, target)
     cache = Path(args.cache or Path(args.data_dir) / "cache") if args.cache != "none" else None
     quiet = not accelerator.is_local_main_process
-    options = {"workers": args.workers, "quiet": quiet}
+    options = {"workers": args.workers, "quiet": quiet, "allow_outside": args.allow_outside}
     images = Images(args.data_dir, meta["path"], args.img_size, cache, args.dataset, **options)
     run.note_data(meta)
     all_labels = meta[target.name].to_numpy()

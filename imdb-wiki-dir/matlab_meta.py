@@ -6,12 +6,19 @@ as MATLAB counts days, `photo_taken` a year, `full_path` the image. `face_score`
 needed. An image counts if it shows one clear face and its age can be told.
 """
 
+import contextlib
+import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.io import loadmat
+
+from fetch import compare_with_record
+from outside import reading, shown
 
 SOURCES = ("imdb", "wiki")  # the meta file holds their rows in this order
 FIELDS = ("dob", "photo_taken", "full_path", "face_score", "second_face_score")
@@ -19,6 +26,7 @@ LEAST_SCORE = 1  # of a clear face (released code)
 MATLAB_YEAR = 366  # days from MATLAB's day 0 to Python's: MATLAB counts from a year 0
 LAST_DAY = 3_652_059  # 31 December 9999, the last day that a date can be
 MID_YEAR = 7  # who is born in July or later has not had the birthday when the photo is taken
+MOST_MEMORY = 2**34  # bytes that reading may take; a damaged file may ask for any number
 LARGEST_AGE = 200  # years; what lies above is a mistake in the dates
 # A path leads into a folder: no part of it is empty or begins with a dot.
 PATH = re.compile(r"(?:[^/\\\0.][^/\\\0]*/)*[^/\\\0.][^/\\\0]*")
@@ -33,28 +41,38 @@ def read_struct(file, name):
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"no file {file}: `python download.py --images` fetches it")
-    try:
-        held = loadmat(file, squeeze_me=True, variable_names=[name])
-    except Exception as error:  # scipy has no one kind of error for a damaged file
-        raise ValueError(
-            f"{file} cannot be read as a MATLAB file of version 5 ({error}): fetch it again"
-        ) from error
-    struct = held.get(name)
+    compare_with_record(Path(file))
+    # Over a damaged file SciPy's reader can end its whole process, so it gets one of its own.
+    command = [sys.executable, __file__, str(file), name]
+    with reading(file, "no whole MATLAB file of version 5; fetch it again"):
+        child = subprocess.run(command, capture_output=True, check=False)
+        if child.returncode:
+            said = child.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise ValueError(said[-1] if said else f"its reader ended with {child.returncode}")
+        return pickle.loads(child.stdout)
+
+
+def load_struct(file, name):
+    """Do what `read_struct` does, in this process; errors may be any of SciPy's."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    struct = loadmat(file, squeeze_me=True, variable_names=[name]).get(name)
     fields = getattr(getattr(struct, "dtype", None), "names", None) or ()
     if lacking := [field for field in FIELDS if field not in fields]:
-        raise ValueError(f"{file} lacks {', '.join(f'{name}.{field}' for field in lacking)}")
+        raise ValueError(f"it lacks {', '.join(f'{name}.{field}' for field in lacking)}")
     if struct.size != 1:
-        raise ValueError(f"{file}: {name} is an array of {struct.size} structs, not one struct")
+        raise ValueError(f"{name} is an array of {struct.size} structs, not one struct")
     columns = {field: np.atleast_1d(struct[field].item()) for field in FIELDS}
     lengths = {field: column.shape for field, column in columns.items()}
     if len(set(lengths.values())) > 1 or columns["dob"].ndim > 1:
-        raise ValueError(f"{file}: the fields of {name} differ in length: {lengths}")
+        raise ValueError(f"the fields of {name} differ in length: {lengths}")
     for field in FIELDS:
         if field != "full_path":  # years are unsigned there, and differences of them are not
-            try:
-                columns[field] = columns[field].astype(np.float64, casting="same_kind")
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{file}: {name}.{field} holds no numbers ({error})") from error
+            if columns[field].dtype.kind not in "uif":
+                raise ValueError(f"{name}.{field} holds no numbers")
+            columns[field] = columns[field].astype(np.float64)
     return columns
 
 
@@ -112,7 +130,11 @@ def read_faces(data_dir, source):
     if wrong := [path for path in paths if not (isinstance(path, str) and PATH.fullmatch(path))]:
         raise ValueError(
             f"{file}: {len(wrong)} paths are no names of files below its folder, the first "
-            f"{str(wrong[0])!a}"
+            f"{shown(wrong[0])}"
         )
     paths = [f"{source}_crop/{path}" for path in paths]
     return pd.DataFrame({"age": ages[kept].astype(np.int64), "path": paths}), left_out
+
+
+if __name__ == "__main__":
+    pickle.dump(load_struct(*sys.argv[1:]), sys.stdout.buffer)

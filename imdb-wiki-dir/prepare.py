@@ -20,6 +20,7 @@ from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from matlab_meta import SOURCES, read_faces
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
+from outside import shown
 from target import add_target, check_target
 
 DATASET = "imdb_wiki"
@@ -40,13 +41,13 @@ def faces_of_sources(data_dir):
     return pd.concat(tables, ignore_index=True)
 
 
-def faces_of_table(path, data_dir, target):
+def faces_of_table(args, target):
     """Return the rows (label, `path`) of your own table; its images must exist."""
-    meta = read_ages(path, (target.name, "path"))
-    missing = missing_paths(data_dir, meta["path"])
+    meta = read_ages(args.meta, (target.name, "path"))
+    missing = missing_paths(args.data_dir, meta["path"], args.allow_outside)
     if missing:
-        first = ", ".join(map(ascii, missing[:10]))
-        raise FileNotFoundError(f"{len(missing)} images are not in {data_dir}: {first}")
+        first = ", ".join(map(shown, missing[:10]))
+        raise FileNotFoundError(f"{len(missing)} images are not in {args.data_dir}: {first}")
     return meta
 
 
@@ -73,6 +74,8 @@ def parse_args(argv=None):
     add_held_out(parser.add_argument, "--cap")
     add_target(parser.add_argument, AGE)
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
+    outside_help = "paths in the table may lead out of --data_dir"
+    parser.add_argument("--allow_outside", action="store_true", help=outside_help)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace an existing meta file")
     mode.add_argument("--check", action="store_true", help="verify the meta file, write nothing")
@@ -99,10 +102,8 @@ def main(argv=None):
         return int(bool(problems))
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
-    if args.meta:
-        meta = faces_of_table(args.meta, args.data_dir, AGE.of(args))
-    else:
-        meta = faces_of_sources(args.data_dir)
+    own = args.meta is not None
+    meta = faces_of_table(args, AGE.of(args)) if own else faces_of_sources(args.data_dir)
     write_meta(meta, path, args, expected)
     return 0
 

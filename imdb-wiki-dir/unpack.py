@@ -8,7 +8,7 @@ import contextlib
 import tarfile
 
 import archive
-from fetch import compare_with_record, sole_use, write_record
+from fetch import compare_with_record, sha256_of, sole_use, write_record
 
 # Bytes on the disk for a byte of archive: small files fill up their last block of 4 KiB.
 UNPACKED = 1.25
@@ -19,6 +19,8 @@ def is_demo(path):
     """Return whether a folder `<source>_crop`, or an archive of one, bears the demo's mark."""
     if path.is_dir():
         return (path / MARK).is_file()
+    if not path.is_file():
+        return False
     with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(path, "r:") as archive:
         first = archive.next()
         return first is not None and first.name == f"{path.name.removesuffix('.tar')}/{MARK}"
@@ -56,6 +58,8 @@ def unpack_archive(path, data_dir, overwrite=False):
         places = archive.unpack(path, data_dir, choose, overwrite)
         if digest:
             write_record(record, digest)
+        matlab = data_dir / top / f"{top.removesuffix('_crop')}.mat"
+        write_record(matlab, sha256_of(matlab))  # looked at before the file is read
     images = sum(place.endswith(".jpg") for place in places)
     print(f"wrote {data_dir / top}, {images:,} images")
     return images

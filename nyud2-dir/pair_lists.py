@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from depth_maps import CROP, SIZE
+from outside import reading, shown
 
 TRAIN, TEST = "nyu2_train.csv", "nyu2_test.csv"
 SUBSET = "nyu2_train_FDS_subset.csv"
@@ -44,15 +45,15 @@ def read_pairs(data_dir, name):
             f"{file} is missing: `python download.py` fetches the official data, `python "
             "prepare.py` makes it, `python demo_data.py` generates some; --data_dir is the folder"
         )
-    try:
+    with reading(file, "correct it to a csv of image,depth"):
         table = pd.read_csv(file, header=None, dtype=str, na_filter=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no csv of image,depth: {error}") from error
     if table.shape[1] != 2 or (table == "").any(axis=None):
         raise ValueError(f"{file} must have two columns, image and depth, and no header or blank")
     table.columns = ["image", "depth"]
     if not any(Path(path).suffix for path in table.iloc[0]):
-        raise ValueError(f"{file} has a header, {', '.join(table.iloc[0])}: remove that line")
+        raise ValueError(
+            f"{file} has a header, {', '.join(map(shown, table.iloc[0]))}: remove that line"
+        )
     return table.apply(lambda column: column.str.strip().str.removeprefix("data/"))
 
 
@@ -90,12 +91,10 @@ def read_mask(data_dir, images, downscale=1):
     again = "`python download.py --split_files` fetches the official one, prepare.py makes one"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {again}")
-    try:
+    with reading(file, again):
         mask = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{file} is no array ({error}): {again}") from error
-    if not isinstance(mask, np.ndarray):
-        raise ValueError(f"{file} is an archive of arrays: {again}")
+        if not isinstance(mask, np.ndarray):
+            raise ValueError("an archive of arrays")
     if mask.shape != (images, height, width) or mask.dtype not in (np.uint8, bool):
         raise ValueError(
             f"{file} is {mask.dtype} {list(mask.shape)}; for the {images} rows of nyu2_test.csv "
@@ -132,7 +131,7 @@ def rows_of_subset(data_dir, name, paths, held_out=()):
     if foreign:
         raise ValueError(
             f"{len(foreign)} of {len(subset)} images of {name} are not in {TRAIN}, such as "
-            f"{foreign[0]}: `python prepare.py --subset` draws another"
+            f"{shown(foreign[0])}: `python prepare.py --subset` draws another"
         )
     rows = np.array([row_of[path] for path in subset], dtype=np.int64)
     rows = rows[~held_out[rows]] if len(held_out) else rows

@@ -9,6 +9,7 @@ The labelled file of NYU Depth v2 (2.8 GB, cs.nyu.edu/~fergus/datasets/nyu_depth
 """
 
 import argparse
+import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,9 @@ from tqdm import tqdm
 
 from depth_cache import load_pair
 from depth_maps import BUCKET_START, BUCKETS, CROP, TEST_UNIT, crop_of, label_to_bucket
+from fetch import check_room
 from files import write_atomically
+from outside import check_inside, h5_array, reading, shown
 from pair_lists import (
     MASK,
     SUBSET,
@@ -59,18 +62,10 @@ def unpack_labeled(path, data_dir, is_test):
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}: `python download.py` says where it is given")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is no MATLAB 7.3 file or cut ({error}): fetch again") from error
-    with file:
-        lacking = [name for name in ("images", "depths", "scenes") if name not in file]
-        if lacking or len(file["images"]) != len(is_test):
-            raise ValueError(
-                f"{path} holds {', '.join(file)}, with {len(file.get('images', ()))} images: "
-                f"images, depths and scenes of {len(is_test)} pairs are needed"
-            )
-        images, depths, scenes = (file[name] for name in ("images", "depths", "scenes"))
+    with reading(path, "fetch nyu_depth_v2_labeled.mat again"), h5py.File(path, "r") as file:
+        images, depths, scenes = (h5_array(file, name) for name in ("images", "depths", "scenes"))
+        if images.shape[:1] != is_test.shape:
+            raise ValueError(f"images are {list(images.shape)}, {len(is_test)} are needed")
         n, (width, height) = len(is_test), images.shape[2:] if images.ndim == 4 else (0, 0)
         right = (
             images.shape == (n, 3, width, height) and images.dtype == np.uint8
@@ -79,10 +74,12 @@ def unpack_labeled(path, data_dir, is_test):
         )  # fmt: skip
         if not right:
             raise ValueError(
-                f"{path} has images {images.dtype} {list(images.shape)}, depths {depths.dtype} "
+                f"it has images {images.dtype} {list(images.shape)}, depths {depths.dtype} "
                 f"{list(depths.shape)} and scenes {list(scenes.shape)}: uint8 [N, 3, W, H], float "
                 "[N, W, H] and [1, N] with W:H = 4:3 are needed"
             )
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
+        check_room(data_dir, images.nbytes + 2 * depths.size)  # png and jpg take less
         lists = {TRAIN: [], TEST: []}
         for i in tqdm(range(len(is_test)), "pairs"):
             names = write_pair(file, i, Path(data_dir), is_test[i])
@@ -100,11 +97,10 @@ def write_pair(file, i, data_dir, is_test):
         names = f"{stem}_colors.png", f"{stem}_depth.png"
         values = np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16)
     else:
-        scene = "".join(map(chr, np.ravel(file[file["scenes"][0, i]])))
-        if not re.fullmatch(r"\w+", scene):  # it becomes the name of a folder
-            raise ValueError(
-                f"{file.filename} names a scene {scene!a}: use letters, digits and _ only"
-            )
+        name = file[file["scenes"][0, i]].name
+        scene = "".join(map(chr, np.ravel(h5_array(file, name)[()])))
+        if not re.fullmatch(r"\w{1,100}", scene):  # it becomes the name of a folder
+            raise ValueError(f"it names a scene {scene[:100]!a}: use letters, digits and _ only")
         names = tuple(f"nyu2_train/{scene}_out/{i:05d}.{kind}" for kind in ("jpg", "png"))
         values = np.clip(np.round(depth / 10 * 255), 0, 255).astype(np.uint8)
     for name, picture in zip(names, (image, Image.fromarray(values))):
@@ -148,18 +144,20 @@ def balanced_mask(buckets, seed, least=0):
     return mask.reshape(buckets.shape), int(each)
 
 
-def test_buckets(data_dir):
+def test_buckets(data_dir, allow_outside):
     """Return the bucket of each test pixel within the crop: uint8 [N, 228, 304].
 
     It is 255 for a pixel without depth, and for one nearer than the first bucket: evaluation
     counts those in other buckets.
     """
     table = read_pairs(data_dir, TEST)
+    check_inside(data_dir, table.to_numpy().flatten().tolist(), allow_outside)
     files = [[Path(data_dir) / name for name in row] for row in table.to_numpy()]
     buckets = np.empty((len(files), *CROP), dtype=np.uint8)
 
     def read(row):
-        pair = load_pair(*files[row], bits=16)
+        with reading(" and ".join(map(str, files[row])), "fetch both again"):
+            pair = load_pair(*files[row], bits=16)
         top, left, height, width = crop_of(pair[None])
         low, high = np.moveaxis(pair[top : top + height, left : left + width, 3:], 2, 0)
         depth = (low.astype(np.int64) + 256 * high.astype(np.int64)) * TEST_UNIT
@@ -178,9 +176,9 @@ def make_subset(data_dir, seed, size=SUBSET_SIZE):
     write_list(Path(data_dir) / SUBSET, ("data/" + table.iloc[rows]).to_numpy().tolist())
 
 
-def make_mask(data_dir, seed, least=0):
+def make_mask(data_dir, seed, least=0, allow_outside=False):
     """Draw and write the balanced test mask."""
-    mask, each = balanced_mask(test_buckets(data_dir), seed, least)
+    mask, each = balanced_mask(test_buckets(data_dir, allow_outside), seed, least)
     path = Path(data_dir) / MASK
     write_atomically(path, lambda file: np.save(file, mask))
     print(f"wrote {path}: {mask.sum():,} of {mask.size:,} pixels, {each:,} of each bucket")
@@ -194,9 +192,9 @@ def check(data_dir):
         print(f"{name:>30} {len(table):>7,}   expected {EXPECTED[name]:>7,}")
         if len(table) != EXPECTED[name]:
             problems.append(f"{name} is not the official list, which has {EXPECTED[name]:,} rows")
-        missing = [p for p in table.to_numpy().flat if not (Path(data_dir) / p).is_file()]
+        missing = [p for p in table.to_numpy().flat if not os.path.isfile(Path(data_dir) / p)]
         if missing:
-            problems.append(f"{len(missing)} files of {name} are missing, as {missing[0]}")
+            problems.append(f"{len(missing)} files of {name} are missing, as {shown(missing[0])}")
     rows_of_subset(data_dir, SUBSET, tables[TRAIN]["image"])
     mask = read_mask(data_dir, len(tables[TEST]))
     print(f"{MASK:>30} {mask.sum():>7,} pixels")
@@ -216,6 +214,7 @@ def parse_args(argv=None):
     add("--mask", action="store_true", help="make the test mask only")
     add("--least", type=int, default=0, help="pixels of a bucket that the mask takes at least")
     add("--seed", type=int, default=0, help="of subset and mask")
+    add("--allow_outside", action="store_true", help="paths in the lists may leave --data_dir")
     add("--overwrite", action="store_true", help="replace existing files, which stay otherwise")
     add("--check", action="store_true", help="only verify the data, write nothing")
     return parser.parse_args(argv)
@@ -239,7 +238,7 @@ def main(argv=None):
     if (args.subset or both) and (stale or not (args.data_dir / SUBSET).exists()):
         make_subset(args.data_dir, args.seed)
     if (args.mask or both) and (args.overwrite or not (args.data_dir / MASK).exists()):
-        make_mask(args.data_dir, args.seed, args.least)
+        make_mask(args.data_dir, args.seed, args.least, args.allow_outside)
     return 0
 
 

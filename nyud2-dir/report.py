@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import outside
 from figures import METRICS, SHOTS, make_figures
+from run_files import AGAIN, load_run
 
-# What the figures and tables take from results.json.
-NEEDED = (
-    "benchmark method seed target main_metrics higher_is_better metrics wall_seconds config"
-).split()
 # Flags that say where a run ran, not what it trained: they do not part the seeds of one method.
 # Newer results name them as `place_flags`.
 FORMER_PLACE_FLAGS = (
@@ -29,54 +27,7 @@ FORMER_PLACE_FLAGS = (
     "workers cache track device gpu cuda"
 ).split()
 
-# ---- run folders ---------------------------------------------------------------------------
-
-
-def load_run(folder):
-    """Read all that a run folder holds.
-
-    Args:
-        folder: path of a folder written by train.py.
-
-    Returns:
-        The dictionary of `results.json` with `folder` (Path), `epochs` (list of dictionaries, in
-        order), `predictions`, `label_density` (DataFrame) and `fds_statistics` (dictionary of
-        arrays). The last three are None where the run has no such file.
-
-    Raises:
-        FileNotFoundError: without `results.json`.
-        ValueError: if `results.json` is damaged.
-    """
-    folder = Path(folder).resolve()
-    path = folder / "results.json"
-    again = "`python train.py --resume` with the run's other flags"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no results.json in {folder}: it is no run folder, or its run has not finished "
-            f"({again} resumes it)"
-        )
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if missing := [key for key in NEEDED if key not in run]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): {again} writes it again") from error
-    epochs, path = {}, folder / "epochs.jsonl"
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # cut off when the run was killed
-        epochs[row["epoch"]] = row  # a resumed run repeats epochs: the last time counts
-    run |= {"folder": folder, "epochs": [epochs[number] for number in sorted(epochs)]}
-    for name in ("predictions", "label_density"):
-        path = folder / f"{name}.csv"
-        run[name] = pd.read_csv(path) if path.is_file() else None
-    run["fds_statistics"], path = None, folder / "fds_statistics.npz"
-    if path.is_file():
-        with np.load(path) as arrays:
-            run["fds_statistics"] = dict(arrays)
-    return run
+# ---- figures --------------------------------------------------------------------------------
 
 
 def draw_run(run_folder, out=None, split="test", anchor=None):
@@ -98,10 +49,15 @@ def draw_run(run_folder, out=None, split="test", anchor=None):
     """
     run = load_run(run_folder)
     out = Path(out) if out else run["folder"] / "figures"
-    figures = make_figures(run, split, anchor)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, fig in figures.items():
-        fig.savefig(out / f"{name}.png")
+    try:
+        figures = make_figures(run, split, anchor)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, fig in figures.items():
+            fig.savefig(out / f"{name}.png")
+    except (ValueError, OSError):  # which say what is wrong
+        raise
+    except Exception as error:  # of files that hold what no run writes
+        raise ValueError(f"{run['folder']} is damaged ({outside.shown(error)}): {AGAIN}") from error
     return [out / f"{name}.png" for name in figures]
 
 
@@ -189,7 +145,9 @@ def make_table(runs, split="test"):
     columns, frame = fill_table(runs, split)
     lines = [list(columns), ["---"] + ["---:"] * (len(columns) - 1)]
     for row in zip(*columns.values()):
-        lines.append([f"**{text}**" if best else text for text, best in row])
+        # A bar in a name would begin another cell.
+        texts = [(outside.clean(text).replace("|", "\\|"), best) for text, best in row]
+        lines.append([f"**{text}**" if best else text for text, best in texts])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines), frame
 
 
@@ -198,7 +156,7 @@ def plain_table(columns, terminal):
     aligned = []
     for header, cells in columns.items():
         star = any(best for _, best in cells) and not terminal
-        texts = [header] + [text + " *"[best] * star for text, best in cells]
+        texts = [header] + [outside.clean(text) + " *"[best] * star for text, best in cells]
         width = max(map(len, texts))
         texts = [text.ljust(width) if header == "method" else text.rjust(width) for text in texts]
         bold = [False] + [best and terminal for _, best in cells]

@@ -56,6 +56,7 @@ def make_parser():
     add("--cache", role=flags.PLACE, help=cache_help)
     workers_help = "threads that decode, at most one per core"
     add("--workers", type=int, default=32, role=flags.PLACE, help=workers_help)
+    add("--allow_outside", action="store_true", role=flags.PLACE, help="paths may leave --data_dir")
     flags.add_lds(parser, "buckets of 0.1 m", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser, "head R", "with --retrain_fc all but R")
@@ -149,7 +150,8 @@ def build_pairs(run, name, bits):
     args = run.args
     table, root = read_pairs(args.data_dir, name), Path(args.data_dir)
     cache = Path(args.cache or root / "cache") if args.cache != "none" else None
-    options = {"workers": args.workers, "quiet": not run.accelerator.is_local_main_process}
+    options = {name: getattr(args, name) for name in ("workers", "allow_outside")}
+    options["quiet"] = not run.accelerator.is_local_main_process
     return table, Pairs(root, table, bits, cache, Path(name).stem, args.downscale, **options)
 
 

@@ -4,6 +4,7 @@
 zeros to the longest; `frames` says how much of each is real.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import pandas as pd
 from batches import Batches
 from lds import bucket_weights, label_density
 from night_signals import SIGNALS
+from outside import check_inside, h5_array, read_table, reading, shown
 
 MAX_SCORE = 100  # SF-36 general health, 0 (worst) to 100
 BUCKETS = 100  # of width 1; 100 shares the last one with 99
@@ -22,6 +24,7 @@ BUCKETS = 100  # of width 1; 100 shares the last one with 99
 LDS_RULE = {"truncate": True}
 SPLITS = ("train", "val", "test")
 COLUMNS = ["id", "score", "path", "split"]  # of the meta file
+NO_NIGHT = "remove it and make it again with `python prepare.py --overwrite`"
 MIN_SPREAD = 1e-3  # a channel that varies less is constant: breathing that no night has
 
 
@@ -88,13 +91,8 @@ def read_meta(data_dir):
             f"{file} is missing: `python prepare.py` makes it from SHHS's recordings or from those "
             "that `python demo_data.py` simulates; --data_dir chooses another folder"
         )
-    try:
-        meta = pd.read_csv(file, dtype=str, na_filter=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no UTF-8 csv with id,score,path,split: {error}") from error
-    if missing := [column for column in COLUMNS if column not in meta.columns]:
-        raise ValueError(f"{file} lacks column {', '.join(missing)}: it has {list(meta.columns)}")
-    meta = meta[COLUMNS]
+    meta = read_table(file, COLUMNS, "`python prepare.py --overwrite` writes it again")
+    meta = meta[(meta != "").any(axis=1)]
     meta["score"] = pd.to_numeric(meta["score"], errors="coerce").astype(np.float32)
     checks = {
         f"a score that is no number from 0 to {MAX_SCORE}": ~meta["score"].between(0, MAX_SCORE),
@@ -107,16 +105,17 @@ def read_meta(data_dir):
             raise ValueError(
                 f"{file}: {rows.sum()} rows with {fault} (lines {lines}): correct or remove them"
             )
-    absent = [path for path in meta["path"] if not (Path(data_dir) / path).is_file()]
+    absent = [path for path in meta["path"] if not os.path.isfile(os.path.join(data_dir, path))]
     if absent:
+        first = ", ".join(map(shown, absent[:10]))
         raise FileNotFoundError(
-            f"{len(absent)} of {len(meta)} nights are not in {data_dir}: {', '.join(absent[:10])}; "
+            f"{len(absent)} of {len(meta)} nights are not in {data_dir}: {first}; "
             "`python prepare.py --overwrite` makes those that are missing"
         )
     empty = [split for split in SPLITS if not (meta["split"] == split).any()]
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: more nights are needed")
-    return meta
+    return meta.reset_index(drop=True)
 
 
 class Nights:
@@ -124,12 +123,14 @@ class Nights:
 
     Args:
         data_dir, paths: folder, and paths relative to it.
+        allow_outside: let paths lead out of it.
 
     Raises:
-        ValueError: naming a file that is no night of `prepare.py`.
+        ValueError: naming a file that is no night of `prepare.py`, or paths that lead out.
     """
 
-    def __init__(self, data_dir, paths):
+    def __init__(self, data_dir, paths, allow_outside=False):
+        check_inside(data_dir, paths, allow_outside)
         self.files = [Path(data_dir) / path for path in paths]
         self.frames = np.zeros(len(self.files), dtype=np.int64)
         # Mean and mean square of each channel of each night, [nights, 2, channels].
@@ -138,28 +139,22 @@ class Nights:
             for name, signal in SIGNALS.items()
         }
         for row, file in enumerate(self.files):
-            try:
-                self._look_at(row, file)
-            except (OSError, KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{file} is no night as prepare.py writes it ({error}): remove it and make it "
-                    "again with `python prepare.py --overwrite`"
-                ) from error
+            with reading(file, NO_NIGHT), h5py.File(file) as night:
+                self._look_at(row, night)
 
-    def _look_at(self, row, file):
+    def _look_at(self, row, night):
         """Take a night's length and moments, and check that its signals are of that length."""
-        with h5py.File(file) as night:
-            frames = night.attrs["frames"]
-            if frames < 1:
-                raise ValueError("it has no frame")
-            self.frames[row] = frames
-            for name, signal in SIGNALS.items():
-                if night[name].shape != (signal.channels, frames * signal.frame):
-                    raise ValueError(f"{name} has the shape {night[name].shape}")
-                attrs = night[name].attrs
-                self.moments[name][row] = attrs["mean"], attrs["mean_square"]
-                if not np.isfinite(self.moments[name][row]).all():
-                    raise ValueError(f"{name} is not finite")
+        frames = int(night.attrs["frames"])
+        if frames < 1:
+            raise ValueError("it has no frame")
+        self.frames[row] = frames
+        for name, signal in SIGNALS.items():
+            array = h5_array(night, name)
+            if array.shape != (signal.channels, frames * signal.frame) or array.dtype.kind != "f":
+                raise ValueError(f"{name} is {array.dtype} of the shape {array.shape}")
+            self.moments[name][row] = array.attrs["mean"], array.attrs["mean_square"]
+            if not np.isfinite(self.moments[name][row]).all():
+                raise ValueError(f"{name} is not finite")
 
     def scale(self, rows):
         """Return `{signal: (mean, std)}` [channels] over all columns of some nights, float32."""
@@ -184,9 +179,11 @@ class Nights:
             shape = (len(rows), signal.channels, longest * signal.frame)
             batch[name] = torch.zeros(shape, dtype=torch.float16)
         for k, row in enumerate(rows):
-            with h5py.File(self.files[row]) as night:
+            with reading(self.files[row], NO_NIGHT), h5py.File(self.files[row]) as night:
                 for name, padded in batch.items():
-                    array = torch.from_numpy(night[name][()])
+                    array = torch.from_numpy(h5_array(night, name)[()])
+                    if not array.isfinite().all():
+                        raise ValueError(f"{name} is not finite")
                     padded[k, :, : array.shape[1]] = array
         return batch
 

@@ -7,6 +7,7 @@ into `skipped.csv`.
 import io
 import os
 import re
+import stat
 from pathlib import Path
 
 import h5py
@@ -199,6 +200,8 @@ def source_of(path, min_minutes, unit):
         facts = os.stat(path)
     except OSError as error:  # a link that leads nowhere, or a file that is gone by now
         raise Fault("unreadable", error.strerror) from None
+    if not stat.S_ISREG(facts.st_mode):  # reading a pipe would never end
+        raise Fault("unreadable", "it is no file")
     return f"{VERSION} {facts.st_size} {facts.st_mtime_ns} {min_minutes:g} {unit}"
 
 
@@ -213,10 +216,12 @@ def write_night(path, night, source):
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(source=source, lacking=night["lacking"], frames=len(night["stages"]))
-        file["stages"] = night["stages"]
+        file.create_dataset("stages", data=night["stages"], fletcher32=True)
         for name in SIGNALS:
-            # Not compressed: noise hardly packs, and every training epoch reads every night.
-            array = file.create_dataset(name, data=night[name])
+            # Not compressed: noise hardly packs, and every training epoch reads every night. A
+            # checksum lets damage be found when it is read.
+            whole = {"chunks": night[name].shape, "fletcher32": True}
+            array = file.create_dataset(name, data=night[name], **whole)
             values = night[name].astype(np.float64)
             array.attrs.update(mean=values.mean(axis=1), mean_square=(values**2).mean(axis=1))
     write_atomically(path, content.getvalue())

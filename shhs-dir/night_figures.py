@@ -19,6 +19,7 @@ from edf_night import STAGES
 from figures import BLUE, DARK, VERMILLION
 from files import write_atomically
 from night_signals import FRAME_SECONDS, SIGNALS, frequencies
+from outside import h5_array, reading
 
 LEVELS = {"W": 4, "R": 3, "N1": 2, "N2": 1, "N3": 0}  # height in the hypnogram
 SLOW, FAST = (0.5, 4.0), (16.0, 32.0)  # Hz; delta and beta
@@ -51,10 +52,14 @@ def draw_night(path):
     Args:
         path: of an HDF5 file that prepare.py wrote.
     """
-    with h5py.File(path) as file:
-        night = {name: file[name][()].astype(np.float32) for name in SIGNALS}
-        stages, lacking = file["stages"][()], file.attrs["lacking"]
-    frames = len(stages)
+    with reading(path, "give a night that prepare.py wrote"), h5py.File(path) as file:
+        night = {name: h5_array(file, name)[()].astype(np.float32) for name in SIGNALS}
+        stages = h5_array(file, "stages")[()]
+        lacking = file.attrs["lacking"]
+        frames = len(stages)
+        for name, signal in SIGNALS.items():
+            if night[name].shape != (signal.channels, frames * signal.frame):
+                raise ValueError(f"{name} has the shape {night[name].shape}")
     seconds = frames * FRAME_SECONDS
     unit, length = ("hours", seconds / 3600) if seconds >= 3600 else ("minutes", seconds / 60)
     fig = Figure((11, 8.5), dpi=120, layout="constrained")

@@ -165,6 +165,7 @@ def parse_args(argv=None):
     add("--seed", type=int, default=666, help="of the split")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes, a night each")
     add("--overwrite", action="store_true", help="replace an existing shhs.csv")
+    add("--allow_outside", action="store_true", help="with --check: nights may lie elsewhere")
     add("--check", action="store_true", help="check shhs.csv and its nights, write nothing")
     args = parser.parse_args(argv)
     if "{id}" not in args.edf_name or args.workers < 1 or (args.cap is not None and args.cap < 1):
@@ -179,7 +180,9 @@ def main(argv=None):
     path = args.data_dir / "shhs.csv"
     if args.check:
         meta = read_meta(args.data_dir)
-        Nights(args.data_dir, meta["path"])  # opens each
+        nights = Nights(args.data_dir, meta["path"], args.allow_outside)
+        for row in tqdm(range(len(meta)), "nights", unit="night"):
+            nights.read([row])  # which verifies its checksums
         report_counts(meta, [], [])
         return 0
     if path.exists() and not args.overwrite:

@@ -42,6 +42,8 @@ def make_parser():
     parser = flags.Parser(__doc__)
     add = parser.section("data", flags.TRAINING)
     add("--data_dir", default="./data", appended=False, help="folder of shhs.csv and of the nights")
+    outside_help = "paths in shhs.csv may lead out of --data_dir"
+    add("--allow_outside", action="store_true", role=flags.PLACE, help=outside_help)
     flags.add_lds(parser, "points", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
@@ -143,7 +145,7 @@ def build_data(run):
     args, accelerator = run.args, run.accelerator
     meta = read_meta(args.data_dir)
     run.note_data(meta)
-    nights = Nights(args.data_dir, meta["path"])
+    nights = Nights(args.data_dir, meta["path"], args.allow_outside)
     scores = meta["score"].to_numpy()
     counts = label_counts(scores[meta["split"] == "train"])
     density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)

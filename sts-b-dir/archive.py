@@ -3,7 +3,6 @@
 import functools
 import gzip
 import lzma
-import math
 import os
 import shutil
 import stat
@@ -18,6 +17,8 @@ from tqdm.utils import CallbackIOWrapper
 from fetch import check_room
 
 BLOCK = 512  # bytes; a tar archive ends with at least one block of zeros
+PADDING = 2**24  # bytes; an archive ends with fewer zeros
+MOST_GB = 50.0  # 10⁹ bytes; no archive of these data has more when unpacked
 SECTOR = 4096  # bytes; a file fills up its last one on the disk
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError
@@ -41,7 +42,7 @@ def check_targets(folder, names, overwrite):
         raise ValueError(f"{folder} holds {', '.join(held)}: --overwrite replaces them")
 
 
-def unpack(path, folder, choose, overwrite=False, max_gb=math.inf, password=None):
+def unpack(path, folder, choose, overwrite=False, max_gb=MOST_GB, password=None):
     """Unpack what is chosen of a zip or tar archive; all of it appears in a folder, or nothing.
 
     Args:
@@ -60,6 +61,8 @@ def unpack(path, folder, choose, overwrite=False, max_gb=math.inf, password=None
         ValueError: the archive is damaged, holds what could do harm or is too large, data are in
             the way, or what `choose` raises.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: give the archive's path")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{path.stem}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed; it takes room
@@ -87,10 +90,16 @@ def unpack(path, folder, choose, overwrite=False, max_gb=math.inf, password=None
 def _choose(path, folder, choose, max_gb):
     """Return {name: path below the folder} of what is to be unpacked, and its bytes."""
     sizes = {}
+    claimed = 0
     for name, size, _ in _files(path):
         if name in sizes:
             raise ValueError(f"{name!a} occurs twice in the archive: refused")
         sizes[name] = size
+        claimed += size
+        if claimed > 1e9 * max_gb:  # said before a byte of it is unpacked
+            raise ValueError(
+                f"{claimed / 1e9:.3g} GB when unpacked, above {max_gb:g}: see --max_gb"
+            )
     chosen = choose(sizes)
     twice = [place for place, number in Counter(chosen.values()).items() if number > 1]
     if twice:
@@ -101,8 +110,6 @@ def _choose(path, folder, choose, max_gb):
         f"{len(chosen):,} files, {total / 1e9:.2f} GB; {len(left_out):,} others are left out: "
         f"{', '.join(map(ascii, left_out[:5])) or '-'}"
     )
-    if total > 1e9 * max_gb:
-        raise ValueError(f"{total / 1e9:.3g} GB when unpacked, above {max_gb:g}: see --max_gb")
     check_room(folder, sum(-(-sizes[name] // SECTOR) * SECTOR for name in chosen))
     return chosen, total
 
@@ -185,6 +192,8 @@ def _tar_members(path):
         if len(rest) < BLOCK:
             raise tarfile.ReadError(f"it breaks off at byte {archive.offset:,}")
         while rest:
+            if archive.fileobj.tell() > archive.offset + PADDING:
+                raise tarfile.ReadError(f"nothing but zeros from byte {archive.offset:,} on")
             if rest.count(0) != len(rest):
                 raise tarfile.ReadError(f"no archive from byte {archive.offset:,} on")
             rest = archive.fileobj.read(1 << 20)

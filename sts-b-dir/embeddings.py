@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files import write_atomically
+from outside import check_archive
 
 CHUNK = 1 << 24  # bytes of whole lines that are read at once
 LONGEST = 1 << 20  # bytes of the first line that are looked at: a binary file may have no line
@@ -72,7 +73,8 @@ def read_word_vectors(file, words, d_word, cache=None, quiet=False):
 def _load_cache(path, key, count, d_word):
     """Return the cached `found` and its vectors, or None where they must be read again."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:  # the archive's CRC is verified
+        check_archive(path)
+        with np.load(path, allow_pickle=False) as arrays:
             if not np.array_equal(arrays["key"], key):
                 return None
             found, vectors = arrays["found"], arrays["vectors"]

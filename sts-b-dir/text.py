@@ -18,6 +18,7 @@ import pandas as pd
 from datasets import FILES, read_pairs, tokenize
 from embeddings import read_word_vectors
 from files import write_atomically
+from outside import reading
 
 VOCABULARY = "vocab.txt"  # in the run folder: line i is the word of id i
 PADDING, UNKNOWN = "@@PADDING@@", "@@UNKNOWN@@"  # ids 0 and 1 (released code)
@@ -59,9 +60,10 @@ def read_vocabulary(path):
     Raises:
         ValueError: if the file is none, or repeats a word.
     """
-    words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if words[:2] != [PADDING, UNKNOWN] or len(set(words)) < len(words):
-        raise ValueError(f"{path} is damaged: it starts with {words[:2]} or repeats a word")
+    with reading(path, "restore it, or remove it and give the run's flags"):
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if words[:2] != [PADDING, UNKNOWN] or len(set(words)) < len(words):
+            raise ValueError(f"it starts with {words[:2]} or repeats a word")
     return words
 
 
@@ -171,7 +173,7 @@ def load_pretrained(kind, name):
     import transformers
 
     try:
-        return getattr(transformers, kind).from_pretrained(name)
+        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--encoder {name} cannot be loaded ({kind}): give the name of a text encoder on the "
@@ -186,7 +188,8 @@ def load_encoder(name, fresh):
     if fresh:
         encoder = load_pretrained("AutoModel", name).float()
     else:
-        encoder = AutoModel.from_config(load_pretrained("AutoConfig", name)).float()
+        config = load_pretrained("AutoConfig", name)
+        encoder = AutoModel.from_config(config, trust_remote_code=False).float()
     # What makes one vector of a text is not used; without gradient, processes need not agree on it.
     for part, module in encoder.named_children():
         if part == "pooler" and module is not None:

@@ -118,7 +118,7 @@ def test_blank_lines_count_and_are_passed_over(tmp_path):
     with pytest.raises(ValueError, match=r"1 rows .*\(lines 7\)"):
         datasets.read_meta(tmp_path, "own")
     (tmp_path / "own.csv").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"own\.csv is no UTF-8 csv"):
+    with pytest.raises(ValueError, match=r"own\.csv cannot be read"):
         datasets.read_meta(tmp_path, "own")
 
 
@@ -151,7 +151,7 @@ def test_faulty_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"own\.csv is missing.*demo_data"):
         datasets.read_meta(tmp_path, "own")
     (tmp_path / "own.csv").write_text("age,file\n20,b.jpg\n")
-    with pytest.raises(ValueError, match="lacks column path, split"):
+    with pytest.raises(ValueError, match="lacks path, split"):
         datasets.read_meta(tmp_path, "own")
     (tmp_path / "own.csv").write_text("age,path,split\n20,b.jpg,train\n")
     with pytest.raises(ValueError, match="no row of split val, test"):
@@ -335,7 +335,7 @@ def test_an_array_that_is_cut_is_named(faces):
     array = Path(images.array.filename)
     for length in (array.stat().st_size - 1, 50, 0):
         os.truncate(array, length)
-        with pytest.raises(ValueError, match=rf"{array.name} is damaged .*delete it"):
+        with pytest.raises(ValueError, match=rf"{array.name} cannot be read .*delete it"):
             image_cache.Images(faces, paths, 16, faces / "cache", quiet=True)
 
 

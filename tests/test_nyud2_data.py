@@ -337,7 +337,7 @@ def test_mask_chooses_the_same_pixels_at_every_downscale(tmp_path, size):
     prepare.write_list(tmp_path / "nyu2_test.csv", names)
     prepare.make_mask(tmp_path, seed=0)
     chosen = np.load(tmp_path / "test_balanced_mask.npy")
-    buckets = prepare.test_buckets(tmp_path)
+    buckets = prepare.test_buckets(tmp_path, False)
     assert set(buckets[chosen > 0]) == set(range(7, 100))
     table = pair_lists.read_pairs(tmp_path, "nyu2_test.csv")
     for downscale, (top, left) in {1: (0, 0), 2: (1, 1), 4: (0, 2)}.items():

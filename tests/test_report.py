@@ -195,7 +195,7 @@ def test_folders_that_hold_no_finished_run_are_named(tmp_path):
     ):
         report.load_run(tmp_path / "elsewhere")
     (tmp_path / "results.json").write_text('{"benchmark": "agedb-', encoding="utf-8")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="cannot be read"):
         report.load_run(tmp_path)
     (tmp_path / "results.json").write_text('{"benchmark": "agedb-dir"}', encoding="utf-8")
     with pytest.raises(ValueError, match="lacks method, seed"):

@@ -311,5 +311,5 @@ def test_a_missing_meta_file_and_a_damaged_night_are_named(folder):
         datasets.read_meta(folder / "elsewhere")
     night = folder / "nights" / "2.h5"
     night.write_bytes(night.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"2\.h5 is no night"):
+    with pytest.raises(ValueError, match=r"2\.h5 cannot be read"):
         datasets.Nights(folder, datasets.read_meta(folder)["path"])

@@ -26,6 +26,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("files.py", "outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
     (("loss_flags.py", "criterion.py", "heads.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
+    (("run_files.py",), FOLDERS),
     (("buckets.py",), FOLDERS),
     (("target.py", "held_out.py"), AGE_PAIR),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),

@@ -131,6 +131,33 @@ def read_json(path, remedy):
     return value
 
 
+def read_table(path, columns, remedy):
+    """Read a CSV file as text, blank lines too, so that row i stands in line i + 2.
+
+    Args:
+        path, remedy: as for `reading`.
+        columns: names of the columns that are needed.
+
+    Returns:
+        DataFrame of these columns; a field that a row lacks is "".
+
+    Raises:
+        FileNotFoundError, ValueError: as `reading`, or if the file lacks a column.
+    """
+    import pandas as pd
+
+    with reading(path, remedy):
+        if not os.path.isfile(path):
+            raise FileNotFoundError
+        # A field may say NA, and mean it.
+        table = pd.read_csv(path, dtype=str, skip_blank_lines=False, na_filter=False)
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError(f"its rows have more fields than its header {list(table.columns)}")
+        if lacking := [name for name in columns if name not in table.columns]:
+            raise ValueError(f"it lacks {', '.join(lacking)} and has {list(table.columns)}")
+        return table[list(columns)].fillna("")
+
+
 def check_archive(path):
     """Verify a checkpoint or .npz file, a zip archive of parts that are not packed, by its CRCs.
 
