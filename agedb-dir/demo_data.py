@@ -24,6 +24,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+import program
 from demo.picture import make_face
 from files import write_atomically
 from meta_file import balanced_split, report_counts
@@ -138,4 +139,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -12,6 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
+import program
 from archive import unpack
 from fetch import compare_with_record, fetch_small, sole_use, write_record
 from prepare import NAME, missing_paths, read_ages
@@ -135,4 +136,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -16,11 +16,11 @@ and gives another split, of the same sizes.
 import argparse
 import os
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 
+import program
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
@@ -114,4 +114,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -25,6 +25,7 @@ from PIL import Image
 from scipy.io import savemat
 from tqdm import tqdm
 
+import program
 from demo.picture import make_face
 from fetch import sole_use
 from matlab_meta import MATLAB_YEAR, MID_YEAR, SOURCES
@@ -222,4 +223,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import program
 from archive import check_targets
 from fetch import check_room, fetch, fetch_small, length_of, size_of, sole_use
 from matlab_meta import SOURCES
@@ -135,4 +136,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -11,11 +11,11 @@ each age, so that frequent ages weigh no more there than others: 191,509 / 11,02
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 
+import program
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from matlab_meta import SOURCES, read_faces
@@ -109,4 +109,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

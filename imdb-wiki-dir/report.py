@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 import outside
+import program
 from figures import METRICS, SHOTS, make_figures
 from run_files import AGAIN, load_run
 
@@ -205,4 +206,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flags
+import program
 import resample
 from regularizer_flags import add_regularizer, check_regularizer
 from target import Target, add_target, check_target
@@ -442,4 +443,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

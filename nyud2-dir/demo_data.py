@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+import program
 from demo.rooms import make_scene, make_view, render
 from pair_lists import MASK, SUBSET, TEST, TRAIN
 from prepare import SUBSET_SIZE, make_mask, make_subset, write_list
@@ -144,4 +145,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -12,6 +12,7 @@ The archive lies on Google Drive; an interrupted download is resumed. Without it
 import argparse
 from pathlib import Path
 
+import program
 from archive import unpack
 from fetch import compare_with_record, fetch_from_drive, fetch_small, sole_use, write_record
 from pair_lists import MASK, SUBSET, TEST, TRAIN
@@ -122,4 +123,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

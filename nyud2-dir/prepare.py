@@ -11,7 +11,6 @@ The labelled file of NYU Depth v2 (2.8 GB, cs.nyu.edu/~fergus/datasets/nyu_depth
 import argparse
 import os
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+import program
 from depth_cache import load_pair
 from depth_maps import BUCKET_START, BUCKETS, CROP, TEST_UNIT, crop_of, label_to_bucket
 from fetch import check_room
@@ -243,4 +243,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flags
+import program
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "nyud2-dir"
@@ -445,4 +446,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import program
 from demo.night import BREATHING_RATE, EEG_RATE, FRAME_SECONDS, STAGES, draw_sleeper, make_night
 from files import write_atomically
 
@@ -125,4 +126,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

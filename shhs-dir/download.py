@@ -22,6 +22,7 @@ import re
 import urllib.parse
 from pathlib import Path, PurePosixPath
 
+import program
 from fetch import fetch, read_url, sole_use
 
 BASE_URL = "https://sleepdata.org"
@@ -185,4 +186,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from matplotlib.figure import Figure
 
+import program
 from edf_night import STAGES
 from figures import BLUE, DARK, VERMILLION
 from files import write_atomically
@@ -113,4 +114,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

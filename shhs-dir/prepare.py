@@ -20,7 +20,6 @@ import contextlib
 import multiprocessing
 import os
 import re
-import sys
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import program
 from datasets import MAX_SCORE, SPLITS, Nights, read_meta
 from edf_night import Fault, read_night, source_of, write_night
 from files import write_atomically
@@ -213,4 +213,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

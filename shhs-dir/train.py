@@ -20,6 +20,7 @@ import time
 from typing import NamedTuple
 
 import flags
+import program
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "shhs-dir"
@@ -391,4 +392,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import program
 from datasets import FILES, MAX_SCORE
 from demo.sentences import make_pair, make_vectors
 from files import write_atomically
@@ -100,4 +101,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -12,6 +12,7 @@ What breaks off is resumed where it stopped, at once or when the command is give
 import argparse
 from pathlib import Path
 
+import program
 from archive import unpack
 from datasets import FILES
 from fetch import compare_with_record, fetch, fetch_small, record_of, sole_use, write_record
@@ -137,4 +138,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

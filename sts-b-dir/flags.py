@@ -163,6 +163,7 @@ def add_run_time(parser, seed=0, seed_appended=True):
     add("--gpu", "--cuda", type=int, dest="gpu", help="index of the one GPU to use, -1 for the CPU")
     add("--precision", choices=precisions, help="[tf32 on CUDA, else fp32]", role=TRAINING)
     add("--compile", action="store_true", help="torch.compile", role=TRAINING, appended=False)
+    add("--debug", action="store_true", help="show where a mistake was noticed")
 
 
 # ---- checks --------------------------------------------------------------------------------

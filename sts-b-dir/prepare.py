@@ -14,13 +14,13 @@ published numbers belong to the official files, which `python download.py --what
 
 import argparse
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+import program
 from datasets import FILES, MAX_SCORE, read_tsv
 from fetch import sha256_of
 from files import write_atomically
@@ -214,4 +214,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flags
+import program
 import resample
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
@@ -442,4 +443,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

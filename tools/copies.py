@@ -23,7 +23,8 @@ AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 REGULARIZED = ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "moments.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
-    (("files.py", "outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
+    (("files.py", "program.py"), FOLDERS),
+    (("outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
     (("loss_flags.py", "criterion.py", "heads.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("run_files.py",), FOLDERS),

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 import prepare
+import program
 from files import write_atomically
 
 NOISE = 0.1  # standard deviation of the logarithm of the price
@@ -94,4 +95,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+import program
 from fetch import fetch_small, sole_use
 from files import write_atomically
 from table_file import read_table
@@ -117,4 +118,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import program
 from columns import SPLIT, as_text, choose_columns, describe_columns, fit_columns
 from datasets import SPLITS, label_counts, label_to_bucket, target_statistics
 from fetch import sha256_of
@@ -215,4 +216,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import flags
 import loss_flags
+import program
 import resample
 from regularizer_flags import add_regularizer, check_regularizer
 
@@ -440,4 +441,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)
