@@ -3,7 +3,11 @@
 All of it runs on the device of the images.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from torchvision.transforms import v2
 
 CROP_PADDING = 16  # pixels of zeros around a training image (released code)
 
@@ -67,3 +71,44 @@ def crop_by_slices(images, top, left, flip):
         if mirror:
             crop.copy_(crop.flip(1))
     return crops
+
+
+# ---- pretraining ---------------------------------------------------------------------------
+
+
+class Pairs(NamedTuple):
+    """What one step of pretraining needs."""
+
+    views: torch.Tensor  # float32 [2·n, 3, H, W], one view after the other
+    labels: torch.Tensor  # float32 [n, 1]
+    share: float  # as in `batches.Part`
+    size: int
+
+
+def pairs(loader, epoch):
+    """Yield an epoch's shuffled batches with two views of each image, as `Pairs`."""
+    order = np.random.default_rng([loader.sharing.seed, epoch, 2]).permutation(loader.N)
+    for part, images in loader.read_ahead(loader.parts(loader.cut(order)), loader.read):
+        views = normalize(torch.cat([vary(images), vary(images)]))
+        labels = torch.from_numpy(loader.labels[part.rows]).unsqueeze(1).to(loader.device)
+        yield Pairs(views, labels, part.share, part.size)
+
+
+def vary(images):
+    """Crop, mirror and recolour each image at random, strongly, as a view for pretraining.
+
+    Args:
+        images: uint8 [n, H, W, 3].
+
+    Returns:
+        Tensor of their shape and type. It draws from PyTorch's global state.
+
+    Source: Rank-N-Contrast (NeurIPS 2023), whose released code has these numbers.
+    """
+    recolour = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
+    pipeline = v2.Compose([
+        v2.RandomResizedCrop(images.shape[1:3], (0.2, 1.0)), v2.RandomHorizontalFlip(), recolour,
+        v2.RandomGrayscale(0.2),
+    ])  # fmt: skip
+    views = [pipeline(image) for image in images.permute(0, 3, 1, 2)]
+    return torch.stack(views).permute(0, 2, 3, 1)

@@ -51,8 +51,12 @@ def check_losses(parser, args, weighted_rrt=False):
     if weighs_itself(args) and args.reweight != "none":
         method = "--experts" if args.experts else f"--loss {args.loss}"
         parser.error(f"{method} takes no weights: leave out --reweight {args.reweight}")
-    if args.retrain_fc and weighted_rrt and args.reweight == "none" and not weighs_itself(args):
-        parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
+    balances = args.reweight != "none" or weighs_itself(args)
+    if args.retrain_fc and weighted_rrt and not balances and not is_pretrained(args.pretrained):
+        parser.error(
+            "--retrain_fc needs --reweight sqrt_inv or --reweight inverse, or a network of "
+            "pretrain.py as --pretrained"
+        )
     if not 0 <= args.experts <= MOST_EXPERTS:
         parser.error(f"--experts must be from 0 to {MOST_EXPERTS}, got {args.experts}")
     for flag in ("noise_sigma", "sigma_lr", "gar_alpha"):
@@ -60,6 +64,17 @@ def check_losses(parser, args, weighted_rrt=False):
             parser.error(f"--{flag} must be above 0, got {getattr(args, flag)}")
     if not 0 <= args.dense_alpha < float("inf"):
         parser.error(f"--dense_alpha must be 0 or more, got {args.dense_alpha}")
+
+
+def is_pretrained(path):
+    """Whether a checkpoint is one of pretrain.py; what else is wrong with it is said later."""
+    import torch  # only here: it is slow to load
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return bool(checkpoint["config"].get("pretraining"))
+    except Exception:
+        return False
 
 
 def weighs_itself(args):

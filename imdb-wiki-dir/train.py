@@ -23,6 +23,7 @@ from typing import NamedTuple
 import flags
 import program
 import resample
+from loss_flags import is_pretrained
 from regularizer_flags import add_regularizer, check_regularizer
 from target import Target, add_target, check_target
 
@@ -43,6 +44,7 @@ HUBER_BETA = 1.0  # years
 RELEVANCE, OVERSAMPLE = "density", 2.0
 # Weights as published, SRL's from the defaults of its evaluation.
 REGULARIZER = {"conr": [4.0], "ordinal_entropy": [1.0], "srl": [10, 100, 0.01], "dist": [1.0]}
+PRETRAINING = {"optimizer": "sgd", "lr": 0.5, "epoch": 400}  # of pretrain.py, as published
 LR_FACTOR = 0.1  # at each epoch of --schedule
 GRID = range(121)  # years; your own target is predicted from 0 to 100
 NO_FDS = -1  # an epoch that comes before any calibration
@@ -97,7 +99,7 @@ def parse_args(argv=None):
     check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
-    if args.retrain_fc and args.reweight == "none":
+    if args.retrain_fc and args.reweight == "none" and not is_pretrained(args.pretrained):
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     return args
 
@@ -423,6 +425,7 @@ def main(argv=None):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
+        args.pretraining = released.stage_one(path)
     labels = data.target.scaled(data.loaders["train"].labels)
     model.regularizer = regularizers.make(
         run, feature_dim_of(args.model), labels, np.asarray(GRID, float)

@@ -125,6 +125,16 @@ def find_weights(name):
     return weights_of(load(path), path), path
 
 
+def stage_one(name):
+    """Return by which method of pretrain.py a checkpoint's network was trained: 'rnc', or ''."""
+    try:
+        checkpoint = load(find(name))
+    except (FileNotFoundError, ValueError):
+        return ""
+    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    return str(config.get("pretraining", "")) if isinstance(config, dict) else ""
+
+
 def load_for_evaluation(run, best):
     """Return the path and the content of the checkpoint that is to be evaluated.
 

@@ -30,13 +30,13 @@ GROUPS = (  # files, folders: the first is where to edit
     (("run_files.py",), FOLDERS),
     (("buckets.py",), FOLDERS),
     (("target.py", "held_out.py"), AGE_PAIR),
-    (("regions.py", "zero_shot.py"), (*AGE_PAIR, "uci-dir")),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),
     (("synthetic_faces.py", "augmentation.py"), AGE_PAIR),
     (("demo/faces.py", "demo/picture.py"), AGE_PAIR),
     (("resample.py", "relevance.py"), ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "uci-dir")),
     (("regularizers.py", "regularizer_flags.py", "contrast.py", "distribution.py"), REGULARIZED),
+    (("pretrain.py",), (*AGE_PAIR, "uci-dir")),
     (("fetch.py",), FOLDERS),
     (("archive.py",), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "sts-b-dir")),
     (("array_cache.py", "image_file.py"), ("agedb-dir", "imdb-wiki-dir", "nyud2-dir")),
@@ -52,6 +52,7 @@ MAY_DIFFER = {
     "train.py": "one benchmark's loop; the age pair is compared section by section",
     "datasets.py": "one data set's samples and buckets; equal in the age pair",
     "checkpoints.py": "one file format each in nyud2-dir and sts-b-dir; equal in the others",
+    "augmentation.py": "views of one kind of input; equal in the age pair",
     "metrics.py": "one benchmark's metrics; equal in the age pair",
 }
 SUFFIXES = (".py", ".md", ".txt")  # other files are data and output

@@ -117,8 +117,11 @@ def interval(pairs, differences, metric, shot):
         differences: of the metric in each seed [S].
         metric, shot: what is compared.
     """
-    known = shot in SHOTS and metric in POWERS and all(own and plain for own, plain in pairs)
-    if len(pairs) < LEAST_SEEDS or not known:
+    if (
+        len(pairs) < LEAST_SEEDS
+        or metric not in POWERS
+        or not all(own and plain for own, plain in pairs)
+    ):
         return student(differences)
     raw = [[np.float64(run["error"]) ** POWERS[metric] for run in pair] for pair in pairs]
     place = list(SHOTS).index(shot) - 1
@@ -130,8 +133,7 @@ def summarize(table, out):
     """Return all figures of a table: a line per set, metric, shot and method.
 
     Args:
-        table: dictionary of the TOML file; its `metrics` say which, else the paper's do, and its
-            `shots` the order of the paper's figures, if it is another.
+        table: dictionary of the TOML file; its `metrics` say which, else the paper's do.
         out: folder of its results.
 
     Returns:
@@ -145,8 +147,8 @@ def summarize(table, out):
     methods = [*table["rows"]] if "over" not in table else [*frame["method"].unique()]
     known = {*frame["method"], *(method for rows in paper.values() for method in rows)}
     methods = [method for method in methods if method in known]
-    lines, shots = [], table.get("shots", [*SHOTS])
-    for name, metric, shot, method in product(table.get("sets", [""]), metrics, shots, methods):
+    lines = []
+    for name, metric, shot, method in product(table.get("sets", [""]), metrics, SHOTS, methods):
         part = cells.get((name, metric, shot), frame[:0]).set_index("seed")
         own, plain = (part[part["method"] == m]["value"] for m in (method, PLAIN))
         difference = (own - plain).dropna() if method != PLAIN else own[:0]
@@ -155,7 +157,8 @@ def summarize(table, out):
         below, above = high < 0, low > 0
         if metric in HIGHER_IS_BETTER:
             below, above = above, below
-        given = paper.get(metric, {}).get(method, [np.nan] * len(shots))[shots.index(shot)]
+        given = paper.get(metric, {}).get(method, [np.nan] * len(SHOTS))
+        given = given[list(SHOTS).index(shot)]
         line = {"set": name, "metric": metric, "shot": shot, "method": method, "paper": given}
         line |= {"mean": own.mean(), "std": own.std(ddof=1), "seeds": len(own)}
         line |= {"difference": own.mean() - given, "versus": difference.mean()}
@@ -179,14 +182,9 @@ def titled(metric):
     return metric.upper() if len(metric) <= 4 else metric
 
 
-def shown_as(shot):
-    """Return a shot's name, or a zero-shot region's, as a table has it."""
-    return SHOTS.get(shot, shot.replace("_", " "))
-
-
 def columns_of(part, shot, digits):
     """Return the columns of one shot: what the paper has, what we have, and the differences."""
-    columns, shown = {}, shown_as(shot)
+    columns, shown = {}, SHOTS[shot]
     if part["paper"].notna().any():
         columns[f"{shown}: paper"] = [number(value, digits) for value in part["paper"]]
     ours = [
@@ -251,7 +249,7 @@ def table_of_wins(figures, asked):
         means = means.reindex(columns=methods).dropna()
         sign = -1 if metric in HIGHER_IS_BETTER else 1
         ranks = (sign * means).rank(axis=1).mean()
-        title = f"{titled(metric)} {shown_as(shot)}"
+        title = f"{titled(metric)} {SHOTS[shot]}"
         columns[f"{title}: rank"] = [number(ranks[method], 1) for method in methods]
         cells = columns[f"{title}: better on"] = []
         for method in methods:
@@ -284,10 +282,9 @@ def latex(columns):
     return f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{text}\n\\end{{tabular}}\n"
 
 
-def tables_of(table, out, shots=None):
-    """Return {caption: columns} of all tables of a sweep; its `shots`, or all and few, if None."""
+def tables_of(table, out, shots=("overall", "few")):
+    """Return {caption: columns} of all tables of a sweep."""
     figures = summarize(table, out)
-    shots = shots or table.get("shots", ["overall", "few"])
     metrics = [*figures["metric"].unique()]
     if "sets" not in table:
         return {titled(metric): table_of_rows(figures, metric, shots) for metric in metrics}
@@ -295,7 +292,7 @@ def tables_of(table, out, shots=None):
     asked = [(m, s) for m, s in asked if m == "mae" or s == "overall"]
     tables = {"All sets": table_of_wins(figures, asked)}
     for metric, shot in asked:
-        tables[f"{titled(metric)} {shown_as(shot)}"] = table_of_sets(figures, metric, shot)
+        tables[f"{titled(metric)} {SHOTS[shot]}"] = table_of_sets(figures, metric, shot)
     return tables
 
 
@@ -332,7 +329,7 @@ def main(argv=None):
     add("table", type=Path, help="TOML file of tools/sweep.py")
     add("--out", type=Path, help="folder of the results [the table's]")
     add("--format", choices=("markdown", "csv", "latex"), default="markdown", help="of the output")
-    add("--shots", nargs="+", choices=[*SHOTS], help="which to show [all and few]")
+    add("--shots", nargs="+", choices=[*SHOTS], default=["overall", "few"], help="which to show")
     args = parser.parse_args(argv)
     table = tomllib.loads(args.table.read_text(encoding="utf-8"))
     out = args.out or ROOT / table["out"]

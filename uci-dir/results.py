@@ -124,6 +124,9 @@ def method_name(args, parser):
         base = args.loss.upper()
     base = "UVOTE" if getattr(args, "experts", 0) else base
     base = f"RRT {base}" if args.retrain_fc else base
+    if getattr(args, "pretraining", ""):  # by pretrain.py
+        stage_two = "" if base == "RRT VANILLA" else f" {base}"
+        base = args.pretraining.upper() + stage_two
     if getattr(args, "resample", "none") != "none":  # not every benchmark has it
         alone = base == "VANILLA" or (args.lds and base in ("SQINV", "INV"))
         base = args.resample.upper() + f" {base}" * (not alone)

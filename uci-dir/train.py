@@ -41,6 +41,7 @@ HUBER_BETA = 1.0  # of scaled targets
 RELEVANCE, OVERSAMPLE = "extremes", "balance"  # as published (Branco et al., 2017)
 # The ages' weights, divided by AgeDB's standard deviation of 20 years: targets are standardised.
 REGULARIZER = {"conr": [0.2], "ordinal_entropy": [0.05], "srl": [0.5, 5, 5e-4], "dist": [1.0]}
+PRETRAINING = {}  # of pretrain.py: as for training
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -409,6 +410,7 @@ def train_and_finish(args):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
+        args.pretraining = released.stage_one(path)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     if args.model == TREES:
