@@ -8,6 +8,7 @@ bMAE the mean over ages of each age's MAE. Your own target has its buckets in pl
 import numpy as np
 
 from datasets import AGE, label_to_bucket
+from regions import zero_shot_parts
 
 SHOTS = ("overall", "many", "medium", "few")
 METRICS = ("mse", "mae", "gm", "bmae")
@@ -55,7 +56,8 @@ def shot_metrics(preds, labels, train_labels=None, target=AGE):
         target: `target.Target`.
 
     Returns:
-        `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample.
+        `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample. Where
+        training lacks a label, its regions come on top (`regions.REGIONS`).
 
     Raises:
         ValueError: if preds and labels differ in length.
@@ -67,11 +69,12 @@ def shot_metrics(preds, labels, train_labels=None, target=AGE):
     if not np.isfinite(labels).all():
         raise ValueError("labels must be finite: remove those that are NaN or infinite first")
     parts = {"overall": np.ones(len(labels), dtype=bool)}
+    groups = groups_of(labels, target)
     if train_labels is not None:
         train_labels = np.asarray(train_labels, dtype=np.float64).reshape(-1)
         shots = shot_of(labels, train_labels, target)
         parts |= {shot: shots == shot for shot in SHOTS[1:]}
-    groups = groups_of(labels, target)
+        parts |= zero_shot_parts(groups, groups_of(train_labels, target))
     return {shot: _metrics(preds[part], labels[part], groups[part]) for shot, part in parts.items()}
 
 

@@ -9,6 +9,7 @@ and gives another split, of the same sizes.
 
     python prepare.py --check                                  # verifies the file
     python prepare.py                                          # from a listing of data/AgeDB
+    python prepare.py --dataset zero --meta data/agedb.csv --curate 0 15 45 60 85 200
     python prepare.py --dataset my_faces --meta my_faces.csv   # your own `age,path`
     python prepare.py --dataset flats --meta flats.csv --target price --low 0 --high 1500
 """
@@ -25,6 +26,7 @@ from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
 from outside import shown
+from regions import check_ends, curated
 from target import add_target, check_target
 
 EXPECTED = {"train": 12_208, "val": 2_140, "test": 2_140}  # AgeDB-DIR, paper and official file
@@ -67,6 +69,8 @@ def parse_args(argv=None):
     outside_help = "paths in the table may lead out of --data_dir"
     parser.add_argument("--allow_outside", action="store_true", help=outside_help)
     parser.add_argument("--skip_unparsed", action="store_true", help="leave out unreadable names")
+    curate_help = "LOW HIGH …: leave --meta's training faces of these labels out, keep its split"
+    parser.add_argument("--curate", type=float, nargs="+", default=[], help=curate_help)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace an existing meta file")
     mode.add_argument("--check", action="store_true", help="verify the meta file, write nothing")
@@ -79,6 +83,9 @@ def parse_args(argv=None):
         parser.error(f"--dataset {args.dataset} needs --meta FILE with the columns age,path")
     check_held_out(parser, args, CAP, args.dataset != "agedb")
     check_target(parser, args, AGE)
+    check_ends(parser, args.curate)
+    if args.curate and not args.meta:
+        parser.error("--curate needs --meta FILE, with a split, and --dataset NAME")
     return args
 
 
@@ -95,7 +102,8 @@ def main(argv=None):
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
     if args.meta:
-        meta = read_ages(args.meta, (target.name, "path"))
+        columns = ("path", "split") if args.curate else ("path",)
+        meta = read_ages(args.meta, (target.name, *columns))
         missing = missing_paths(args.data_dir, meta["path"], args.allow_outside)
         if missing:
             first = ", ".join(map(shown, missing[:10]))
@@ -104,7 +112,9 @@ def main(argv=None):
         meta = scan_faces(args.data_dir, args.skip_unparsed)
         print("The rows are in order of file name, so this is NOT the official split, which goes")
         print("with the published numbers: `python download.py --split_file` fetches that one.")
-    meta["split"] = split_own(meta, args, target)
+    if not args.curate:
+        meta["split"] = split_own(meta, args, target)
+    meta = curated(meta, args.curate, target.name)
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)

@@ -5,6 +5,7 @@ each age, so that frequent ages weigh no more there than others: 191,509 / 11,02
 
     python prepare.py                                          # from imdb.mat and wiki.mat
     python prepare.py --check                                  # verifies the file
+    python prepare.py --dataset zero --meta data/imdb_wiki.csv --curate 0 15 45 60 85 200
     python prepare.py --dataset my_faces --meta my_faces.csv   # your own `age,path`
     python prepare.py --dataset flats --meta flats.csv --target price --low 0 --high 1500
 """
@@ -21,6 +22,7 @@ from held_out import add_held_out, check_held_out, describe_split
 from matlab_meta import SOURCES, read_faces
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
 from outside import shown
+from regions import check_ends, curated
 from target import add_target, check_target
 
 DATASET = "imdb_wiki"
@@ -42,8 +44,12 @@ def faces_of_sources(data_dir):
 
 
 def faces_of_table(args, target):
-    """Return the rows (label, `path`) of your own table; its images must exist."""
-    meta = read_ages(args.meta, (target.name, "path"))
+    """Return the rows (label, `path`) of your own table; its images must exist.
+
+    With --curate they have their `split` already.
+    """
+    columns = ("path", "split") if args.curate else ("path",)
+    meta = read_ages(args.meta, (target.name, *columns))
     missing = missing_paths(args.data_dir, meta["path"], args.allow_outside)
     if missing:
         first = ", ".join(map(shown, missing[:10]))
@@ -54,7 +60,9 @@ def faces_of_table(args, target):
 def write_meta(meta, path, args, expected=None):
     """Split the faces (label, `path`) by the flags, write the meta file and print its counts."""
     target = AGE.of(args)
-    meta = meta.assign(split=split_own(meta, args, target))
+    if not args.curate:
+        meta = meta.assign(split=split_own(meta, args, target))
+    meta = curated(meta, args.curate, target.name)
     write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)
@@ -76,6 +84,8 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=666, help="of the split; the official is 666")
     outside_help = "paths in the table may lead out of --data_dir"
     parser.add_argument("--allow_outside", action="store_true", help=outside_help)
+    curate_help = "LOW HIGH …: leave --meta's training faces of these labels out, keep its split"
+    parser.add_argument("--curate", type=float, nargs="+", default=[], help=curate_help)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace an existing meta file")
     mode.add_argument("--check", action="store_true", help="verify the meta file, write nothing")
@@ -88,6 +98,9 @@ def parse_args(argv=None):
         parser.error(f"--dataset {args.dataset} needs --meta FILE with the columns age,path")
     check_held_out(parser, args, CAP, args.dataset != DATASET)
     check_target(parser, args, AGE)
+    check_ends(parser, args.curate)
+    if args.curate and not args.meta:
+        parser.error("--curate needs --meta FILE, with a split, and --dataset NAME")
     return args
 
 

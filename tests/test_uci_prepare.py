@@ -259,7 +259,7 @@ def test_preparation_knows_nothing_of_val_and_test(tmp_path):
 def test_curated_labels_are_not_in_training(tmp_path):
     path = write(tmp_path, table_of().to_csv(index=False))
     whole, _ = run(tmp_path, path)
-    curated, preparation = run(tmp_path, path, "--curate", 8, 12)
+    curated, preparation = run(tmp_path, path, "--curate", 8, 9, 9, 12)
     gap = whole["y"].ge(8) & whole["y"].lt(12)
     kept = whole[~(gap & whole["split"].eq("train"))].reset_index(drop=True)
     pd.testing.assert_frame_equal(curated, kept)

@@ -117,11 +117,8 @@ def interval(pairs, differences, metric, shot):
         differences: of the metric in each seed [S].
         metric, shot: what is compared.
     """
-    if (
-        len(pairs) < LEAST_SEEDS
-        or metric not in POWERS
-        or not all(own and plain for own, plain in pairs)
-    ):
+    known = shot in SHOTS and metric in POWERS and all(own and plain for own, plain in pairs)
+    if len(pairs) < LEAST_SEEDS or not known:
         return student(differences)
     raw = [[np.float64(run["error"]) ** POWERS[metric] for run in pair] for pair in pairs]
     place = list(SHOTS).index(shot) - 1
@@ -133,7 +130,8 @@ def summarize(table, out):
     """Return all figures of a table: a line per set, metric, shot and method.
 
     Args:
-        table: dictionary of the TOML file; its `metrics` say which, else the paper's do.
+        table: dictionary of the TOML file; its `metrics` say which, else the paper's do, and its
+            `shots` the order of the paper's figures, if it is another.
         out: folder of its results.
 
     Returns:
@@ -147,8 +145,8 @@ def summarize(table, out):
     methods = [*table["rows"]] if "over" not in table else [*frame["method"].unique()]
     known = {*frame["method"], *(method for rows in paper.values() for method in rows)}
     methods = [method for method in methods if method in known]
-    lines = []
-    for name, metric, shot, method in product(table.get("sets", [""]), metrics, SHOTS, methods):
+    lines, shots = [], table.get("shots", [*SHOTS])
+    for name, metric, shot, method in product(table.get("sets", [""]), metrics, shots, methods):
         part = cells.get((name, metric, shot), frame[:0]).set_index("seed")
         own, plain = (part[part["method"] == m]["value"] for m in (method, PLAIN))
         difference = (own - plain).dropna() if method != PLAIN else own[:0]
@@ -157,8 +155,7 @@ def summarize(table, out):
         below, above = high < 0, low > 0
         if metric in HIGHER_IS_BETTER:
             below, above = above, below
-        given = paper.get(metric, {}).get(method, [np.nan] * len(SHOTS))
-        given = given[list(SHOTS).index(shot)]
+        given = paper.get(metric, {}).get(method, [np.nan] * len(shots))[shots.index(shot)]
         line = {"set": name, "metric": metric, "shot": shot, "method": method, "paper": given}
         line |= {"mean": own.mean(), "std": own.std(ddof=1), "seeds": len(own)}
         line |= {"difference": own.mean() - given, "versus": difference.mean()}
@@ -182,9 +179,14 @@ def titled(metric):
     return metric.upper() if len(metric) <= 4 else metric
 
 
+def shown_as(shot):
+    """Return a shot's name, or a zero-shot region's, as a table has it."""
+    return SHOTS.get(shot, shot.replace("_", " "))
+
+
 def columns_of(part, shot, digits):
     """Return the columns of one shot: what the paper has, what we have, and the differences."""
-    columns, shown = {}, SHOTS[shot]
+    columns, shown = {}, shown_as(shot)
     if part["paper"].notna().any():
         columns[f"{shown}: paper"] = [number(value, digits) for value in part["paper"]]
     ours = [
@@ -249,7 +251,7 @@ def table_of_wins(figures, asked):
         means = means.reindex(columns=methods).dropna()
         sign = -1 if metric in HIGHER_IS_BETTER else 1
         ranks = (sign * means).rank(axis=1).mean()
-        title = f"{titled(metric)} {SHOTS[shot]}"
+        title = f"{titled(metric)} {shown_as(shot)}"
         columns[f"{title}: rank"] = [number(ranks[method], 1) for method in methods]
         cells = columns[f"{title}: better on"] = []
         for method in methods:
@@ -282,9 +284,10 @@ def latex(columns):
     return f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{text}\n\\end{{tabular}}\n"
 
 
-def tables_of(table, out, shots=("overall", "few")):
-    """Return {caption: columns} of all tables of a sweep."""
+def tables_of(table, out, shots=None):
+    """Return {caption: columns} of all tables of a sweep; its `shots`, or all and few, if None."""
     figures = summarize(table, out)
+    shots = shots or table.get("shots", ["overall", "few"])
     metrics = [*figures["metric"].unique()]
     if "sets" not in table:
         return {titled(metric): table_of_rows(figures, metric, shots) for metric in metrics}
@@ -292,7 +295,7 @@ def tables_of(table, out, shots=("overall", "few")):
     asked = [(m, s) for m, s in asked if m == "mae" or s == "overall"]
     tables = {"All sets": table_of_wins(figures, asked)}
     for metric, shot in asked:
-        tables[f"{titled(metric)} {SHOTS[shot]}"] = table_of_sets(figures, metric, shot)
+        tables[f"{titled(metric)} {shown_as(shot)}"] = table_of_sets(figures, metric, shot)
     return tables
 
 
@@ -329,7 +332,7 @@ def main(argv=None):
     add("table", type=Path, help="TOML file of tools/sweep.py")
     add("--out", type=Path, help="folder of the results [the table's]")
     add("--format", choices=("markdown", "csv", "latex"), default="markdown", help="of the output")
-    add("--shots", nargs="+", choices=[*SHOTS], default=["overall", "few"], help="which to show")
+    add("--shots", nargs="+", choices=[*SHOTS], help="which to show [all and few]")
     args = parser.parse_args(argv)
     table = tomllib.loads(args.table.read_text(encoding="utf-8"))
     out = args.out or ROOT / table["out"]

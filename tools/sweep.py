@@ -11,10 +11,10 @@ fails is kept with its error in `errors.json`, the others continue, and the exit
 
 The file's entries: `folder` of train.py, `out` of the results, `seeds`, `flags` of all rows, and
 `[rows]`: flags by name. Optional ones are `minutes` of a run, `store_root`, `epochs` and `lines`
-(see `collect`), `[sets]`, `[over]`, `prepare` with `prepared`, `[cluster]` for submitit, and the
-published figures in `[paper]`, which `tables.py` reads. Flags may hold `{set}`, `{seed}`, the
-entries of a set, and `{ROW}`: the best checkpoint of the row ROW. A row whose name holds `{x}` is
-taken for each of the values `x` in `[over]`.
+(see `collect`), `[sets]`, `[over]`, `prepare` with `prepared`, `[cluster]` for submitit, and for
+`evidence.py` the published figures in `[paper]`, `metrics` and `shots`. Flags may hold `{set}`,
+`{seed}`, the entries of a set, and `{ROW}`: the best checkpoint of the row ROW. A row whose name
+holds `{x}` is taken for each of the values `x` in `[over]`.
 """
 
 import argparse
@@ -42,10 +42,8 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 NEEDED = ("folder", "out", "flags", "seeds", "rows")
-ENTRIES = {
-    *NEEDED,
-    *"minutes store_root epochs lines sets over prepare prepared cluster paper metrics".split(),
-}
+OPTIONAL = "minutes store_root epochs lines sets over prepare prepared cluster paper metrics shots"
+ENTRIES = {*NEEDED, *OPTIONAL.split()}
 ERROR_LINES = 20  # of a failed cell's log
 POLL_SECONDS = 5
 SHOTS = ("many", "medium", "few")
@@ -242,7 +240,9 @@ class Results:
         number = result["metrics"]["test"]["overall"]["num_samples"]
         write_errors(run, kept / "errors.npz", number)
         text = json.dumps(result, indent=1, ensure_ascii=False)
-        self.train.utils.write_atomically(kept / "results.json", text.encode() + b"\n")
+        part = kept / "results.json.tmp"
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(kept / "results.json")
 
     def note(self, cell, log):
         """Keep a failed cell's error; without `log`, forget an earlier one."""

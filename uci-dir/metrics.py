@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets import Bins, label_counts, label_to_bucket
+from regions import zero_shot_parts
 from relevance import relevance, relevance_points
 
 SHOTS = ("overall", "many", "medium", "few")
@@ -54,6 +55,14 @@ def shots_of_buckets(train_labels, rule):
     return np.select([counts > rule.many, counts < rule.few], ["many", "few"], "medium")
 
 
+def groups_of(labels, rule):
+    """Return the bucket of each label [N], long, not bounded by the first and last one."""
+    width = (rule.bins.high - rule.bins.low) / rule.bins.number
+    inside = label_to_bucket(labels, rule.bins)
+    beyond = np.floor((np.asarray(labels, dtype=float) - rule.bins.low) / width).astype(int)
+    return np.where((labels < rule.bins.low) | (labels > rule.bins.high), beyond, inside)
+
+
 def shot_metrics(preds, labels, train_labels=None, rule=None):
     """Compute every metric over all rows and by shot.
 
@@ -63,7 +72,8 @@ def shot_metrics(preds, labels, train_labels=None, rule=None):
         rule: `ShotRule`, needed with them; without it bMAE is the mean over distinct labels.
 
     Returns:
-        `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has too few rows.
+        `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has too few rows. Where
+        training lacks a label, its regions come on top (`regions.REGIONS`).
 
     Raises:
         ValueError: if preds and labels differ in length, or a label is not finite.
@@ -83,6 +93,7 @@ def shot_metrics(preds, labels, train_labels=None, rule=None):
         points = relevance_points(train_labels)
         shots = shots_of_buckets(train_labels, rule)[buckets]
         parts |= {shot: shots == shot for shot in SHOTS[1:]}
+        parts |= zero_shot_parts(groups_of(labels, rule), groups_of(train_labels, rule))
     return {
         shot: _metrics(preds[part], labels[part], buckets[part], points)
         for shot, part in parts.items()

@@ -22,13 +22,13 @@ from datasets import SPLITS, label_counts, label_to_bucket, target_statistics
 from fetch import sha256_of
 from files import write_atomically
 from metrics import ShotRule
+from regions import check_ends, is_curated
 from split import (
     automatic_cap,
     balanced_split,
     choose_bins,
     choose_shots,
     describe_split,
-    is_gap,
     trained_bins,
 )
 from table_file import as_numbers, read_table
@@ -83,7 +83,7 @@ def prepare(frame, args):
     cap = args.cap or automatic_cap(counts)
     groups = as_text(frame[args.group]) if args.group else None
     split = balanced_split(label_to_bucket(labels, bins), cap, args.seed, groups)
-    kept = ~(is_gap(labels, args.curate) & (split == "train"))
+    kept = ~(is_curated(labels, args.curate) & (split == "train"))
     frame, labels, split = frame[kept].reset_index(drop=True), labels[kept], split[kept]
     lines += [f"--curate: {(~kept).sum()} training rows left out"] * bool(args.curate)
     train = split == "train"
@@ -190,11 +190,12 @@ def parse_args(argv=None):
     )
     add("--many", type=int, help="many-shot: buckets with more training rows [a third of test]")
     add("--few", type=int, help="few-shot: buckets with fewer training rows [a third of test]")
-    curate_help = "leave out the training rows with labels there: zero-shot, counted as few-shot"
-    add("--curate", type=float, nargs=2, metavar=("LOW", "HIGH"), help=curate_help)
+    curate_help = "LOW HIGH …: leave out the training rows with these labels (zero-shot)"
+    add("--curate", type=float, nargs="+", default=[], help=curate_help)
     add("--seed", type=int, default=0, help="of the split")
     add("--overwrite", action="store_true", help="replace an earlier preparation")
     args = parser.parse_args(argv)
+    check_ends(parser, args.curate)
     for flag, least in {
         "bins": 2,
         "cap": 1,

@@ -123,12 +123,6 @@ def balanced_split(buckets, cap, seed, groups=None):
     return split[table["group"]]
 
 
-def is_gap(labels, ends):
-    """Say which labels [N] lie in low <= label < high, the `ends`; none without them."""
-    low, high = ends or (np.inf, np.inf)
-    return (labels >= low) & (labels < high)
-
-
 def choose_shots(counts, test_counts, many=None, few=None):
     """Return the thresholds of the shots.
 
