@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sweep import rows_of
+
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "VANILLA"
 SHOTS = {"overall": "all", "many": "many", "medium": "medium", "few": "few"}
@@ -46,10 +48,10 @@ def load_runs(table, out):
         and shots of the test samples}; minutes of all runs together.
     """
     lines, errors, minutes = [], {}, 0.0
-    rows = {*table["rows"]} if "over" not in table else None
+    rows = rows_of(table)
     for name in table.get("sets", {"": {}}):
         for run in runs_of_set(out, name):
-            if rows is not None and run["method"] not in rows:
+            if run["method"] not in rows:
                 continue
             key = {"set": name, "method": run["method"], "seed": run["seed"]}
             minutes += run["wall_seconds"] / 60
@@ -142,9 +144,8 @@ def summarize(table, out):
     paper = table.get("paper", {})
     metrics = table.get("metrics") or [*paper] or ["mae"]
     cells = dict([*frame.groupby(["set", "metric", "shot"])])
-    methods = [*table["rows"]] if "over" not in table else [*frame["method"].unique()]
     known = {*frame["method"], *(method for rows in paper.values() for method in rows)}
-    methods = [method for method in methods if method in known]
+    methods = [method for method in rows_of(table) if method in known]
     lines, shots = [], table.get("shots", [*SHOTS])
     for name, metric, shot, method in product(table.get("sets", [""]), metrics, shots, methods):
         part = cells.get((name, metric, shot), frame[:0]).set_index("seed")
@@ -313,8 +314,7 @@ def table_of_sweeps(root):
         table = tomllib.loads(file.read_text(encoding="utf-8"))
         frame, _, minutes = load_runs(table, root / table["out"])
         finished = len(frame[["set", "method", "seed"]].drop_duplicates())
-        number = len(table["rows"]) * len(table["seeds"]) * len(table.get("sets", [""]))
-        number *= np.prod([len(values) for values in table.get("over", {}).values()], dtype=int)
+        number = len(rows_of(table)) * len(table["seeds"]) * len(table.get("sets", [""]))
         columns["file"].append(f"[{file.stem}](tables/{file.name})")
         columns["results"].append(f"`{table['out'].removeprefix('results/')}`")
         columns["rows × seeds finished"].append(f"{finished} of {number}")
