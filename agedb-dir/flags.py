@@ -194,6 +194,9 @@ def check(parser, args, positive=(), buckets=None):
         parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1]")
     if not 0 < args.lr < MOST_LR:
         parser.error(f"--lr {args.lr} must be above 0 and below {MOST_LR:g}")
+    for flag in {"weight_decay", "momentum"} & set(vars(args)):
+        if not 0 <= getattr(args, flag) < MOST_LR:
+            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}")
     for flag in ("print_freq", "batch_size", *positive):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")

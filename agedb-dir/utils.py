@@ -19,8 +19,8 @@ from checkpoint_file import load_checkpoint, weights_of  # noqa: F401 - next to 
 from files import to_json, write_atomically  # noqa: F401 - callers look here too
 from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
 
-# For how long processes wait for one another: one may build a cache of images meanwhile. The
-# libraries' own 10 to 30 minutes are too short for hundreds of thousands.
+# For how long processes wait for one that builds a cache of images. The libraries' own 10 to 30
+# minutes, which hold for all else, are too short for hundreds of thousands.
 PATIENCE = timedelta(hours=3)
 
 # ---- seeds and devices ---------------------------------------------------------------------
@@ -49,7 +49,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     Raises:
         ValueError: for a device or tracker that does not exist, or a precision it cannot do.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     if track != "none" and importlib.util.find_spec(track) is None:
@@ -84,13 +84,17 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=None if track == "none" else track,
         project_dir=str(run_folder) if run_folder else None,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     return accelerator
+
+
+def patient_group(accelerator):
+    """Return a group of all processes that waits for `PATIENCE`; None with one process."""
+    if accelerator.num_processes == 1:
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def broadcast_buffers(model):

@@ -381,6 +381,8 @@ class FDS(nn.Module):
                 return tensor.to(changed.device)
             return changed
 
+        if self.moments is not None:
+            self.moments = BucketMoments(*map(keep_digits, self.moments.parts))
         return super()._apply(keep_digits, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):

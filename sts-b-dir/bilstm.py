@@ -78,6 +78,7 @@ class LSTMEncoder(nn.Module):
         """The embedding, [vocab_size, d_word]."""
         return self._text_field_embedder.token_embedder_words
 
+    @torch.compiler.disable  # it cannot compile packed sequences; the layers around them it can
     def forward(self, ids, lengths, shift=None):
         """Encode sentences.
 

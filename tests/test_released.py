@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import huggingface_hub
 import pytest
@@ -215,7 +216,7 @@ def write_run(folder):
     return folder
 
 
-def test_publish(tmp_path, capsys):
+def test_publish(tmp_path, capsys, monkeypatch):
     run, out = write_run(tmp_path / "run"), tmp_path / "published/ages"
     publish.main([str(run), "--out", str(out)])
     state, path = released.find_weights(out)
@@ -234,7 +235,14 @@ def test_publish(tmp_path, capsys):
     assert "at commit abc123, best epoch 2, 1.5 hours on cpu, torch 2.9" in card
     with pytest.raises(ValueError, match="--overwrite"):
         publish.main([str(run), "--out", str(out)])
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    monkeypatch.setattr(publish, "save_file", mock.Mock(side_effect=OSError("the disk is full")))
+    with pytest.raises(OSError, match="full"):  # what is there stays until the new one is whole
+        publish.main([str(run), "--out", str(out), "--overwrite"])
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     publish.main([str(run), "--out", str(out), "--overwrite"])
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match=r"thesis\.tex"):  # never more than such a folder
         publish.main([str(run), "--out", str(out), "--overwrite"])

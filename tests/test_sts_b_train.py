@@ -1,5 +1,6 @@
 """sts-b-dir's train.py: resuming, processes, two stages, encoders, errors, what it leaves."""
 
+import functools
 import hashlib
 import json
 import os
@@ -240,6 +241,32 @@ def test_published_run_evaluates_and_is_started_from(finished, data, tmp_path, c
     assert "mse, published" in capsys.readouterr().out
     run_here(*flags(data, tmp_path / "new", "--pretrained", out, "--max_vals", 1))
     assert (only_run(tmp_path / "new") / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_weights_alone_are_evaluated_with_the_flags_next_to_them(finished, data, tmp_path):
+    """Those of results.json, or of training_state.th before the run has finished."""
+    expected = json.loads((finished[0] / "results.json").read_text())["metrics"]["test"]
+    for name in ("results.json", "training_state.th"):
+        for file in (name, "model_state_best.th", "vocab.txt"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shutil.copy(finished[0] / file, tmp_path / name)
+        weights = tmp_path / name / "model_state_best.th"
+        more = ("--evaluate", "--eval_model", weights, "--device", "cpu", "--d_hid", 9)
+        metrics = run_here("--data_dir", data, "--store_root", tmp_path / "none", *more)
+        assert metrics["overall"] == pytest.approx(expected["overall"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_equals_a_plain_one(data, tmp_path, monkeypatch):
+    """All but the LSTM, whose packed sequences cannot be compiled; traced, without a compiler."""
+    traced = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    metrics = [
+        run_here(*flags(data, tmp_path / str(i), "--max_vals", 1, *more))["overall"]["mse"]
+        for i, more in enumerate(((), ("--compile",)))
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
 
 
 @pytest.mark.slow

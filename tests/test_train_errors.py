@@ -143,18 +143,30 @@ def test_a_missing_gpu_is_said():
 
 @pytest.mark.parametrize("folder", ["agedb-dir", "imdb-wiki-dir"])
 def test_processes_wait_while_one_builds_a_large_cache(folder, monkeypatch):
-    """The libraries' own patience ends after 10 to 30 minutes, with an error on every node."""
-    utils, asked = load(folder, "utils"), {}
+    """The libraries' own patience, of 10 to 30 minutes, is kept for all else: the rendezvous too."""
+    utils, begun, groups = load(folder, "utils"), {}, []
 
     def begin(*_, **fields):
-        asked.update(fields)
+        begun.update(fields)
         raise InterruptedError
 
     monkeypatch.setattr(torch.distributed, "init_process_group", begin)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **fields: groups.append(fields))
     launched = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
     for name, value in {**launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 9}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(InterruptedError):
         utils.make_accelerator("cpu")
-    assert asked["timeout"] == utils.PATIENCE
+    assert "timeout" not in begun
+    assert utils.patient_group(SimpleNamespace(num_processes=1)) is None
+    utils.patient_group(SimpleNamespace(num_processes=2))
+    assert groups == [{"backend": "gloo", "timeout": utils.PATIENCE}]
     assert utils.PATIENCE.total_seconds() >= 2 * 3600
+
+
+@pytest.mark.parametrize("folder", ["agedb-dir", "imdb-wiki-dir", "nyud2-dir", "shhs-dir"])
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_a_weight_decay_that_cannot_be(folder, value, capsys):
+    with pytest.raises(SystemExit):
+        load(folder, "train").parse_args(["--weight_decay", value])
+    assert f"--weight_decay must be 0 or more, got {float(value)}" in capsys.readouterr().err

@@ -10,6 +10,7 @@ the folder or OWNER/NAME. Uploading needs a login: `hf auth login`, or the varia
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
@@ -159,9 +160,33 @@ def publish(run, out, name="", overwrite=False):
         card = make_card(results, name or str(out.resolve().name))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run}/results.json is incomplete ({error!r}): train again") from error
-    out.mkdir(parents=True, exist_ok=True)
-    for file in held:
-        (out / file).unlink()
+    # Written next to it and then renamed: what was there stays until the new one is whole.
+    new, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    new.mkdir(parents=True)
+    try:
+        write_folder(new, run, results, state, card)
+        if out.is_dir():
+            out.rename(old)
+        new.rename(out)
+    finally:
+        if old.is_dir() and not out.is_dir():
+            old.rename(out)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    print(f"{out}: {results['benchmark']}, {results['method']}, {size:.1f} MB")
+
+
+def write_folder(out, run, results, state, card):
+    """Write the files of a published folder.
+
+    Args:
+        out: path of the folder.
+        run: path of the run's folder.
+        results: of the run, without places.
+        state: the weights.
+        card: text of the model card.
+    """
     # Safetensors refuses views of one memory, and the channels-last order of convolutions.
     state = {
         key.removeprefix("module."): value.clone(memory_format=torch.contiguous_format)
@@ -174,8 +199,6 @@ def publish(run, out, name="", overwrite=False):
     if (run / "vocab.txt").is_file():
         shutil.copy(run / "vocab.txt", out)
     (out / "README.md").write_text(card, encoding="utf-8")
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    print(f"{out}: {results['benchmark']}, {results['method']}, {size:.1f} MB")
 
 
 def upload(out, repository, private):

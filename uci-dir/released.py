@@ -22,6 +22,7 @@ from outside import read_json, reading, shown
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 RESULTS = "results.json"
+TRAINING = "training_state.th"  # of an STS-B run, next to the weights alone
 SIGNED = ("low", "high")  # flags that may be below 0
 FILES = (WEIGHTS, CONFIG, RESULTS, "vocab.txt", "README.md")  # of a published folder
 EXPECTED = ".expected.json"  # appended to an official file's name
@@ -152,8 +153,25 @@ def load_for_evaluation(run, best):
     path = find(given or run.folder / best)
     checkpoint = load(path)
     weights_of(checkpoint, path)
+    if "state_dict" not in checkpoint:
+        checkpoint = {"state_dict": checkpoint, "config": config_next_to(path)}
     take_flags(run.args, checkpoint, path, run.parser.flags_of(NETWORK))
     return path, checkpoint
+
+
+def config_next_to(path):
+    """Return the flags of the run whose weights alone a file holds; {} if no file there says them.
+
+    Args:
+        path: of STS-B's weights, in a run folder.
+    """
+    results, training = path.with_name(RESULTS), path.with_name(TRAINING)
+    if results.is_file():
+        remedy = "move it away, and give the flags of the network"
+        return dictionary_of(read_json(results, remedy), "config", results)
+    return (
+        dictionary_of(load_checkpoint(training), "config", training) if training.is_file() else {}
+    )
 
 
 def take_flags(args, checkpoint, path, flags):
