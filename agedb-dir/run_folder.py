@@ -50,6 +50,14 @@ class Run:
         """Whether this is the process that writes files."""
         return self.accelerator.is_main_process
 
+    def most(self, number):
+        """Return the largest of the whole numbers that the processes give."""
+        if self.group is None:
+            return number
+        most = torch.tensor(number)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, self.group)
+        return int(most)
+
     def wait(self):
         """Wait for all processes, for hours if need be."""
         if self.group is not None:
@@ -128,7 +136,7 @@ def find_checkpoint(run, last):
         ValueError: if the folder holds a run and neither flag is given.
     """
     folder = run.folder
-    if is_restarted(folder):
+    if run.most(is_restarted(folder)):
         logging.info("Restarted by torchrun: the run resumes from its last checkpoint")
         run.args.overwrite = False
         own = any((folder / name).is_file() for name in (last, restoring.WITHIN))

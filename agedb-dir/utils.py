@@ -79,6 +79,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     # Each process keeps the running statistics of its own share; rank 0's are taken before an
     # evaluation. That equals broadcasting them at every step, at no cost.
+    join_after_restart(use_cuda)
     accelerator = Accelerator(
         cpu=not use_cuda,
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
@@ -88,6 +89,21 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     )
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     return accelerator
+
+
+def join_after_restart(use_cuda):
+    """Meet the other processes of one node, if torchrun has restarted them.
+
+    Its store still holds the addresses of those that died: a restart needs keys of its own.
+    """
+    names = ("TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    restart, rank, size, local, port = (int(os.environ.get(name, 0)) for name in names)
+    if restart and local == size and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        dist = torch.distributed
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, size, is_master=False)
+        store = dist.PrefixStore(f"restart_{restart}", store)
+        backend = "nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def patient_group(accelerator):

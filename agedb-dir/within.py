@@ -16,7 +16,6 @@ import time
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import run_folder
 from batches import gather
@@ -120,12 +119,7 @@ class Within:
         """What any process wants, the same in all: nothing (0), `SAVE` or `STOP`."""
         minutes = (time.perf_counter() - self.saved_at) / 60
         due = 0 < self.run.args.save_every <= minutes
-        wanted = STOP if self.signal else SAVE * due
-        if self.run.group is not None:
-            most = torch.tensor(wanted)
-            dist.all_reduce(most, dist.ReduceOp.MAX, self.run.group)
-            wanted = int(most)
-        return wanted
+        return self.run.most(STOP if self.signal else SAVE * due)
 
     # ---- the checkpoint ----
 

@@ -19,8 +19,8 @@ from checkpoint_file import load_checkpoint, weights_of  # noqa: F401 - next to 
 from files import to_json, write_atomically  # noqa: F401 - callers look here too
 from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
 
-# For how long processes wait for one another: one may build a cache of images meanwhile. The
-# libraries' own 10 to 30 minutes are too short for hundreds of thousands.
+# For how long processes wait for one that builds a cache of images. The libraries' own 10 to 30
+# minutes, which hold for all else, are too short for hundreds of thousands.
 PATIENCE = timedelta(hours=3)
 
 # ---- seeds and devices ---------------------------------------------------------------------
@@ -49,7 +49,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     Raises:
         ValueError: for a device or tracker that does not exist, or a precision it cannot do.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     if track != "none" and importlib.util.find_spec(track) is None:
@@ -79,18 +79,38 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     # Each process keeps the running statistics of its own share; rank 0's are taken before an
     # evaluation. That equals broadcasting them at every step, at no cost.
+    join_after_restart(use_cuda)
     accelerator = Accelerator(
         cpu=not use_cuda,
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=None if track == "none" else track,
         project_dir=str(run_folder) if run_folder else None,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     return accelerator
+
+
+def join_after_restart(use_cuda):
+    """Meet the other processes of one node, if torchrun has restarted them.
+
+    Its store still holds the addresses of those that died: a restart needs keys of its own.
+    """
+    names = ("TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    restart, rank, size, local, port = (int(os.environ.get(name, 0)) for name in names)
+    if restart and local == size and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        dist = torch.distributed
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, size, is_master=False)
+        store = dist.PrefixStore(f"restart_{restart}", store)
+        backend = "nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def patient_group(accelerator):
+    """Return a group of all processes that waits for `PATIENCE`; None with one process."""
+    if accelerator.num_processes == 1:
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def broadcast_buffers(model):

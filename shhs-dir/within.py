@@ -16,11 +16,10 @@ import time
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import run_folder
 from batches import gather
-from fds import BucketMoments
+from moments import BucketMoments
 from restoring import WITHIN
 from results import check_weights
 from utils import save_checkpoint
@@ -54,8 +53,6 @@ class Within:
         self.current = None  # the `Steps` of the running pass
         self.interrupted = self.random = None  # name of a pass, and the random state to set there
         self.saved_at = self.counted_to = time.perf_counter()
-        several = run.accelerator.num_processes > 1
-        self.group = dist.new_group(backend="gloo") if several else None
         if run.held:
             self._take(run.held)
         elif run.is_main:
@@ -122,12 +119,7 @@ class Within:
         """What any process wants, the same in all: nothing (0), `SAVE` or `STOP`."""
         minutes = (time.perf_counter() - self.saved_at) / 60
         due = 0 < self.run.args.save_every <= minutes
-        wanted = STOP if self.signal else SAVE * due
-        if self.group is not None:
-            most = torch.tensor(wanted)
-            dist.all_reduce(most, dist.ReduceOp.MAX, self.group)
-            wanted = int(most)
-        return wanted
+        return self.run.most(STOP if self.signal else SAVE * due)
 
     # ---- the checkpoint ----
 
@@ -138,7 +130,7 @@ class Within:
         steps.check()
         check_weights(self.model, f"at {steps.title.lower()}, step {steps.step - 1}")
         self.passes[steps.name] = steps.state()
-        several = self.group is not None
+        several = self.run.group is not None
         module = self.model.FDS
         own = {
             "random": random_state(run.accelerator.device),

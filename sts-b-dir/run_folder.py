@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 
 import restoring
@@ -40,6 +41,7 @@ class Run:
     facts: dict  # commit, command and versions at its start
     data: str = ""  # digest of the rows it trains and is judged on
     lock: FileLock | None = None  # of the folder, in the process that writes files
+    group: object = None  # of all processes, to wait in; None with one
     held: dict | None = None  # what its checkpoint has of an interrupted epoch
     within: object = None  # `within.Within`, while it trains
 
@@ -48,8 +50,25 @@ class Run:
         """Whether this is the process that writes files."""
         return self.accelerator.is_main_process
 
+    def most(self, number):
+        """Return the largest of the whole numbers that the processes give."""
+        if self.group is None:
+            return number
+        most = torch.tensor(number)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, self.group)
+        return int(most)
+
+    def wait(self):
+        """Wait for all processes, for hours if need be."""
+        if self.group is not None:
+            torch.distributed.barrier(self.group)
+
     def note_data(self, table):
-        """Note a DataFrame's rows, so that a resumed run notices if they are others."""
+        """Note a DataFrame's rows, so that a resumed run notices if they are others.
+
+        Here processes wait for the one that builds a cache.
+        """
+        self.wait()
         rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
         self.data = hashlib.sha256(rows.tobytes()).hexdigest()
 
@@ -69,7 +88,8 @@ def start(args, parser, name):
     accelerator = utils.make_accelerator(args.device, args.precision, args.gpu, track, folder)
     utils.seed_everything(args.seed)
     utils.setup_logging(main_process=accelerator.is_main_process)
-    return Run(args, parser, accelerator, folder, utils.run_facts())
+    group = utils.patient_group(accelerator)
+    return Run(args, parser, accelerator, folder, utils.run_facts(), group=group)
 
 
 def find_run_folder(root, name):
@@ -115,7 +135,13 @@ def find_checkpoint(run, last):
     Raises:
         ValueError: if the folder holds a run and neither flag is given.
     """
-    folder, resume = run.folder, run.args.resume
+    folder = run.folder
+    if run.most(is_restarted(folder)):
+        logging.info("Restarted by torchrun: the run resumes from its last checkpoint")
+        run.args.overwrite = False
+        own = any((folder / name).is_file() for name in (last, restoring.WITHIN))
+        run.args.resume = "auto" if own else run.args.resume or "auto"
+    resume = run.args.resume
     held = [path for pattern in RESULTS for path in folder.glob(pattern)]
     if held and not (resume or run.args.overwrite):
         raise ValueError(
@@ -139,6 +165,19 @@ def find_checkpoint(run, last):
             )
         return find_by_flags(run, last)
     return folder / last if resume else None
+
+
+def is_restarted(folder):
+    """Whether torchrun has restarted this process, and the folder was its before."""
+    holder = folder / HOLDER
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and holder.is_file()
+    return restarted and holder.read_text(encoding="utf-8").endswith(launch())
+
+
+def launch():
+    """Return what tells one start of torchrun from another, '' without it."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f", launch {name}" if name else ""
 
 
 def find_by_flags(run, last):
@@ -176,7 +215,7 @@ def open_run_folder(run, log="training.log"):
         ValueError: if another process is at work in the folder.
     """
     folder = run.folder
-    run.accelerator.wait_for_everyone()  # every process has looked before one changes anything
+    run.wait()  # every process has looked before one changes anything
     if run.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         hold(run)
@@ -200,7 +239,8 @@ def hold(run):
         raise ValueError(
             f"{said} is at work in {run.folder}: wait for it, or give --store_name NAME"
         ) from None
-    write_atomically(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    text = f"process {os.getpid()} on {socket.gethostname()}{launch()}"
+    write_atomically(holder, text.encode())
 
 
 def close(run):

@@ -762,6 +762,8 @@ def test_dense_statistics_are_exact(offset, monkeypatch):
         torch.testing.assert_close(module.running_mean[b].double(), mean, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(module.running_var[b].double(), var, rtol=1e-5, atol=1e-9)
         assert module.running_var[b, 3] == 0
+
+
 def test_sums_of_a_running_epoch_move_with_the_network():
     """Amid an epoch, and without losing digits."""
     module = fds.FDS(3, bucket_num=10)

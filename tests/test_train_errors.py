@@ -1,5 +1,7 @@
 """What train.py says when it cannot go on, and the flags it takes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,7 +145,7 @@ def test_a_missing_gpu_is_said():
 
 @pytest.mark.parametrize("folder", ["agedb-dir", "imdb-wiki-dir"])
 def test_processes_wait_while_one_builds_a_large_cache(folder, monkeypatch):
-    """The libraries' own patience, of 10 to 30 minutes, is kept for all else: the rendezvous too."""
+    """The libraries' own patience, of 10 to 30 minutes, holds for all else, as a rendezvous."""
     utils, begun, groups = load(folder, "utils"), {}, []
 
     def begin(*_, **fields):

@@ -1,16 +1,19 @@
-"""within.py: a second signal, what cannot be resumed within an epoch, and what is not saved."""
+"""within.py: several processes, a second signal, what cannot be resumed and what is not saved."""
 
 import multiprocessing
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from unittest import mock
 
 import pytest
 import torch
 
-from conftest import load
+from conftest import ROOT, load
 from contract import CONTRACTS, weights_in
 
 (CONTRACT,) = (contract for contract in CONTRACTS if contract.folder == "uci-dir")
@@ -125,6 +128,100 @@ def test_a_loss_that_is_not_finite_is_not_saved(data, tmp_path):
     ):
         run(data, tmp_path, "--save_every", 1e-9)
     assert not (folder_in(tmp_path) / within.WITHIN).exists()
+
+
+# ---- several processes ---------------------------------------------------------------------
+
+
+def assert_close(a, b):
+    """Two processes add up in another order than one."""
+    a, b = (weights_in(folder / CONTRACT.last) for folder in (a, b))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_processes_stop_at_the_same_step(data, whole, tmp_path):
+    """A signal to one of them is enough."""
+
+    def child(rank, environment):
+        os.environ.update({**environment, "RANK": rank, "LOCAL_RANK": rank})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        count, after_step = 0, within.Within.after_step
+
+        def stopping(self):
+            nonlocal count
+            count += 1
+            if rank == "1" and count == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            after_step(self)
+
+        with mock.patch.object(within.Within, "after_step", stopping):
+            run(data, tmp_path, "--epoch", 2, "--resume")
+
+    path, done = None, []
+    while path is None or path.exists():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        fork = multiprocessing.get_context("fork")
+        both = [fork.Process(target=child, args=(rank, shared)) for rank in "01"]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(120)
+            process.kill()
+            assert process.exitcode == 0
+        path = folder_in(tmp_path) / within.WITHIN
+        if path.exists():
+            held = torch.load(path, weights_only=True)["within"]
+            done.append([p["passes"][held["interrupted"]]["done"] for p in held["processes"]])
+    assert done == [[3, 3], [1, 1], [4, 4]]  # of two epochs of five steps, three at a time
+    assert_close(folder_in(tmp_path), whole)
+
+
+DIES_ONCE = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import train, within
+after_step, count = within.Within.after_step, 0
+
+def dying(self):
+    global count
+    after_step(self)
+    count += 1
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == "1" and count == 7:
+        os._exit(9)
+
+within.Within.after_step = dying
+train.report.draw_run = print
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_what_torchrun_restarts_resumes_by_itself(data, whole, tmp_path):
+    """Within the epoch; --overwrite replaced what lay there, and is not meant twice."""
+    script, store = tmp_path / "dies_once.py", tmp_path / "store"
+    script.write_text(DIES_ONCE.format(folder=str(ROOT / "uci-dir")))
+    shutil.copytree(whole, store / whole.name)
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node=2 --max-restarts=1".split()
+    more = ("--epoch", 2, "--overwrite", "--save_every", 1e-9)
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), *CONTRACT.argv(data, store, *more)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    log = (store / whole.name / "training.log").read_text()
+    assert log.count("within_epoch.pth.tar at epoch 1") == 1
+    assert_close(store / whole.name, whole)
+
+
+# ---- signals -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.3])
