@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo tutorial test lint bench lock clean
+.PHONY: demo tutorial test lint fuzz bench lock clean
 
 $(INSTALLED): requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11")'
@@ -37,6 +37,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python tools/copies.py
+
+# Damaged files of every kind, 10,000 of them; the counts go into benchmarks/RELIABILITY.md.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases 10000
 
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/fds.py

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from datasets import label_to_bucket
+from outside import shown
 
 EXPECTED = {"train": 1_892, "val": 369, "test": 369}  # from notes on the paper, not verified
 SHARE = EXPECTED["val"] / sum(EXPECTED.values())  # of the nights that go to val, and to test
@@ -71,9 +72,7 @@ def read_scores(path, id_column, score_column):
         except UnicodeDecodeError:  # the National Sleep Research Resource's are not all UTF-8
             table = pd.read_csv(path, encoding="latin-1", **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(
-            f"{path} is no table with commas ({str(error).strip()}): correct it"
-        ) from error
+        raise ValueError(f"{path} is no table with commas ({shown(error)}): correct it") from error
     names = {name.lower(): name for name in table.columns}
     wanted = [score_column] if score_column else SCORE_COLUMNS
     found = [names[name.lower()] for name in wanted if name.lower() in names]
@@ -81,7 +80,7 @@ def read_scores(path, id_column, score_column):
         near = [name for name in table.columns if "gh" in name.lower() or "id" in name.lower()]
         raise ValueError(
             f"{path} lacks {id_column} or {' or '.join(wanted)}; of its {len(names)} columns, near "
-            f"are {', '.join(near[:20])}: name them with --id_column and --score_column"
+            f"are {', '.join(map(shown, near[:20]))}: name them with --id_column and --score_column"
         )
     if table.empty:
         raise ValueError(f"{path} has no row below its header")

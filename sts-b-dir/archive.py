@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from fetch import check_room
+from outside import shown
 
 BLOCK = 512  # bytes; a tar archive ends with at least one block of zeros
 PADDING = 2**24  # bytes; an archive ends with fewer zeros
@@ -80,7 +81,7 @@ def unpack(path, folder, choose, overwrite=False, max_gb=MOST_GB, password=None)
     except DAMAGED as error:
         raise ValueError(
             f"{path} is cut, damaged or no zip or tar archive: delete it and fetch it again; "
-            f"nothing was kept ({error})"
+            f"nothing was kept ({shown(error)})"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -129,7 +130,7 @@ def _write(path, partial, chosen, total, password):
                 raise ValueError(f"{name!a} occurs twice in the archive: refused") from error
             except NotImplementedError as error:
                 raise ValueError(
-                    f"Python cannot unpack {name!a} ({error}, say AES encryption): unpack the "
+                    f"Python cannot unpack {name!a} ({shown(error)}, say AES): unpack the "
                     f"archive by hand, say by `7z x {path.name}`"
                 ) from error
             except (RuntimeError, *DAMAGED) as error:
@@ -137,8 +138,8 @@ def _write(path, partial, chosen, total, password):
                 maybe = password or isinstance(error, RuntimeError)
                 cause = "wrong --password_file or " if maybe else ""
                 raise ValueError(
-                    f"{cause}damaged archive, nothing was kept: {name!a} ({error}); if it is "
-                    f"damaged, delete {path} and fetch it again"
+                    f"{cause}damaged archive, nothing was kept: {name!a} ({shown(error)}); if it "
+                    f"is damaged, delete {path} and fetch it again"
                 ) from error
 
 

@@ -53,6 +53,8 @@ def read(path):
             "weights with --pretrained"
         )
     training = load_checkpoint(file)
+    if not isinstance(training, dict):
+        raise ValueError(f"{file} is no checkpoint of this program: {NO_CHECKPOINT}")
     return (weights_of(training, file), training) if "state_dict" in training else read_pair(folder)
 
 

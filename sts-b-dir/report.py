@@ -147,7 +147,7 @@ def make_table(runs, split="test"):
     lines = [list(columns), ["---"] + ["---:"] * (len(columns) - 1)]
     for row in zip(*columns.values()):
         # A bar in a name would begin another cell.
-        texts = [(outside.clean(text).replace("|", "\\|"), best) for text, best in row]
+        texts = [(outside.shown(text).replace("|", "\\|"), best) for text, best in row]
         lines.append([f"**{text}**" if best else text for text, best in texts])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines), frame
 
@@ -157,7 +157,7 @@ def plain_table(columns, terminal):
     aligned = []
     for header, cells in columns.items():
         star = any(best for _, best in cells) and not terminal
-        texts = [header] + [outside.clean(text) + " *"[best] * star for text, best in cells]
+        texts = [header] + [outside.shown(text) + " *"[best] * star for text, best in cells]
         width = max(map(len, texts))
         texts = [text.ljust(width) if header == "method" else text.rjust(width) for text in texts]
         bold = [False] + [best and terminal for _, best in cells]

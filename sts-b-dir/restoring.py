@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from checkpoint_file import NO_CHECKPOINT, dictionary_of, load_checkpoint
+from checkpoint_file import NO_CHECKPOINT, dictionary_of, load_checkpoint, number_of
 from flags import PLACE
 from outside import reading
 from utils import save_checkpoint, write_atomically
@@ -19,7 +19,7 @@ def is_within_epoch(folder, last):
     for path in (folder / WITHIN, folder / last):
         try:
             checkpoint = load_checkpoint(path)
-            places.append(checkpoint["step" if "step" in checkpoint else "epoch"])
+            places.append(number_of(checkpoint, "step" if "step" in checkpoint else "epoch", path))
         except FileNotFoundError:  # ended within the first epoch
             places.append(-1)
         except (ValueError, TypeError, KeyError) as error:

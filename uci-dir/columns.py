@@ -10,6 +10,8 @@ import pandas as pd
 from table_file import as_numbers
 
 NUMBER, CATEGORY = "number", "category"
+KEPT = ("median", "mean", "std", "flag")  # of a column of numbers
+MOST_BUCKETS = 100_000  # that a file may ask for
 MOSTLY = 0.95  # share of numbers among a column's filled cells from which it counts as numbers
 ID_ROWS = 20  # fewer rows do not show that a column only numbers them
 SPLIT = "split"  # the column that prepare.py adds
@@ -211,6 +213,23 @@ def encode_categories(values, column):
     seen = codes >= 0
     hot[np.flatnonzero(seen), codes[seen]] = 1
     return hot, (codes == other).sum()
+
+
+def check_preparation(preparation):
+    """Refuse a preparation from a file that prepare.py cannot have written; any error says why."""
+    low, high, number = preparation["bins"]
+    right = isinstance(number, int) and 0 < number <= MOST_BUCKETS
+    if not (right and -np.inf < low < high < np.inf):
+        raise ValueError(f"its bins are {[low, high, number]}")
+    needed = {"shots": ("many", "few"), "target": ("mean", "std")}
+    values = [preparation[part][name] for part, names in needed.items() for name in names]
+    for column in preparation["columns"]:
+        values += [column[name] for name in KEPT if column["kind"] == NUMBER]
+        names = [column["name"]] + [*column["values"], ""] * (column["kind"] != NUMBER)
+        if not all(isinstance(name, str) for name in [preparation["target"]["name"], *names]):
+            raise ValueError("a name in it is no text")
+    if not np.isfinite(np.array(values, dtype=np.float64)).all():
+        raise ValueError("a number in it is not finite")
 
 
 def describe_columns(frame, columns, left_out):

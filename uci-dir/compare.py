@@ -7,7 +7,6 @@ training's by more than chance explains; the test set is reported and decides no
 import argparse
 import contextlib
 import io
-import json
 import logging
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import trees
 from datasets import label_to_bucket
 from files import write_atomically
 from metrics import SHOTS
+from outside import read_json
 
 SQINV = {"reweight": "sqrt_inv"}
 METHODS = {
@@ -69,7 +69,7 @@ def train_all(args, run_name, train):
                 with quiet():
                     train(own)
             run = report.load_run(folder)
-            preparation = json.loads(note.read_text(encoding="utf-8"))
+            preparation = read_json(note, "prepare the table again")
             if run["config"]["preparation"] != preparation or run["config"]["epoch"] != args.epoch:
                 raise ValueError(
                     f"{folder} is of another preparation of {args.dataset}, or another --epoch: "

@@ -4,7 +4,6 @@
 what becomes of the columns, the buckets and the shots. Everything stays in memory.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from batches import Batches, Part
-from columns import encode
+from columns import check_preparation, encode
 from lds import bucket_weights, label_density
+from outside import read_json, reading
 from table_file import MISSING
 
 SPLITS = ("train", "val", "test")
@@ -160,17 +160,16 @@ def read_prepared(data_dir, dataset):
                 f"{path} is missing: {again}, `python demo_data.py` generates a table; --dataset "
                 "NAME and --data_dir choose another"
             )
-    try:
-        preparation = json.loads(note.read_text(encoding="utf-8"))
-        bins = Bins(*preparation["bins"])
+    preparation = read_json(note, again)
+    with reading(note, again):
+        check_preparation(preparation)
+    with reading(file, again):
         target = preparation["target"]["name"]
         marks = [*MISSING, *preparation["missing"]]
         frame = pd.read_csv(file, keep_default_na=False, na_values=marks, low_memory=False)
         labels = pd.to_numeric(frame[target]).to_numpy(dtype=np.float64)
         wrong = ~(np.isfinite(labels) & frame["split"].isin(SPLITS).to_numpy())
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} or {note} is damaged ({error!r}): {again}") from error
-    if wrong.any() or not bins.high > bins.low:
+    if wrong.any():
         lines = (np.flatnonzero(wrong)[:10] + 2).tolist()
         raise ValueError(f"{file} has rows without a label or a split (lines {lines}): {again}")
     empty = [split for split in SPLITS if not (frame["split"] == split).any()]
@@ -189,7 +188,8 @@ def split_rows(table, preparation, place):
     target = preparation["target"]["name"]
     if target not in table:
         raise ValueError(f"{place} has no column {target!r}")
-    inputs, _ = encode(table, preparation["columns"], place)
+    with reading(place, "prepare the table again"):
+        inputs, _ = encode(table, preparation["columns"], place)
     labels = table[target].to_numpy()
     splits = table["split"].to_numpy()
     return {split: (inputs[splits == split], labels[splits == split]) for split in SPLITS}

@@ -22,6 +22,7 @@ from datasets import SPLITS, label_counts, label_to_bucket, target_statistics
 from fetch import sha256_of
 from files import write_atomically
 from metrics import ShotRule
+from outside import read_json, reading
 from regions import check_ends, is_curated
 from split import (
     automatic_cap,
@@ -152,8 +153,9 @@ def prepare_once(csv, target, data_dir):
     note = args.data_dir / f"{args.csv.stem}.json"
     if not note.is_file():
         return prepare_file(args).stem
-    preparation = json.loads(note.read_text(encoding="utf-8"))
-    made_of = preparation["source"]["sha256"], preparation["target"]["name"]
+    preparation = read_json(note, "remove it, and its csv")
+    with reading(note, "remove it, and its csv"):
+        made_of = preparation["source"]["sha256"], preparation["target"]["name"]
     if made_of != (sha256_of(args.csv), target):
         raise ValueError(
             f"{note} is of another table or target than {csv} and {target!r}: `python prepare.py "

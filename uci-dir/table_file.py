@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from outside import shown
+
 # Cells that mean "no value"; --missing adds others, such as 9999.
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?", "-", "inf", "-inf")
 SEPARATORS = (",", ";", "\t", "|")
@@ -49,7 +51,7 @@ def read_table(path, separator=None, decimal=None, missing=(), encoding=None):
         text = codecs.getincrementaldecoder(encoding)().decode(head)
     except (UnicodeDecodeError, LookupError) as error:
         raise ValueError(
-            f"{path} cannot be read as {encoding} ({error}): see --encoding"
+            f"{path} cannot be read as {encoding} ({shown(error)}): see --encoding"
         ) from error
     if "\0" in text:
         raise ValueError(f"{path} holds NUL characters: it is no text, or UTF-16 (see --encoding)")
@@ -68,9 +70,9 @@ def read_table(path, separator=None, decimal=None, missing=(), encoding=None):
             path, **options, names=header, header=0, na_values=marks, keep_default_na=False,
             skipinitialspace=True, low_memory=False,
         )  # fmt: skip
-    except (pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
+    except Exception as error:  # of pandas, or of Python's csv
         raise ValueError(
-            f"{path} is no table with the separator {separator!r} ({error}): see --separator"
+            f"{path} is no table with the separator {separator!r} ({shown(error)}): see --separator"
         ) from error
     if frame.empty:
         raise ValueError(f"{path} has a header and no row")

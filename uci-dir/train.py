@@ -138,11 +138,12 @@ import trees
 import utils
 from batches import Sharing, Steps
 from checkpoint_file import dictionary_of
-from columns import width_of
+from columns import check_preparation, width_of
 from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
 from fds import FDS
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
 from mlp import MLP
+from outside import reading
 from synthetic_rows import with_synthetic_rows
 
 # ---- 5 builders ----------------------------------------------------------------------------
@@ -372,11 +373,9 @@ def finish(run, model, data, progress):
 def load_model(run):
     """Return the checkpoint's path, its preparation, and its model, ready to predict."""
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
-    preparation = (checkpoint.get("config") or {}).get("preparation")
-    if preparation is None:
-        raise ValueError(
-            f"{path} does not say how its table was prepared: it is not of this folder"
-        )
+    preparation = checkpoint.get("config", {}).get("preparation")
+    with reading(path, "it does not say how its table was prepared; give one of this folder"):
+        check_preparation(preparation)
     run.args.preparation = preparation
     state = utils.weights_of(checkpoint, path)
     model = build_model(run.args, state)
