@@ -25,6 +25,7 @@ RESULTS = "results.json"
 TRAINING = "training_state.th"  # of an STS-B run, next to the weights alone
 SIGNED = ("low", "high")  # flags that may be below 0
 FILES = (WEIGHTS, CONFIG, RESULTS, "vocab.txt", "README.md")  # of a published folder
+BESTS = ("ckpt.best.pth.tar", "checkpoint_best.pth.tar", "model_state_best.th")  # of a run
 EXPECTED = ".expected.json"  # appended to an official file's name
 SHOTS = ("overall", "many", "medium", "few")
 # OWNER/NAME, as the Hub lets them be called, and a branch, tag or commit without folders.
@@ -67,19 +68,22 @@ def find(name):
     """Return the path of a checkpoint.
 
     Args:
-        name: a file; a published folder; or OWNER/NAME[@REVISION] of such a folder on the Hub,
-            which is fetched once and then taken from the cache of huggingface_hub.
+        name: a file; a run folder, for its best epoch; a published folder; or OWNER/NAME[@REVISION]
+            of the latter on the Hub, which is fetched once and then taken from the cache of
+            huggingface_hub.
 
     Raises:
         FileNotFoundError, ValueError: if there is none, or the Hub gives none.
     """
     path = Path(name)
     if os.path.isdir(path):
-        if not (path / WEIGHTS).is_file():
+        held = [path / file for file in (WEIGHTS, *BESTS) if (path / file).is_file()]
+        if not held:
             raise ValueError(
-                f"{path} is a folder without {WEIGHTS}: give the file of a checkpoint in it"
+                f"{path} is a folder without {WEIGHTS} or a best checkpoint, of names "
+                f"{', '.join(BESTS)}: give the file of a checkpoint in it"
             )
-        return path / WEIGHTS
+        return held[0]
     local = os.path.exists(path) or os.path.isdir(path.parent) or path.suffix in LOCAL_SUFFIXES
     if local or not HUB_NAME.fullmatch(str(name)):
         return path
@@ -103,14 +107,21 @@ def load(path):
         path: as `find` returns it.
 
     Returns:
-        Its content; of a published one the dictionary of `state_dict` and `config`.
+        Its content; of a published one the dictionary of `state_dict` and `config`. So of bare
+        weights with the `results.json` of their run next to them.
 
     Raises:
         FileNotFoundError, ValueError: as `utils.load_checkpoint`.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or not os.path.isfile(path):
-        return load_checkpoint(path)
+        checkpoint = load_checkpoint(path)
+        note = path.with_name(RESULTS)
+        bare = isinstance(checkpoint, dict) and not {"state_dict", "config"} & checkpoint.keys()
+        if not (bare and note.is_file()):
+            return checkpoint
+        advice = "restore it, or remove it and give the flags of the network"
+        return {"state_dict": checkpoint, "config": read_json(note, advice).get("config", {})}
     from safetensors.torch import load_file
 
     file, again = path.with_name(CONFIG), "fetch the folder again"

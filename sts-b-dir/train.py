@@ -9,8 +9,7 @@ A run of about 2 minutes on one core, on generated pairs (test MSE 0.31, Pearson
 The headline run (paper: MSE 0.907, Pearson 76.0 %; not run here):
     python train.py --reweight inverse --lds --fds
 Evaluation of a checkpoint, ours or an official one; here the first run's (seconds):
-    python train.py --data_dir glue_data/demo --d_word 32 --d_hid 64 --evaluate \
-        --eval_model checkpoint/sts_mse_*_d_hid_64/model_state_best.th
+    python train.py --data_dir glue_data/demo --evaluate --eval_model checkpoint/sts_mse_*_d_hid_64
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------

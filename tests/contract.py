@@ -33,6 +33,7 @@ class Contract:
     learning: str = ""  # flags with which a few seconds beat a constant prediction
     alike: str = ""  # flags without which several processes draw other numbers than one
     files: tuple = ()  # what a run leaves besides what all leave
+    inputs: Callable | None = None  # data, folder -> inputs of predict.py: those of the test set
     tiny: Callable | None = None  # returns a `build_model` without batch normalisation
     other: str = ""  # flags of another network
     official: Callable = field(default=None)  # checkpoint's content -> the released file's
@@ -134,6 +135,30 @@ def make_table(folder):
     return folder / "data"
 
 
+# ---- new inputs ----------------------------------------------------------------------------
+
+
+def files_of_test(data, name):
+    """The files of a meta file's test split."""
+    table = pd.read_csv(data / name)
+    return [str(data / path) for path in table["path"][table["split"] == "test"]]
+
+
+def rooms_of_test(data, folder):
+    """The test set's images."""
+    names = (data / "nyu2_test.csv").read_text(encoding="utf-8").split()
+    return [str(data / line.split(",")[0].removeprefix("data/")) for line in names]
+
+
+def rows_of_test(data, folder):
+    """The test rows without their labels, as a table of its own."""
+    table = pd.read_csv(data / "demo.csv", keep_default_na=False, dtype=str)
+    target = load("uci-dir", "datasets").read_prepared(data, "demo")[1]["target"]["name"]
+    rows = table[table["split"] == "test"].drop(columns=[target, "split"])
+    rows.to_csv(folder / "rows.csv", index=False)
+    return [str(folder / "rows.csv")]
+
+
 # ---- released files ------------------------------------------------------------------------
 
 
@@ -189,6 +214,7 @@ def ages(folder, name, **defaults):
         best="ckpt.best.pth.tar",
         head="linear.",
         learning="--epoch 12 --schedule 9 --batch_size 8",
+        inputs=lambda data, _: files_of_test(data, f"{name}.csv"),
         tiny=lambda: tiny_run.make_builder(load(folder, "fds").FDS),
         other="--model resnet34",
         official=age_file,
@@ -209,6 +235,7 @@ CONTRACTS = [
         best="checkpoint_best.pth.tar",
         head="R.",
         files=("checkpoint_final.pth.tar", "error_by_depth.csv"),
+        inputs=rooms_of_test,
         tiny=lambda: tiny_depth_net.make_builder(
             load("nyud2-dir", "fds").FDS, load("nyud2-dir", "datasets").label_to_bucket
         ),
@@ -230,6 +257,7 @@ CONTRACTS = [
         last="model_state.th",
         best="model_state_best.th",
         head="sts-b_pred_layer.",
+        inputs=lambda data, _: [str(data / "test_new.tsv")],
         alike="--dropout 0",  # each process draws its own
         files=("training_state.th", "vocab.txt"),
         other="--d_hid 7",
@@ -253,6 +281,7 @@ CONTRACTS = [
         last="ckpt.pth.tar",
         best="ckpt.best.pth.tar",
         head="linear.",
+        inputs=lambda data, _: files_of_test(data, "shhs.csv"),
         learning="--epoch 25 --lr 0.005",
         other="--d_hid 16",
         official=age_file,
@@ -272,6 +301,7 @@ CONTRACTS = [
         last="ckpt.pth.tar",
         best="ckpt.best.pth.tar",
         head="linear.",
+        inputs=rows_of_test,
         learning="--epoch 60 --lr 0.01",
         other="--hidden 9",
         defaults={

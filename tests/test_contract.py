@@ -231,6 +231,30 @@ def test_evaluation_gives_the_runs_own_metrics(contract, data, finished, tmp_pat
 
 
 @pytest.mark.slow
+def test_new_inputs_get_the_runs_own_predictions(contract, data, finished, tmp_path, capsys):
+    """From a run folder and inputs without labels; what cannot be read is named."""
+    predict = load(contract.folder, "predict")
+    inputs, out = contract.inputs(data, tmp_path), tmp_path / "out.csv"
+    missing = str(tmp_path / "missing.png")
+    command = ["--model", str(finished), "--device", "cpu", "--out", str(out)]
+    assert predict.main([*command, *inputs, missing]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.strip().splitlines()[-1].startswith(f"{missing}: ")
+    found = pd.read_csv(out)
+    before = pd.read_csv(finished / "predictions.csv", keep_default_na=False)
+    before = before[before["split"] == "test"]
+    if contract.folder != "nyud2-dir":
+        assert found["prediction"].to_numpy() == pytest.approx(before["prediction"], abs=1e-4)
+        return
+    assert found["path"].tolist() == inputs
+    model = predict.load(finished, "cpu")
+    for path, pixels in before.groupby("path"):
+        image, _ = model.read(data / path)
+        crop = model.answer([image])[0][1:58, 2:78]  # the middle of 60 × 80
+        values = crop[pixels["y"], pixels["x"]]
+        assert values == pytest.approx(pixels["prediction"].clip(lower=0), abs=1e-4)
+
+
 def test_a_released_file_evaluates(contract, data, finished, tmp_path):
     """In the official format, with DataParallel's names, wanted with FDS or without."""
     if contract.official is None:

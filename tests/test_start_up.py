@@ -39,7 +39,13 @@ for words in sys.argv[1:]:
     except SystemExit as end:
         print("\\nended", end.code, *sys.modules)
 """
-CALLS = {"train --help": "0", "train --lodss l1": "2", "train --lds": "2"}
+CALLS = {
+    "predict --help": "0",
+    "predict": "2",
+    "train --help": "0",
+    "train --lodss l1": "2",
+    "train --lds": "2",
+}
 CALLS |= {"prepare --help": "0", "download --help": "0", "demo_data --help": "0"}
 
 
@@ -51,7 +57,7 @@ def test_answers_come_before_imports(folder):
     done = subprocess.run(command, cwd=ROOT / folder, **options)
     endings = [part.split() for part in done.stdout.split("\nended ")[1:]]
     for (call, status), (code, *modules) in zip(CALLS.items(), endings, strict=True):
-        heavy = HEAVY if call.startswith("train") else HEAVY - {"pandas"}
+        heavy = HEAVY if call.startswith(("train", "predict")) else HEAVY - {"pandas"}
         assert code == status, call
         assert not heavy & set(modules), call
 

@@ -23,7 +23,8 @@ AGE_PAIR = ("agedb-dir", "imdb-wiki-dir")
 REGULARIZED = ("agedb-dir", "imdb-wiki-dir", "sts-b-dir", "shhs-dir", "uci-dir")
 GROUPS = (  # files, folders: the first is where to edit
     (("lds.py", "fds.py", "moments.py", "loss.py", "flags.py", "batches.py", "utils.py"), FOLDERS),
-    (("files.py", "program.py"), FOLDERS),
+    (("files.py", "program.py", "new_inputs.py"), FOLDERS),
+    (("predict.py",), AGE_PAIR),
     (("outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
     (("loss_flags.py", "criterion.py", "heads.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
@@ -52,6 +53,7 @@ MAY_DIFFER = {
     "demo_data.py": "generates the format on disk of one data set",
     "train.py": "one benchmark's loop; the age pair is compared section by section",
     "datasets.py": "one data set's samples and buckets; equal in the age pair",
+    "predict.py": "one kind of inputs each; equal in the age pair",
     "checkpoints.py": "one file format each in nyud2-dir and sts-b-dir; equal in the others",
     "augmentation.py": "views of one kind of input; equal in the age pair",
     "metrics.py": "one benchmark's metrics; equal in the age pair",

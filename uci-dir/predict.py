@@ -1,98 +1,110 @@
-"""New rows for a trained model: encoded as its training rows were, written with predictions.
+"""Predictions for new rows of a table by a trained model; no labels are needed.
 
-python train.py --predict new.csv --eval_model checkpoint/RUN/ckpt.best.pth.tar
+    python predict.py --model checkpoint/RUN new.csv --out predictions.csv
+
+Columns go by their names; others are carried along. In Python:
+`predict.load("checkpoint/RUN").predict(frame)`, with a pandas DataFrame.
 """
 
+import new_inputs
+import program
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".data")
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    inputs = "tables of rows, folders of them, or patterns"
+    return new_inputs.parse_args(new_inputs.make_parser(__doc__, inputs, 8192), argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
+
 import logging
-from pathlib import Path
-from typing import NamedTuple
+import sys
 
 import numpy as np
 import pandas as pd
 import torch
 
-from batches import Sharing, gather
+import train
 from columns import encode
 from criterion import columns_of
-from datasets import Loader, TargetScale
-from files import write_atomically
+from datasets import TargetScale
+from new_rows import with_columns
 from table_file import read_table
 
 
-class NewRows(NamedTuple):
-    """A table of new rows."""
-
-    frame: pd.DataFrame  # as read
-    inputs: np.ndarray  # float32 [N, D]
-    out: Path  # where predictions go
-
-
-def read_rows(file, preparation, overwrite=False):
-    """Read new rows, and say which of their cells training did not know.
+class Predictor:
+    """A trained model that takes new rows.
 
     Args:
-        file: path of the table; columns go by name, others than the inputs are passed over.
-        preparation: of the checkpoint.
-        overwrite: whether earlier predictions may be replaced.
-
-    Returns:
-        `NewRows`.
+        name: run folder, file of a checkpoint, or OWNER/NAME on the Hugging Face Hub. What becomes
+            of the columns is the checkpoint's.
+        device: 'auto', 'cpu', 'cuda' or 'mps'.
 
     Raises:
-        FileNotFoundError: without the table.
-        ValueError: naming the columns that are missing, or if predictions exist already.
+        FileNotFoundError, ValueError: without such a checkpoint.
     """
-    file = Path(file)
-    out = file.with_name(f"{file.stem}.predictions.csv")
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: --overwrite replaces it")
-    frame, form = read_table(file, missing=preparation["missing"])
-    inputs, unknown = encode(frame, preparation["columns"], str(file))
-    logging.info("%s: %s", file, form)
-    for name, cells in unknown.items():
-        logging.warning("%s: %d cells are missing, or were not in training", name, cells)
-    return NewRows(frame, inputs, out)
+
+    def __init__(self, name, device="auto"):
+        path, checkpoint, self.args = new_inputs.find_model(train, name)
+        self.preparation = train.preparation_of(checkpoint, path)
+        self.args.preparation = self.preparation
+        self.scale = TargetScale(self.args.target_scale, self.preparation["target"])
+        self.device = new_inputs.device_of(device)
+        state = train.utils.weights_of(checkpoint, path)
+        model = train.build_model(self.args, state)
+        train.utils.load_state(model, state, path)
+        self.model = model.to(self.device).eval()
+
+    def predict(self, frame, batch_size=8192, place="the table"):
+        """Return a copy of a DataFrame with a column `prediction` and, of experts, `std`.
+
+        Args:
+            frame: the rows; columns go by name, a cell that training did not know is warned about.
+            batch_size: rows that are predicted together.
+            place: where the rows come from, for messages.
+
+        Raises:
+            ValueError: naming the columns that are missing.
+        """
+        inputs, unknown = encode(frame, self.preparation["columns"], place)
+        for name, cells in unknown.items():
+            given = place, name, cells
+            logging.warning("%s, %s: %d cells are missing, or were not in training", *given)
+        starts = range(0, len(inputs), batch_size)
+        answers = [self.answer(inputs[start : start + batch_size]) for start in starts]
+        return with_columns(frame, columns_of(np.concatenate(answers)))
+
+    @torch.inference_mode()
+    def answer(self, inputs):
+        """Return the answers to encoded rows, float32 [n, 1] in the target's unit."""
+        inputs = torch.from_numpy(np.asarray(inputs, dtype=np.float32)).to(self.device)
+        return np.float32(self.scale.invert_answers(self.model(inputs)[0].double().tolist()))
 
 
-def write(rows, columns, checkpoint):
-    """Write the rows with further columns, and say by which checkpoint they are.
-
-    Args:
-        rows: `NewRows`.
-        columns: {name: values [N]}; `prediction`, and of experts `std`.
-        checkpoint: path of it.
-    """
-    frame = rows.frame
-    for name, values in columns.items():
-        while name in frame:  # theirs keeps its name
-            name += "_"
-        frame = frame.assign(**{name: values})
-    write_atomically(rows.out, frame.to_csv(index=False, lineterminator="\n").encode())
-    logging.info("%d predictions by %s: %s", len(frame), checkpoint, rows.out)
+load = Predictor
 
 
-@torch.no_grad()
-def predict_rows(run, model, loader, scale):
-    """Return the answers to a loader's rows in order, float32 [N, 1], in the target's unit.
+def main(argv=None):
+    """Write the rows with predictions; returns 1 if a table could not be used, else 0."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    model = load(args.model, args.device)
+    tables = []
+    faults = []
+    for file in new_inputs.files_of(args.inputs, SUFFIXES):
+        try:
+            frame, _ = read_table(file, missing=model.preparation["missing"])
+            tables.append(model.predict(frame, args.batch_size, str(file)))
+        except (ValueError, OSError) as error:
+            faults.append((file, error))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"prediction": []})
+    table.attrs[new_inputs.FAULTS] = faults
+    return new_inputs.finish(table, args.out)
 
-    Those of experts are [N, 2], with the standard deviation.
-    """
-    model.eval()
-    answers = []
-    for batch in loader.evaluate():
-        with run.accelerator.autocast():
-            answers.extend(model(batch.inputs)[0].double().tolist())
-    return np.float32(scale.invert_answers(gather(run.accelerator, answers)))
 
-
-def run_prediction(run, path, preparation, model):
-    """Write the rows of --predict with a column `prediction`; returns the path of that file."""
-    args = run.args
-    rows = read_rows(args.predict, preparation, args.overwrite)
-    nothing = np.zeros(len(rows.inputs))
-    loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
-    scale = TargetScale(args.target_scale, preparation["target"])
-    answers = predict_rows(run, model, loader, scale)
-    if run.is_main:
-        write(rows, columns_of(answers), path)
-    return rows.out
+if __name__ == "__main__":
+    program.run(main)

@@ -10,7 +10,7 @@ The headline run (Abalone; half a minute on one core):
 Evaluation of a checkpoint (seconds):
     python train.py --dataset demo --epoch 30 --evaluate
 With `--csv mine.csv --target price --compare` it goes from your table to the answer which method
-helps; with `--predict new.csv --eval_model ckpt.best.pth.tar` to predictions for new rows.
+helps; `predict.py` goes from there to predictions for new rows, as does `--predict new.csv`.
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
@@ -127,7 +127,7 @@ import criterion
 import datasets
 import heads
 import loss as losses
-import predict
+import new_rows
 import prepare
 import regularizers
 import released
@@ -305,7 +305,7 @@ def evaluate(run, model, data, split):
     """
     utils.broadcast_buffers(model)
     loader = data.loaders[split]
-    answers = predict.predict_rows(run, model, loader, data.scale)
+    answers = new_rows.predict_rows(run, model, loader, data.scale)
     return shot_metrics(answers[:, 0], loader.labels, data.labels, data.rule), answers
 
 
@@ -370,13 +370,18 @@ def finish(run, model, data, progress):
     return metrics["test"]
 
 
-def load_model(run):
-    """Return the checkpoint's path, its preparation, and its model, ready to predict."""
-    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+def preparation_of(checkpoint, path):
+    """Return how a checkpoint's table was prepared; a ValueError if its content does not say."""
     preparation = checkpoint.get("config", {}).get("preparation")
     with reading(path, "it does not say how its table was prepared; give one of this folder"):
         check_preparation(preparation)
-    run.args.preparation = preparation
+    return preparation
+
+
+def load_model(run):
+    """Return the checkpoint's path, its preparation, and its model, ready to predict."""
+    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    run.args.preparation = preparation = preparation_of(checkpoint, path)
     state = utils.weights_of(checkpoint, path)
     model = build_model(run.args, state)
     utils.load_state(model, state, path)
@@ -438,7 +443,7 @@ def main(argv=None):
     if not args.evaluate:
         return train_and_finish(args)
     run = run_folder.start(args, make_parser(), run_name(args))
-    return predict.run_prediction(run, *load_model(run)) if args.predict else run_evaluation(run)
+    return new_rows.run_prediction(run, *load_model(run)) if args.predict else run_evaluation(run)
 
 
 if __name__ == "__main__":

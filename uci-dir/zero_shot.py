@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import figures
+import program
 import report
 from regions import REGIONS
 
@@ -102,4 +103,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -1,0 +1,113 @@
+"""Health scores of new nights by a trained model; no scores are needed.
+
+    python predict.py --model checkpoint/RUN nights/*.edf --out predictions.csv
+
+In Python: `predict.load("checkpoint/RUN").predict(["night.edf"])`, a table.
+"""
+
+import new_inputs
+import program
+
+SUFFIXES = (".edf", ".h5")
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    inputs = "recordings (EDF), nights that prepare.py wrote (.h5), folders of them, or patterns"
+    parser = new_inputs.make_parser(__doc__, inputs, 8)
+    minutes_help = "shorter recordings are left out, as in prepare.py"
+    parser.add_argument("--min_minutes", type=float, default=120.0, help=minutes_help)
+    unit_help = "of EEG and ECG where a file gives none"
+    parser.add_argument("--unit", default="", choices=("", "uV", "mV", "V"), help=unit_help)
+    return new_inputs.parse_args(parser, argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+import train
+from edf_night import read_night
+from night_signals import SIGNALS
+
+
+class Predictor:
+    """A trained model that takes new nights.
+
+    Args:
+        name: run folder, file of a checkpoint, or OWNER/NAME on the Hugging Face Hub.
+        device: 'auto', 'cpu', 'cuda' or 'mps'.
+        min_minutes, unit: as for `edf_night.read_night`.
+
+    Raises:
+        FileNotFoundError, ValueError: without such a checkpoint.
+    """
+
+    def __init__(self, name, device="auto", min_minutes=120.0, unit=""):
+        path, checkpoint, self.args = new_inputs.find_model(train, name)
+        self.min_minutes = min_minutes
+        self.unit = unit
+        self.device = new_inputs.device_of(device)
+        model = train.build_model(self.args)
+        train.utils.load_state(model, train.utils.weights_of(checkpoint, path), path)
+        self.model = model.to(self.device).eval()
+
+    def predict(self, inputs, batch_size=8, quiet=True):
+        """Predict nights.
+
+        Args:
+            inputs: paths of recordings or nights, of folders of them, or patterns.
+            batch_size, quiet: nights of a batch; show no progress bar.
+
+        Returns:
+            DataFrame of path and prediction, in points. Nights that cannot be used are not in it:
+            its `attrs["faults"]` is a list of (path, error).
+        """
+        files = new_inputs.files_of(inputs, SUFFIXES)
+        given = files, self.read, self.answer, batch_size, quiet
+        rows, preds, faults = new_inputs.read_and_answer(*given)
+        table = pd.DataFrame({"path": [str(files[row]) for row in rows], "prediction": preds})
+        table.attrs[new_inputs.FAULTS] = faults
+        return table
+
+    def read(self, file):
+        """Return what the network sees of a night: {signal: float16 [channels, columns]}."""
+        if Path(file).suffix.lower() != ".h5":
+            night = read_night(file, self.min_minutes, self.unit)
+            return {name: night[name] for name in SIGNALS}
+        with h5py.File(file) as night:
+            return {name: night[name][()] for name in SIGNALS}
+
+    @torch.inference_mode()
+    def answer(self, nights):
+        """Return the predictions [n] of such nights, in points."""
+        first = next(iter(SIGNALS))
+        frames = [night[first].shape[1] // SIGNALS[first].frame for night in nights]
+        signals = {}
+        for name, signal in SIGNALS.items():
+            shape = (len(nights), signal.channels, max(frames) * signal.frame)
+            padded = np.zeros(shape, dtype=np.float16)
+            for row, night in zip(padded, nights):
+                row[:, : night[name].shape[1]] = night[name]
+            signals[name] = torch.from_numpy(padded).to(self.device)
+        return self.model(signals, torch.tensor(frames))[0].float().flatten().tolist()
+
+
+load = Predictor
+
+
+def main(argv=None):
+    """Write the predictions; returns the exit status, 1 if an input could not be used."""
+    args = parse_args(argv)
+    model = load(args.model, args.device, args.min_minutes, args.unit)
+    return new_inputs.finish(model.predict(args.inputs, args.batch_size, quiet=False), args.out)
+
+
+if __name__ == "__main__":
+    program.run(main)

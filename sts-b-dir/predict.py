@@ -1,0 +1,147 @@
+"""Similarities of new pairs of sentences by a trained model; no scores are needed.
+
+    python predict.py --model checkpoint/RUN pairs.tsv --out predictions.csv
+
+A table has the columns sentence1 and sentence2, by tabs (.tsv) or commas (.csv). In Python:
+`predict.load("checkpoint/RUN").predict([("A cat sleeps.", "A dog runs.")])`, a table.
+"""
+
+import new_inputs
+import program
+
+SUFFIXES = (".tsv", ".csv")
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    inputs = "tables of pairs, folders of them, or patterns"
+    parser = new_inputs.make_parser(__doc__, inputs, 128)
+    encoder_help = "the Hugging Face encoder with which the model was trained, if you trust it"
+    parser.add_argument("--encoder", default="", help=encoder_help)
+    return new_inputs.parse_args(parser, argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import text
+import train
+from datasets import MAX_SCORE, tokenize
+
+COLUMNS = ["sentence1", "sentence2"]
+
+
+class Predictor:
+    """A trained model that takes new pairs.
+
+    Args:
+        name: run folder, file of a checkpoint with `vocab.txt` next to it, or OWNER/NAME on the
+            Hugging Face Hub.
+        device: 'auto', 'cpu', 'cuda' or 'mps'.
+        encoder: the flag --encoder of its training.
+
+    Raises:
+        FileNotFoundError, ValueError: without such a checkpoint, or without its words.
+    """
+
+    def __init__(self, name, device="auto", encoder=""):
+        given = ["--encoder", encoder] if encoder else []
+        path, checkpoint, self.args = new_inputs.find_model(train, name, given)
+        state = train.utils.weights_of(checkpoint, path)
+        self.words = self.tokenizer = None
+        padding = 0
+        if self.args.encoder:
+            self.tokenizer = text.load_pretrained("AutoTokenizer", self.args.encoder)
+            padding = self.tokenizer.pad_token_id or 0
+        else:
+            self.words = text.read_vocabulary(Path(path).with_name(text.VOCABULARY))
+            text.check_rows(state, self.words, path)
+        self.corpus = text.Corpus(None, None, self.words, padding)
+        self.device = new_inputs.device_of(device)
+        model = train.build_model(self.args, self.corpus)
+        train.utils.load_state(model, state, path)
+        self.model = model.to(self.device).eval()
+
+    def predict(self, pairs, batch_size=128, quiet=True):
+        """Predict pairs.
+
+        Args:
+            pairs: list of (first sentence, second sentence).
+            batch_size, quiet: pairs of a batch; show no progress bar.
+
+        Returns:
+            DataFrame of sentence1, sentence2 and prediction, 0 to 5. Pairs without words are not
+            in it: its `attrs["faults"]` is a list of (pair, error).
+        """
+        pairs = list(pairs)
+        given = pairs, self.read, self.answer, batch_size, quiet
+        rows, preds, faults = new_inputs.read_and_answer(*given)
+        table = pd.DataFrame([pairs[row] for row in rows], columns=COLUMNS)
+        table["prediction"] = preds
+        table.attrs[new_inputs.FAULTS] = faults
+        return table
+
+    def read(self, pair):
+        """Return the ids of both sentences of a pair, two lists."""
+        first, second = pair
+        if not (first.strip() and second.strip()):
+            raise ValueError("it has an empty sentence")
+        limit = self.args.max_seq_len
+        if self.tokenizer is not None:
+            options = {"truncation": True, "max_length": limit}
+            return self.tokenizer([first, second], **options)["input_ids"]
+        tokens = [sentence[:limit] for sentence in tokenize(pair, self.args.tokenizer)]
+        return text.words_to_ids(tokens, self.words)
+
+    @torch.inference_mode()
+    def answer(self, pairs):
+        """Return the similarities [n] of such pairs, 0 to 5."""
+        sentences = [ids for side in (0, 1) for ids in (pair[side] for pair in pairs)]
+        lengths = [len(ids) for ids in sentences]
+        padded = np.full((len(sentences), max(lengths)), self.corpus.padding, dtype=np.int64)
+        for row, ids in zip(padded, sentences):
+            row[: len(ids)] = ids
+        preds = self.model(torch.from_numpy(padded).to(self.device), lengths)[0]
+        return (preds.double().flatten() * MAX_SCORE).tolist()
+
+
+load = Predictor
+
+
+def read_pairs(file):
+    """Return the pairs of a table as a list; a ValueError says what cannot be used in it."""
+    by_tabs = file.suffix.lower() == ".tsv"
+    form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if by_tabs else {"sep": ","}
+    options = {"dtype": str, "na_filter": False, "encoding": "utf-8-sig"}
+    table = pd.read_csv(file, **form, **options)
+    if missing := [column for column in COLUMNS if column not in table.columns]:
+        found = ", ".join(map(repr, table.columns))
+        raise ValueError(f"it lacks the column {' and '.join(missing)}: it has {found}")
+    return list(table[COLUMNS].itertuples(index=False, name=None))
+
+
+def main(argv=None):
+    """Write the predictions; returns the exit status, 1 if an input could not be used."""
+    args = parse_args(argv)
+    model = load(args.model, args.device, args.encoder)
+    pairs = []
+    unreadable = []
+    for file in new_inputs.files_of(args.inputs, SUFFIXES):
+        try:
+            pairs += read_pairs(file)
+        except (ValueError, OSError) as error:
+            unreadable.append((file, error))
+    table = model.predict(pairs, args.batch_size, quiet=False)
+    table.attrs[new_inputs.FAULTS] += unreadable
+    return new_inputs.finish(table, args.out)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,147 @@
+"""predict.py: which inputs are taken, how tables are read, and where a depth map lies."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from conftest import load
+
+new_inputs = load("agedb-dir", "new_inputs")
+released = load("sts-b-dir", "released")
+rooms = load("nyud2-dir", "predict")
+pairs = load("sts-b-dir", "predict")
+rows = load("uci-dir", "predict")
+
+
+def test_files_of_inputs(tmp_path):
+    for name in ("b.jpg", "a.JPG", "deep/c.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    inputs = [tmp_path / "b.jpg", tmp_path, str(tmp_path / "*.JPG"), "missing.jpg"]
+    found = new_inputs.files_of(inputs, (".jpg", ".png"))
+    assert [path.name for path in found] == ["b.jpg", "a.JPG", "c.png", "missing.jpg"]
+    with pytest.raises(FileNotFoundError, match=r"\*.gif gives no file: taken are .jpg"):
+        new_inputs.files_of([tmp_path / "*.gif"], (".jpg",))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "table.txt"], "ends in .csv, got table.txt"),
+        (["--batch_size", "0"], "--batch_size must be 1 or more, got 0"),
+        (["--out", __file__.replace(".py", ".csv")], None),
+    ],
+)
+def test_conflicts_of_flags(words, message, capsys):
+    parser = new_inputs.make_parser("Try.", "files", 4)
+    command = ["a.jpg", "--model", "run", *words]
+    if message is None:
+        assert new_inputs.parse_args(parser, command).batch_size == 4
+        return
+    with pytest.raises(SystemExit):
+        new_inputs.parse_args(parser, command)
+    assert message in capsys.readouterr().err
+
+
+def test_earlier_predictions_are_kept(tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    out.touch()
+    parser = new_inputs.make_parser("Try.", "files", 4)
+    with pytest.raises(SystemExit):
+        new_inputs.parse_args(parser, ["a.jpg", "--model", "run", "--out", str(out)])
+    assert "--overwrite replaces it" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_left_out():
+    def read(item):
+        return 10 / item
+
+    def answer(values):
+        return [value + 1 for value in values]
+
+    found, answers, faults = new_inputs.read_and_answer([1, 0, 2, 0, 5], read, answer, 2)
+    assert found == [0, 2, 4]
+    assert answers == [11, 6, 3]
+    assert [item for item, _ in faults] == [0, 0]
+    assert isinstance(faults[0][1], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (641, 300), (300, 641), (1, 1)])
+def test_a_depth_map_lies_where_the_network_looks(size):
+    """The largest 4:3 part at the middle; the frame around its crop has no depth."""
+    W, H = size
+    width, height = rooms.fitting(size)
+    assert width <= W
+    assert height <= H
+    assert width == W or height == H
+    assert min(W, H) == 1 or width / height == pytest.approx(4 / 3, rel=0.01)
+    left, top = (W - width) // 2, (H - height) // 2
+    depth = np.full((60, 80), 2.0, dtype=np.float32)
+    placed = rooms.place(depth, (left, top, width, height, W, H))
+    assert placed.shape == (H, W)
+    assert placed.sum() == 2.0 * width * height
+
+
+def test_depth_maps_are_written_in_millimetres(tmp_path):
+    depth = np.array([[0.0, 1.2345], [70.0, 3.0]], dtype=np.float32)
+    row = rooms.describe(depth, "room", tmp_path)
+    assert row[:3] == pytest.approx([1.2345, 74.2345 / 3, 70.0])
+    with Image.open(row[3]) as image:
+        assert np.asarray(image).tolist() == [[0, 1234], [65535, 3000]]
+    with Image.open(tmp_path / "room.preview.png") as image:
+        assert (image.mode, image.size) == ("RGB", (2, 2))
+
+
+def test_maps_of_one_name_do_not_replace_each_other(tmp_path):
+    files = [tmp_path / name for name in ("a/x.jpg", "b/x.png", "y.jpg")]
+    assert rooms.names_of(files) == ["x", "x_2", "y"]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_pairs_are_read_by_their_columns(tmp_path, suffix):
+    file = tmp_path / f"pairs{suffix}"
+    table = pd.DataFrame({"id": [7], "sentence2": ["A dog, NA."], "sentence1": ['"A" cat']})
+    if suffix == ".csv":
+        table.to_csv(file, index=False)
+    else:
+        file.write_text('id\tsentence2\tsentence1\n7\tA dog, NA.\t"A" cat\n')
+    assert pairs.read_pairs(file) == [('"A" cat', "A dog, NA.")]
+    file.write_text("sentence1\n")
+    with pytest.raises(ValueError, match="lacks the column sentence2: it has 'sentence1'"):
+        pairs.read_pairs(file)
+
+
+def test_bare_weights_take_their_flags_from_the_results(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "model_state_best.th")
+    path = released.find(tmp_path)
+    assert path == tmp_path / "model_state_best.th"
+    assert set(released.load(path)) == {"weight"}
+    (tmp_path / "results.json").write_text(json.dumps({"config": {"d_hid": 7}}))
+    assert released.load(path)["config"] == {"d_hid": 7}
+
+
+def test_a_table_without_its_columns_is_named(tmp_path, capsys):
+    """Others are predicted; columns of theirs keep their names."""
+    folder = tmp_path / "data"
+    load("uci-dir", "demo_data").main(["--out", str(folder), "--rows", "129"])
+    flags = f"--data_dir {folder} --dataset demo --epoch 1 --device cpu --track none"
+    train = load("uci-dir", "train")
+    train.main([*flags.split(), "--store_root", str(tmp_path / "runs")])
+    (run,) = (tmp_path / "runs").iterdir()
+    shutil.rmtree(run / "figures", ignore_errors=True)
+    table = pd.read_csv(folder / "demo.csv").drop(columns="split")
+    table.assign(prediction=1).to_csv(tmp_path / "good.csv", index=False)
+    table[table.columns[:1]].to_csv(tmp_path / "short.csv", index=False)
+    names = [str(tmp_path / name) for name in ("good.csv", "short.csv")]
+    out = tmp_path / "out.csv"
+    assert rows.main([*names, "--model", str(run), "--out", str(out)]) == 1
+    found = pd.read_csv(out)
+    assert (found["prediction"] == 1).all()
+    assert found["prediction_"].notna().all()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"{names[1]}: ")
