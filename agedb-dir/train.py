@@ -427,9 +427,7 @@ def main(argv=None):
         utils.load_state(model, state, path, skip=("linear.",))
         args.pretraining = released.stage_one(path)
     labels = data.target.scaled(data.loaders["train"].labels)
-    model.regularizer = regularizers.make(
-        run, feature_dim_of(args.model), labels, np.asarray(GRID, float)
-    )
+    model.regularizer = regularizers.make(run, feature_dim_of(args.model), labels, GRID)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)

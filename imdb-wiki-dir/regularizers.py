@@ -25,23 +25,23 @@ SRL_POINTS = 1000  # on the sphere (released code)
 # ---- the interface -------------------------------------------------------------------------
 
 
-def make(run, feature_dim, labels, grid=None):
+def make(run, feature_dim, labels, grid=STEPS):
     """Return the `Regularizer` that the flags choose, or one that adds nothing.
 
     Args:
         run: `run_folder.Run`.
         feature_dim: D, width of the network's features.
         labels: of the training set [N] or [N, 1], in the unit of the predictions.
-        grid: evenly spaced labels [G] over their range, in that unit; without it, 100 equal steps.
+        grid: evenly spaced labels [G] over their range, in that unit, or the number of equal steps.
             The step is what the flags count in; the grid gives SRL's buckets and the points of Dist
             Loss's density.
     """
     if run.args.regularizer == "none":
         return NoRegularizer()
     labels = torch.as_tensor(labels, dtype=torch.float64).flatten().cpu()
-    if grid is None:
-        grid = np.linspace(labels.min().item(), labels.max().item(), STEPS + 1)
-    return Regularizer(run, feature_dim, labels.numpy(), grid)
+    if np.ndim(grid) == 0:
+        grid = np.linspace(labels.min().item(), labels.max().item(), grid + 1)
+    return Regularizer(run, feature_dim, labels.numpy(), np.asarray(grid, dtype=np.float64))
 
 
 class NoRegularizer(nn.Module):

@@ -76,9 +76,11 @@ def check_epochs(path, per_epoch):
     """Raise ValueError if a run's epochs had another number of batches, and so end elsewhere.
 
     Args:
-        path: as for `read`.
+        path: as for `read`, or None.
         per_epoch: batches of an epoch now.
     """
+    if path is None:
+        return
     _, training = read(path)
     before = training.get("per_epoch", per_epoch)
     if before != per_epoch:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import flags
 import program
 import resample
+from regularizer_flags import add_regularizer, check_regularizer
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "sts-b-dir"
@@ -38,6 +39,8 @@ FOCAL_BETA = 20.0  # on targets in [0, 1] (released code, STS-B)
 WEIGHT_DECAY = 1e-5  # released code, STS-B
 # What is rare: few- and medium-shot bins. Torgo et al. (2013) add 200 %.
 RELEVANCE, OVERSAMPLE = "density", 2.0
+# SRL's weights as published; the others' are the ages', in bins of 0.1 instead of years.
+REGULARIZER = {"conr": [0.08], "ordinal_entropy": [0.02], "srl": [1e-4, 1e-2, 1e-4], "dist": [1.0]}
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -63,6 +66,7 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
+    add_regularizer(parser, "bins of 0.1", REGULARIZER, 0.1)
     add = parser.section("network", flags.NETWORK)
     add("--encoder", default="", help="Hugging Face encoder, name or path, in place of the LSTM")
     add("--pooling", choices=("mean", "max"), help="over tokens; only with --encoder [mean]")
@@ -104,6 +108,7 @@ def parse_args(argv=None):
     sizes = "max_seq_len max_word_v_size d_word d_hid n_layers_enc val_interval max_vals".split()
     flags.check(parser, args, positive=sizes)
     resample.check_resample(parser, args)
+    check_regularizer(parser, args)
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout {args.dropout} must be in [0, 1)")
     for flag in ("huber_beta", "max_grad_norm"):
@@ -137,6 +142,7 @@ import torch
 
 import checkpoints
 import loss as losses
+import regularizers
 import released
 import report
 import results
@@ -259,7 +265,9 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         utils.seed_everything(args.seed, steps.step, accelerator.process_index)
         with accelerator.autocast():
             preds, features = net(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
-            loss = criterion(preds.float(), batch.labels / MAX_SCORE, batch.weights)
+            targets = batch.labels / MAX_SCORE
+            loss = criterion(preds.float(), targets, batch.weights)
+            loss = loss + model.regularizer(features, targets, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -335,9 +343,11 @@ def train(run, net, model, optimizer, data, progress):
             loss += row["train_loss"] * len(span)
             seconds.update(row["seconds"])
             epoch = span.start // len(loader)
-            due = args.fds and span.stop % len(loader) == 0 and epoch >= args.start_update
-            if due and not run.within.began(span.stop):  # else it was done before an interruption
+            if span.stop % len(loader) or run.within.began(span.stop):
+                continue  # within an epoch, or one that ended before an interruption
+            if args.fds and epoch >= args.start_update:
                 seconds.update(update_fds_statistics(run, model, loader, epoch))
+            model.regularizer.end_epoch()
         row |= {"train_loss": loss / (row["step"] - progress["step"]), "seconds": seconds}
         clock = time.perf_counter()
         row["val"], _ = evaluate(run, model, data, "val")
@@ -369,17 +379,10 @@ def finish(run, model, data, progress):
         results.write_label_density(folder, edges[:-1], *per_bin)
         if args.fds:
             results.write_fds_statistics(folder, model.FDS, edges[args.bucket_start : -1])
-        results.write_results(
-            run,
-            metrics,
-            benchmark=BENCHMARK,
-            target=TARGET,
-            main_metrics=MAIN_METRICS,
-            higher_is_better=HIGHER_IS_BETTER,
-            best_step=progress["best_step"],
-            best_epoch=progress["best_step"] / len(data.loaders["train"]),
-            wall_seconds=progress["wall_seconds"],
-        )
+        facts = {name: progress[name] for name in ("best_step", "wall_seconds")}
+        facts["best_epoch"] = progress["best_step"] / len(data.loaders["train"])
+        facts |= {"benchmark": BENCHMARK, "target": TARGET, "main_metrics": MAIN_METRICS}
+        results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)
         report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
         logging.info("Test set, best after step %s:\n%s", progress["best_step"], table)
@@ -416,13 +419,14 @@ def main(argv=None):
     pretrained = released.find(args.pretrained) if args.pretrained else None
     data = build_data(run, checkpoint or pretrained)
     per_epoch = len(data.loaders["train"])
-    if checkpoint:
-        checkpoints.check_epochs(checkpoint, per_epoch)
+    checkpoints.check_epochs(checkpoint, per_epoch)
     model = build_model(args, data.corpus, fresh=checkpoint is None and pretrained is None)
     if pretrained:
         state = utils.weights_of(released.load(pretrained), pretrained)
         text.check_rows(state, data.corpus.words, pretrained)
         utils.load_state(model, state, pretrained, skip=("sts-b_pred_layer.", "FDS."))
+    sizes = 4 * model.pair_encoder.sentence_dim, data.loaders["train"].labels / MAX_SCORE
+    model.regularizer = regularizers.make(run, *sizes, BUCKET_NUM)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run, args.log_file)
     optimizer = build_optimizer(args, model)

@@ -22,6 +22,8 @@ faces_train = load("agedb-dir", "train")
 datasets = load("agedb-dir", "datasets")
 batches = load("agedb-dir", "batches")
 tiny_run = load("tests", "tiny_run")
+pairs_train = load("sts-b-dir", "train")
+sentences = load("tests", "test_sts_b_train")
 METHODS = load("agedb-dir", "regularizer_flags").METHODS[1:]
 TWO_PROCESSES = """
 import sys
@@ -217,6 +219,26 @@ def test_conr_sees_two_more_views_of_each_image():
             inside = levels > 0
             assert (levels[inside] > row[:, None, None, None].expand_as(levels)[inside]).all()
         assert not torch.equal(batch.views[:n], batch.views[n:])
+
+
+@pytest.mark.parametrize("method", ["conr", "srl"])
+def test_sentences_are_resumed_bit_for_bit(method, tmp_path, monkeypatch):
+    """The run is cut within its third epoch of 5 batches, at a validation."""
+    monkeypatch.setattr(pairs_train.report, "draw_run", lambda folder: None)
+    data = sentences.write_pairs(tmp_path, 33, 12)
+    states = []
+    for store, stops in (("whole", [4]), ("parts", [3, 4])):
+        for stop in stops:
+            words = ["--max_vals", stop, "--regularizer", method, *sentences.LDS_FDS]
+            words += ["--resume"] * (stop != stops[0])
+            pairs_train.main(sentences.flags(data, tmp_path / store, *words))
+        (folder,) = (tmp_path / store).iterdir()
+        states.append(torch.load(folder / "model_state.th", weights_only=True))
+    whole, parts = states
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    if method == "srl":
+        assert whole["regularizer.epochs"] == 2
+        assert whole["regularizer.surrogate.counts"].sum() == 16  # of the epoch that has begun
 
 
 @pytest.mark.slow
