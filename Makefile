@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo tutorial test lint fuzz bench lock clean
+.PHONY: demo tutorial test lint fuzz bench gpu lock clean
 
 $(INSTALLED): requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11")'
@@ -47,6 +47,12 @@ bench: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loader.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentences.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py
+
+# Everything that only a GPU can say; run it again until nothing is left. GPU_FLAGS: --minutes 25,
+# --data FILE_OF_PACK. The environment's own PyTorch may be used: make gpu GPU_PYTHON=python3.
+GPU_PYTHON ?= $(BIN)/python
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_FLAGS)
 
 # Needs uv; the options keep every address of a package index out of the file.
 lock:

@@ -87,31 +87,39 @@ class Batches:
     def read_ahead(self, parts, read):
         """Yield each part and what `read(rows)` returns, on the device.
 
-        A thread reads two batches ahead.
+        A thread reads two batches ahead. To a GPU it sends them in a stream of their own, so that
+        they travel while the network works, and neither waits for the other.
         """
-
+        import torch
         from accelerate.utils import recursively_apply, send_to_device
 
-        def pinned(rows):
-            data = read(rows)
-            return recursively_apply(pin, data) if self.device.type == "cuda" else data
+        on_gpu = self.device.type == "cuda"
+        stream = torch.cuda.Stream(self.device) if on_gpu else None
 
-        def arrived(part, reading):
-            return part, send_to_device(reading.result(), self.device, non_blocking=True)
+        def sent(rows):
+            data = read(rows)
+            if not on_gpu:
+                return send_to_device(data, self.device), None
+            with torch.cuda.stream(stream):
+                data = recursively_apply(torch.Tensor.pin_memory, data)
+                return send_to_device(data, self.device, non_blocking=True), stream.record_event()
+
+        def arrived(part, sending):
+            data, event = sending.result()
+            if on_gpu:
+                now = torch.cuda.current_stream(self.device)
+                now.wait_event(event)
+                recursively_apply(lambda tensor: tensor.record_stream(now) or tensor, data)
+            return part, data
 
         waiting = deque()
         with ThreadPoolExecutor(1) as pool:
             for part in parts:
-                waiting.append((part, pool.submit(pinned, part.rows)))
+                waiting.append((part, pool.submit(sent, part.rows)))
                 if len(waiting) > AHEAD:
                     yield arrived(*waiting.popleft())
             for pair in waiting:
                 yield arrived(*pair)
-
-
-def pin(tensor):
-    """Copy a tensor to memory from which a GPU reads while it computes."""
-    return tensor.pin_memory()
 
 
 def gather(accelerator, values):

@@ -46,7 +46,7 @@ class Buckets:
     """
 
     def __init__(self, edges):
-        self.edges = np.asarray(edges, dtype=np.float32)
+        self.edges, self.sent = np.asarray(edges, dtype=np.float32), {}
         if self.edges.ndim != 1 or not len(self.edges) or not (np.diff(self.edges) > 0).all():
             raise ValueError(f"the buckets' lower edges must rise, also in float32, got {edges}")
 
@@ -58,8 +58,10 @@ class Buckets:
         xp = functions_for(labels)
         if xp is np:
             return np.searchsorted(inner, np.asarray(labels, dtype=np.float32), side="right")
-        inner = xp.from_numpy(inner).to(labels.device)
-        return xp.bucketize(labels.detach().float().contiguous(), inner, right=True)
+        if labels.device not in self.sent:  # once: each sending would wait for a GPU
+            self.sent[labels.device] = xp.from_numpy(inner).to(labels.device)
+        labels = labels.detach().float().contiguous()
+        return xp.bucketize(labels, self.sent[labels.device], right=True)
 
 
 def scaled_buckets(low, high, bins, scale):

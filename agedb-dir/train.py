@@ -255,7 +255,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     for batch in steps:
         targets = target.scaled(batch.labels)
         with accelerator.autocast():
-            preds, features = net(batch.images, batch.labels, epoch)
+            preds, features = net(batch.images, batch.labels, min(epoch, args.start_smooth))
             loss = criterion(preds.float(), targets, batch.weights)
             compared = preds, features
             if batch.views is not None:
@@ -292,7 +292,7 @@ def update_fds_statistics(run, model, loader, epoch):
         title = f"Epoch {epoch}, FDS statistics"
         for batch in Steps(run, loader, batches, title):
             with run.accelerator.autocast():
-                _, features = model(batch.images, batch.labels, epoch)
+                _, features = model(batch.images, batch.labels, min(epoch, run.args.start_smooth))
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
@@ -431,9 +431,7 @@ def main(argv=None):
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)
-    if args.compile:
-        model.compile()
-    net, optimizer = run.accelerator.prepare(model, optimizer)
+    net, optimizer = utils.prepare(run, model, optimizer)
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)

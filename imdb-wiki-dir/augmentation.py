@@ -24,7 +24,7 @@ def normalize(images, out=None):
     """
     out = torch.empty(images.shape, device=images.device) if out is None else out
     # Dividing by 127.5 rounds as dividing by 255 and then by 0.5 does.
-    return torch.div(images, 127.5, out=out).sub_(1.0).permute(0, 3, 1, 2)
+    return out.copy_(images).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)
 
 
 def augment(images, top, left, flip):

@@ -21,7 +21,7 @@ from outside import read_table, shown
 # With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
 # smoothed counts: the published numbers hold both.
 LDS_RULE = {"clip": (5, 1000), "truncate": True}
-CPU_PIECE = 4  # images of a batch that the CPU takes at a time, so that they stay in its cache
+CPU_PIECE = 1  # images of a batch that the CPU takes at a time, so that they stay in its cache
 SPLITS = ("train", "val", "test")
 
 
@@ -154,9 +154,12 @@ class Loader(Batches):
         rng = np.random.default_rng([self.sharing.seed, epoch, int(statistics)])
         order = rng.permutation(self.N)
         draws = [self._draw(rng) for _ in range(3 if views else 1)]
-        for part, images in self.read_ahead(self.parts(self.cut(order)), self.read):
-            own = [[draw[part.rows] for draw in of_view] for of_view in draws]
-            yield self._batch(images, part, own)
+
+        def read(rows):
+            return *self._samples(rows), [[draw[rows] for draw in of_view] for of_view in draws]
+
+        for part, data in self.read_ahead(self.parts(self.cut(order)), read):
+            yield self._batch(part, *data)
 
     def _draw(self, rng):
         """Draw top, left and flip of all images, [N] each."""
@@ -165,15 +168,22 @@ class Loader(Batches):
 
     def evaluate(self):
         """Yield this process's part of the split in order, as `Batch`."""
-        for part, images in self.read_ahead(self.parts_in_order(), self.read):
-            yield self._batch(images, part)
+        for part, data in self.read_ahead(self.parts_in_order(), self._samples):
+            yield self._batch(part, *data)
 
     def read(self, rows):
         """Return the images of some of the split's rows: uint8 [n, H, W, 3]."""
         return self.images.read(self.rows[rows])
 
-    def _batch(self, images, part, draws=((),)):
-        """Augment by each of the draws, normalise, and look labels and weights up."""
+    def _samples(self, rows):
+        """Return images, labels and weights [n, 1] of some of the split's rows."""
+        labels, weights = (
+            torch.from_numpy(values[rows]).unsqueeze(1) for values in (self.labels, self.weights)
+        )
+        return self.read(rows), labels, weights
+
+    def _batch(self, part, images, labels, weights, draws=((),)):
+        """Augment by each of the draws, and normalise."""
         n, on_cpu = len(images), self.device.type == "cpu"
         # Fresh memory costs the CPU more time than the arithmetic does: one buffer for all batches.
         if not on_cpu or self.buffer is None or len(self.buffer) < len(draws) * n:
@@ -181,15 +191,10 @@ class Loader(Batches):
             self.buffer = torch.empty(shape, device=self.device)
         step = CPU_PIECE if on_cpu else n
         for first, of_view in enumerate(draws):
-            of_view = [draw.to(self.device) for draw in of_view]
             for i in range(0, n, step):
                 few = images[i : i + step]
                 few = augment(few, *(draw[i : i + step] for draw in of_view)) if of_view else few
                 normalize(few, self.buffer[first * n + i : first * n + i + len(few)])
-        labels, weights = (
-            torch.from_numpy(values[part.rows]).unsqueeze(1).to(self.device)
-            for values in (self.labels, self.weights)
-        )
         made = self.buffer[: len(draws) * n].permute(0, 3, 1, 2)
         views = made[n:] if len(draws) > 1 else None
         return Batch(made[:n], labels, weights, part.share, part.size, views)

@@ -113,6 +113,27 @@ def patient_group(accelerator):
     return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
+def prepare(run, model, optimizer, dynamic=False):
+    """Return network and optimizer as training uses them: compiled, on the device, shared.
+
+    Args:
+        run: `run_folder.Run`.
+        model, optimizer: as built, on the CPU.
+        dynamic: None if the batches' shapes vary, for --compile.
+    """
+    if run.args.compile:
+        # Training, FDS statistics and evaluation, full batches and the last one, before FDS
+        # calibrates and after: a graph each, of fixed shapes, more than the 8 that are allowed.
+        torch._dynamo.config.recompile_limit = 32
+        model.compile(dynamic=dynamic)
+    net, optimizer = run.accelerator.prepare(model, optimizer)
+    if run.accelerator.device.type == "cuda":
+        for group in optimizer.param_groups:
+            if "fused" in group and not group.get("foreach"):
+                group["fused"] = True  # one kernel for all parameters
+    return net, optimizer
+
+
 def broadcast_buffers(model):
     """Give every process rank 0's buffers; nothing with one process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

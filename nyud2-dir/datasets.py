@@ -13,7 +13,7 @@ from batches import Batches, Part
 from depth_maps import BUCKET_START, BUCKETS, TEST_UNIT, TRAIN_UNIT, crop_of, label_to_bucket
 from lds import bucket_weights as weights_of_density
 from lds import label_density
-from transforms import draw_augmentation, transform_test, transform_train
+from transforms import Draws, draw_augmentation, transform_test, transform_train
 
 LDS_RULE = {"mode": "reflect"}  # LDS mirrors the density at its ends (released code)
 TRAIN_PAIRS = 50_688  # rows of the official nyu2_train.csv, to which TRAIN_COUNTS belongs
@@ -123,8 +123,8 @@ class Loader(Batches):
 
     def evaluate(self):
         """Yield this process's part of the split in order, depths at the images' size."""
-        for part, pair in self.read_ahead(self.parts_in_order(), self.read):
-            yield self._test_batch(part, *pair)
+        for part, both in self.read_ahead(self.parts_in_order(), self._together):
+            yield self._test_batch(part, *self.pairs.parted(both))
 
     def pick(self, n):
         """Return a `Batch` for evaluation of n pairs spread evenly over the split."""
@@ -136,13 +136,19 @@ class Loader(Batches):
         """Return images and depths of some of the split's rows, as `depth_cache.Pairs.read`."""
         return self.pairs.read(self.rows[rows])
 
+    def _together(self, rows):
+        """Return the bytes of some of the split's rows, which are parted on the device."""
+        return self.pairs.read_together(self.rows[rows])
+
     def _train_batches(self, order, draws=None):
         """Yield the batches of an order of the split, augmented if there are draws."""
-        for part, (images, depths) in self.read_ahead(self.parts(self.cut(order)), self.read):
-            own = None
-            if draws is not None:
-                own = draws.take(torch.from_numpy(part.rows), self.device)
-            images, depths = self._transform(images, depths, own)
+
+        def read(rows):
+            return self._together(rows), () if draws is None else tuple(draws.take(rows, "cpu"))
+
+        for part, (both, own) in self.read_ahead(self.parts(self.cut(order)), read):
+            own = Draws(*own) if own else None
+            images, depths = self._transform(*self.pairs.parted(both), own)
             weights = None if self.weights is None else self.weights[label_to_bucket(depths)]
             yield Batch(images, depths, weights, None, *part)
 

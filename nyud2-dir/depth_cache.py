@@ -88,7 +88,14 @@ class Pairs(ArrayCache):
 
     def read(self, rows):
         """Return images uint8 [n, H, W, 3] and depths [n, H, W], uint8 or int32, of these rows."""
-        both = super().read(rows)
+        return self.parted(self.read_together(rows))
+
+    def read_together(self, rows):
+        """Return the bytes of these rows' images and depths in one array, which `parted` parts."""
+        return super().read(rows)
+
+    def parted(self, both):
+        """Return images and depths as `read` does, on the device of their bytes."""
         if self.bits == 8:
             return both[..., :3], both[..., 3]
         return both[..., :3], both[..., 3].int() + 256 * both[..., 4].int()

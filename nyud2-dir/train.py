@@ -238,7 +238,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
-            preds, features = net(batch.images, batch.depths, epoch)
+            preds, features = net(batch.images, batch.depths, min(epoch, args.start_smooth))
         # The corners that rotation leaves empty have depth 0 and count, as in the released code.
         loss = losses.weighted_mse_loss(preds.float(), batch.depths, batch.weights)
         optimizer.zero_grad()
@@ -247,9 +247,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             # Those corners have no depth of their own, and would be the first bucket's.
-            seen = batch.depths[:, 0] > 0
-            rows = features.permute(0, 2, 3, 1)[seen]
-            model.FDS.accumulate(rows, batch.depths[:, 0][seen], epoch)
+            model.FDS.accumulate(features, batch.depths, epoch, keep=batch.depths > 0)
         steps.add(loss, batch.share, batch.size)
     train_loss = steps.mean_loss()
     return {"epoch": epoch, "lr": lr, "train_loss": train_loss, "seconds": steps.seconds}
@@ -278,7 +276,7 @@ def update_fds_statistics(run, model, loader, epoch):
         title = f"Epoch {epoch}, FDS statistics"
         for batch in Steps(run, loader, loader.statistics(), title):
             with run.accelerator.autocast():
-                _, features = model(batch.images, batch.depths, epoch)
+                _, features = model(batch.images, batch.depths, min(epoch, run.args.start_smooth))
             if batch.share:
                 model.FDS.accumulate(features, batch.depths, epoch)
     model.FDS.update_last_epoch_stats(epoch)
@@ -432,9 +430,7 @@ def main(argv=None):
     run_folder.open_run_folder(run, LOG)
     logging.info("Images: %s", {name: loader.N for name, loader in data.loaders.items()})
     optimizer = build_optimizer(args, model)
-    if args.compile:
-        model.compile()
-    net, optimizer = run.accelerator.prepare(model, optimizer)
+    net, optimizer = utils.prepare(run, model, optimizer)
     progress = {"epoch": 0, "error": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)

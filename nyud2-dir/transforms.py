@@ -55,6 +55,12 @@ def draw_augmentation(rng, n):
 # ---- colours -------------------------------------------------------------------------------
 
 
+@functools.cache
+def constant(numbers, device):
+    """Return numbers as a float64 tensor; sent to a GPU once, since each sending waits for it."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
 def colour_map(n, device, draws=None, mean_colour=None):
     """Return the affine map of each image's colours, [n, 3, 3] and [n, 3], float32.
 
@@ -67,13 +73,12 @@ def colour_map(n, device, draws=None, mean_colour=None):
         draws: `Draws` of n images, or None to normalise only.
         mean_colour: mean pixel of each image [n, 3] in [0, 1]; contrast moves towards its grey.
     """
-    luma = torch.tensor(LUMA, dtype=torch.float64, device=device)
+    luma = constant(LUMA, device)
     # A pixel p becomes own·p + grey·(luma·p) + shift.
     own, grey = (torch.full((n, 1), x, dtype=torch.float64, device=device) for x in (1.0, 0.0))
     shift = torch.zeros(n, 3, dtype=torch.float64, device=device)
     if draws is not None:
-        components = torch.tensor(EIGENVECTORS, dtype=torch.float64, device=device)
-        components = components * torch.tensor(EIGENVALUES, dtype=torch.float64, device=device)
+        components = constant(EIGENVECTORS, device) * constant(EIGENVALUES, device)
         shift = draws.light @ components.T
         mean_grey = (mean_colour.double() @ luma)[:, None]
         for turn in draws.order.T:
@@ -85,7 +90,8 @@ def colour_map(n, device, draws=None, mean_colour=None):
             shift = (1 - amount) * shift + amount * target
             grey = (1 - amount) * grey + amount * saturation * (own + grey)
             own = (1 - amount) * own
-    mean, std = (torch.tensor(x, dtype=torch.float64, device=device) for x in (MEAN, STD))
+    mean = constant(MEAN, device)
+    std = constant(STD, device)
     matrix = own[..., None] * torch.eye(3, dtype=torch.float64, device=device)
     matrix = (matrix + grey[..., None] * luma) / std[:, None]
     return matrix.float(), ((shift - mean) / std).float()
@@ -113,18 +119,22 @@ def rotate_and_crop(pixels, draws, crop):
     top, left, height, width = crop
     dy = torch.arange(height, dtype=torch.float64, device=pixels.device) + top - (H - 1) / 2
     dx = torch.arange(width, dtype=torch.float64, device=pixels.device) + left - (W - 1) / 2
-    angle = torch.deg2rad(draws.angle)[:, None, None]
+    angle = torch.deg2rad(draws.angle)[:, None]
     cos = angle.cos()
     sin = angle.sin()
-    dy = dy[:, None]
-    x = (cos * dx - sin * dy) * torch.where(draws.flip, -1.0, 1.0)[:, None, None]
-    y = sin * dx + cos * dy
-    grid = torch.stack([x * (2 / (W - 1)), y * (2 / (H - 1))], dim=-1).to(pixels.dtype)
+    x_unit = torch.where(draws.flip, -1.0, 1.0)[:, None] * (2 / (W - 1))
+    grid = pixels.new_empty(len(pixels), height, width, 2)
+    # Of each coordinate one part depends on the column alone and one on the row alone.
+    for k, of_column, of_row in (
+        (0, cos * dx * x_unit, -sin * dy * x_unit),
+        (1, sin * dx * (2 / (H - 1)), cos * dy * (2 / (H - 1))),
+    ):
+        torch.add(of_column[:, None], of_row[:, :, None], out=grid[..., k])
     return grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 @functools.cache
-def bicubic_matrix(size, target):
+def bicubic_matrix(size, target, device="cpu"):
     """Return Pillow's bicubic weights [size, target] of a reduction, in its 22-bit fixed point."""
     scale = size / target
     matrix = np.zeros((size, target))
@@ -137,7 +147,7 @@ def bicubic_matrix(size, target):
         far = ((-0.5 * x + 2.5) * x - 4) * x + 2
         weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
         matrix[low:high, i] = np.round(weights / weights.sum() * 2**22) / 2**22
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(matrix).to(device)
 
 
 def halve_depth(depth):
@@ -147,8 +157,8 @@ def halve_depth(depth):
     the products are exact, so the result is Pillow's to the bit.
     """
     H, W = depth.shape[1:]
-    rows = bicubic_matrix(W, -(-W // 2)).to(depth.device)
-    columns = bicubic_matrix(H, -(-H // 2)).to(depth.device)
+    rows = bicubic_matrix(W, -(-W // 2), depth.device)
+    columns = bicubic_matrix(H, -(-H // 2), depth.device)
     depth = torch.floor(depth.double() @ rows + 0.5).clamp_(0, 255)
     return torch.floor(columns.T @ depth + 0.5).clamp_(0, 255)
 

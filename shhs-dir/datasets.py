@@ -234,14 +234,19 @@ class Loader(Batches):
         """Return the signals of some of the split's nights, as `Nights.read`."""
         return self.nights.read(self.rows[rows])
 
+    def _samples(self, rows):
+        """Return signals, labels and weights [n, 1] of some of the split's nights."""
+        import torch
+
+        labels, weights = (
+            torch.from_numpy(values[rows]).unsqueeze(1) for values in (self.labels, self.weights)
+        )
+        return self.read(rows), labels, weights
+
     def _batches(self, parts):
         """Yield the batches of these parts."""
         import torch
 
-        for part, signals in self.read_ahead(parts, self.read):
+        for part, (signals, labels, weights) in self.read_ahead(parts, self._samples):
             frames = torch.from_numpy(self.nights.frames[self.rows[part.rows]])
-            labels, weights = (
-                torch.from_numpy(values[part.rows]).unsqueeze(1).to(self.device)
-                for values in (self.labels, self.weights)
-            )
             yield Batch(signals, frames, labels, weights, part.share, part.size)

@@ -213,7 +213,9 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
-            preds, features = net(batch.signals, batch.frames, batch.labels, epoch)
+            preds, features = net(
+                batch.signals, batch.frames, batch.labels, min(epoch, args.start_smooth)
+            )
             loss = criterion(preds.float(), batch.labels, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
@@ -247,7 +249,9 @@ def update_fds_statistics(run, model, loader, epoch):
         title = f"Epoch {epoch}, FDS statistics"
         for batch in Steps(run, loader, batches, title):
             with run.accelerator.autocast():
-                _, features = model(batch.signals, batch.frames, batch.labels, epoch)
+                _, features = model(
+                    batch.signals, batch.frames, batch.labels, min(epoch, run.args.start_smooth)
+                )
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
@@ -379,9 +383,7 @@ def main(argv=None):
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)
-    if args.compile:
-        model.compile()
-    net, optimizer = run.accelerator.prepare(model, optimizer)
+    net, optimizer = utils.prepare(run, model, optimizer, dynamic=None)
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)

@@ -1,5 +1,6 @@
 """Sentence pairs with similarities: files, tokens, label buckets, LDS weights and batches."""
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,14 @@ def bucket_edges(bucket_num):
 EDGES = bucket_edges(BUCKETS)
 
 
+@functools.cache
+def edges_on(edges, device):
+    """Return edges as a float32 tensor; sent to a GPU once, since each sending waits for it."""
+    import torch
+
+    return torch.tensor(edges, dtype=torch.float32, device=device)
+
+
 def label_to_bucket(labels, edges=EDGES):
     """Return the bin of each similarity, as long, same shape and kind as given.
 
@@ -43,7 +52,7 @@ def label_to_bucket(labels, edges=EDGES):
     if hasattr(labels, "clamp"):  # a tensor
         import torch
 
-        inner = torch.from_numpy(edges[1:-1]).to(labels.device)
+        inner = edges_on(tuple(edges[1:-1].tolist()), labels.device)
         return torch.bucketize(labels.float(), inner, right=True)
     return np.searchsorted(edges[1:-1], np.asarray(labels, dtype=np.float32), side="right")
 

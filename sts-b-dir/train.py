@@ -430,9 +430,7 @@ def main(argv=None):
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run, args.log_file)
     optimizer = build_optimizer(args, model)
-    if args.compile:
-        model.compile()
-    net, optimizer = run.accelerator.prepare(model, optimizer)
+    net, optimizer = utils.prepare(run, model, optimizer, dynamic=None)
     progress = {"step": 0, "per_epoch": per_epoch, "history": [], "wall_seconds": 0.0}
     progress |= {"best_loss": float("inf"), "best_step": None}
     if checkpoint:

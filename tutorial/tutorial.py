@@ -15,8 +15,8 @@
 # %% [markdown]
 # ## 1 Settings
 #
-# `fds.py`, `moments.py`, `lds.py` and `loss.py` are the same files in every benchmark folder; those of
-# `agedb-dir` are used here. In Colab the repository is fetched first, from `REPOSITORY`.
+# `fds.py`, `moments.py`, `lds.py` and `loss.py` are the same files in every benchmark folder; those
+# of `agedb-dir` are used here. In Colab the repository is fetched first, from `REPOSITORY`.
 
 # %%
 import os

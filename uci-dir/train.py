@@ -257,7 +257,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
-            preds, features = net(batch.inputs, batch.labels, epoch)
+            preds, features = net(batch.inputs, batch.labels, min(epoch, args.start_smooth))
             loss = loss_of(preds.float(), batch.targets, batch)
             loss = loss + model.regularizer(features, batch.targets, preds, batch.weights)
         optimizer.zero_grad()
@@ -286,7 +286,7 @@ def update_fds_statistics(run, model, loader, epoch):
         model.train()
         for batch in loader.evaluate():
             with run.accelerator.autocast():
-                _, features = model(batch.inputs, batch.labels, epoch)
+                _, features = model(batch.inputs, batch.labels, min(epoch, run.args.start_smooth))
             model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
     model.FDS.update_running_stats(epoch=epoch)
@@ -421,9 +421,7 @@ def train_and_finish(args):
         return finish(run, model, data, trees.fit(run, model, data))
     model.regularizer = regularizers.make(run, args.hidden[-1], data.loaders["train"].targets)
     optimizer = build_optimizer(args, model)
-    if args.compile:
-        model.compile()
-    net, optimizer = run.accelerator.prepare(model, optimizer)
+    net, optimizer = utils.prepare(run, model, optimizer)
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)

@@ -1,0 +1,124 @@
+"""A step that no GPU has to wait for, and graphs that a compiled network reuses."""
+
+import threading
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_run
+from conftest import load
+
+FLAGS = "--device cpu --track none --reweight sqrt_inv --fds --fds_stats online --img_size 40"
+UPLOADS = ("tensor", "as_tensor", "from_numpy", "scalar_tensor")
+
+
+class Noise:
+    """Stands in for `image_cache.Images`: noise of 40 x 40 pixels."""
+
+    def read(self, rows):
+        return torch.randint(0, 256, (len(rows), 40, 40, 3), dtype=torch.uint8)
+
+
+@pytest.fixture
+def setting():
+    """A tiny network with FDS of the age folder, its loader of 22 faces and its run."""
+    return make_setting("cpu")
+
+
+def make_setting(device, extra=()):
+    """Return run, model, optimizer and loader of 22 faces in batches of 8."""
+    train = load("agedb-dir", "train")
+    arguments = f"{FLAGS} --device {device} --batch_size 8 --print_freq 100".split()
+    args = train.parse_args([*arguments, *extra])
+    accelerator = load("agedb-dir", "utils").make_accelerator(device)
+    model = tiny_run.make_builder(load("agedb-dir", "fds").FDS)(args)
+    optimizer = train.build_optimizer(args, model)
+    run = SimpleNamespace(args=args, accelerator=accelerator, within=None)
+    sharing = load("agedb-dir", "batches").Sharing(8, 0, accelerator.device)
+    datasets = load("agedb-dir", "datasets")
+    labels = np.arange(22, dtype=np.float32) + 20
+    loader = datasets.Loader(Noise(), np.arange(22), labels, np.ones(121), sharing)
+    return run, model, optimizer, loader
+
+
+def steps_of(run, model, net, optimizer, batches, epoch):
+    """Take the steps of train_one_epoch on batches that have been read."""
+    train = load("agedb-dir", "train")
+    criterion = train.losses.weighted_l1_loss
+    for batch in batches:
+        preds, features = net(batch.images, batch.labels, min(epoch, run.args.start_smooth))
+        loss = criterion(preds.float(), batch.labels, batch.weights)
+        optimizer.zero_grad()
+        run.accelerator.backward(loss * batch.share)
+        optimizer.step()
+        model.FDS.accumulate(features, batch.labels, epoch)
+
+
+def test_a_step_sends_nothing_of_its_own(setting):
+    """All that a step needs comes with its batch: the thread that reads makes the tensors."""
+    run, model, optimizer, loader = setting
+    net, optimizer = load("agedb-dir", "utils").prepare(run, model, optimizer)
+    here, made = threading.get_ident(), []
+
+    def watched(name):
+        real = getattr(torch, name)
+
+        def call(value, *rest, **options):
+            if threading.get_ident() == here and not isinstance(value, torch.Tensor):
+                made.append((name, value))
+            return real(value, *rest, **options)
+
+        return call
+
+    for epoch in range(3):
+        batches = loader.train(epoch)  # what an epoch and Adam need is made with the first step
+        steps_of(run, model, net, optimizer, [next(batches)], epoch)
+        with mock.patch.multiple(torch, **{name: watched(name) for name in UPLOADS}):
+            steps_of(run, model, net, optimizer, batches, epoch)
+        assert not made
+        model.FDS.update_last_epoch_stats(epoch)
+        model.FDS.update_running_stats(epoch=epoch)
+    with mock.patch.multiple(torch, **{name: watched(name) for name in UPLOADS}):
+        torch.tensor([1.0])
+    assert made == [("tensor", [1.0])]  # the watch sees what it is there for
+
+
+def test_a_compiled_network_reuses_its_graphs(setting):
+    """Six epochs of three batches, the last one shorter: four graphs, none of varying shapes."""
+    run, model, optimizer, loader = setting
+    run.args.compile = True
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append([type(x) for x in inputs])
+        return graph.forward
+
+    torch._dynamo.reset()
+    real = model.compile
+    with mock.patch.object(model, "compile", lambda **options: real(backend=counting, **options)):
+        net, optimizer = load("agedb-dir", "utils").prepare(run, model, optimizer)
+    after_two = None
+    for epoch in range(6):
+        steps_of(run, model, net, optimizer, loader.train(epoch), epoch)
+        model.FDS.update_last_epoch_stats(epoch)
+        model.FDS.update_running_stats(epoch=epoch)
+        after_two = len(graphs) if epoch == 1 else after_two
+    assert len(graphs) == after_two == 4  # before FDS calibrates and after, of 8 faces and of 6
+    assert not any(issubclass(kind, (int, torch.SymInt)) for kinds in graphs for kind in kinds)
+    torch._dynamo.reset()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_waits_for_no_gpu():
+    run, model, optimizer, loader = make_setting("cuda")
+    net, optimizer = load("agedb-dir", "utils").prepare(run, model, optimizer)
+    steps_of(run, model, net, optimizer, loader.train(0), 0)  # what is made once is made here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps_of(run, model, net, optimizer, loader.train(0), 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
