@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import flags
 import program
+from regularizer_flags import add_regularizer, check_regularizer
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "shhs-dir"
@@ -33,6 +34,8 @@ TARGET = {"name": "health score", "unit": "points"}  # SF-36 general health, 0 (
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio, as for ages, the nearest in range
 FOCAL_BETA = 0.2  # 1 / points, as for ages
 HUBER_BETA = 1.0  # points, as for ages
+# As for ages. ConR has one view here: the nights are not augmented.
+REGULARIZER = {"conr": [4.0], "ordinal_entropy": [1.0], "srl": [10, 100, 0.01], "dist": [1.0]}
 LR_FACTOR = 0.1  # at each epoch of --schedule, which is empty by default
 
 # ---- 4 arguments ---------------------------------------------------------------------------
@@ -48,6 +51,7 @@ def make_parser():
     flags.add_lds(parser, "points", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
+    add_regularizer(parser, "points", REGULARIZER, 0.3)
     add = parser.section("model", flags.NETWORK)
     add("--width", type=int, default=64, help="channels of a CNN's first block, a multiple of 8")
     add("--d_signal", type=int, default=256, help="length of a signal's vector")
@@ -78,6 +82,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     positive = ("epoch", "width", "d_signal", "d_hid", "chunk")
     flags.check(parser, args, positive, buckets=BUCKET_NUM)
+    check_regularizer(parser, args)
     if args.retrain_fc and args.reweight == "none":
         parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
     if args.width % 8:
@@ -107,6 +112,7 @@ import torch
 
 import checkpoints
 import loss as losses
+import regularizers
 import released
 import report
 import results
@@ -217,6 +223,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
                 batch.signals, batch.frames, batch.labels, min(epoch, args.start_smooth)
             )
             loss = criterion(preds.float(), batch.labels, batch.weights)
+            loss = loss + model.regularizer(features, batch.labels, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -294,6 +301,7 @@ def train(run, net, model, optimizer, data, progress):
         row = train_one_epoch(run, net, model, optimizer, loader, epoch)
         if args.fds and epoch >= args.start_update:
             row["seconds"] |= update_fds_statistics(run, model, loader, epoch)
+        model.regularizer.end_epoch()
         clock = time.perf_counter()
         row["val"], _ = evaluate(run, model, data, "val")
         row["seconds"]["evaluate"] = time.perf_counter() - clock
@@ -380,6 +388,8 @@ def main(argv=None):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
+    labels = data.loaders["train"].labels
+    model.regularizer = regularizers.make(run, args.d_hid, labels, range(101))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)

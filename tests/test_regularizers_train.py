@@ -24,6 +24,8 @@ batches = load("agedb-dir", "batches")
 tiny_run = load("tests", "tiny_run")
 pairs_train = load("sts-b-dir", "train")
 sentences = load("tests", "test_sts_b_train")
+nights_train = load("shhs-dir", "train")
+nights = load("tests", "test_shhs_train")
 METHODS = load("agedb-dir", "regularizer_flags").METHODS[1:]
 TWO_PROCESSES = """
 import sys
@@ -239,6 +241,14 @@ def test_sentences_are_resumed_bit_for_bit(method, tmp_path, monkeypatch):
     if method == "srl":
         assert whole["regularizer.epochs"] == 2
         assert whole["regularizer.surrogate.counts"].sum() == 16  # of the epoch that has begun
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nights_learn_with_each(method, tmp_path_factory, tmp_path, monkeypatch):
+    monkeypatch.setattr(nights_train.report, "draw_run", lambda folder: None)
+    data = nights.nights.__wrapped__(tmp_path_factory)
+    words = nights.flags(data, tmp_path, "--epoch", 3, "--regularizer", method)
+    assert np.isfinite(nights_train.main(words)["overall"]["mae"])
 
 
 @pytest.mark.slow
