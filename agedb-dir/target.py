@@ -41,7 +41,8 @@ class Target(NamedTuple):
 
     def of(self, args):
         """Return the target with what the flags of `add_target` change."""
-        given = {flag: getattr(args, flag) for flag in (*WORDS, *ENDS, "bin_width", "many", "few")}
+        flags = (*WORDS, *ENDS, "bin_width", "many", "few")
+        given = {flag: getattr(args, flag, None) for flag in flags}
         given = {flag: value for flag, value in given.items() if value is not None}
         own = bool(given.keys() - {"many", "few"})
         if "target" in given:

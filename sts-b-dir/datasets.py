@@ -1,21 +1,17 @@
-"""Sentence pairs with similarities: files, tokens, label buckets, LDS weights and batches."""
+"""Sentence pairs with similarities: tokens, label buckets, LDS weights and batches."""
 
 import functools
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from batches import Batches
 from lds import bucket_weights, label_density
+from pair_file import MAX_SCORE
 
-MAX_SCORE = 5.0  # similarities lie in [0, 5]; the network predicts a fifth of them
 BUCKETS = 50  # equal bins of the similarity, of width 0.1, unless --bucket_num says otherwise
 # With `inverse` the released code truncates smoothed counts: the published numbers hold that.
 LDS_RULE = {"truncate": True}
-FILES = {"train": "train_new.tsv", "val": "dev_new.tsv", "test": "test_new.tsv"}
-PAIR_COLUMNS = ("sentence1", "sentence2", "score")
 POOL = 50  # batches that --group_by_length sorts together
 
 
@@ -39,6 +35,13 @@ def edges_on(edges, device):
     import torch
 
     return torch.tensor(edges, dtype=torch.float32, device=device)
+
+
+def edges_of(args, target):
+    """Return the edges [B + 1] of a run's bins: by --bucket_num, or of your own target."""
+    if not target.own:
+        return bucket_edges(args.bucket_num)
+    return np.append(target.edges, target.high).astype(np.float32)
 
 
 def label_to_bucket(labels, edges=EDGES):
@@ -79,71 +82,7 @@ def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5,
     return weights[label_to_bucket(np.asarray(labels).reshape(-1))]
 
 
-# ---- files and tokens ----------------------------------------------------------------------
-
-
-def read_pairs(data_dir):
-    """Read and check the three files of the split.
-
-    Args:
-        data_dir: folder of `train_new.tsv`, `dev_new.tsv` and `test_new.tsv`: tab-separated, with
-            a header that names at least sentence1, sentence2 and score.
-
-    Returns:
-        DataFrame with columns sentence1, sentence2, label (float32, 0 ... 5), split ('train',
-        'val', 'test').
-
-    Raises:
-        FileNotFoundError: without one of them.
-        ValueError: naming file and lines that cannot be used.
-    """
-    parts = []
-    for split, name in FILES.items():
-        file = Path(data_dir) / name
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing: `python download.py` fetches the official split, `python "
-                "prepare.py` makes one, `python demo_data.py` generates data; --data_dir chooses "
-                "another folder"
-            )
-        parts.append(read_tsv(file).assign(split=split))
-    return pd.concat(parts, ignore_index=True)
-
-
-def read_tsv(file):
-    """Read one file of pairs; any row that cannot be used is an error with its line."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
-    header = lines[0].rstrip("\r").split("\t")
-    if missing := [column for column in PAIR_COLUMNS if column not in header]:
-        raise ValueError(f"{file} lacks the column {', '.join(missing)}: its header is {header}")
-    places = [header.index(column) for column in PAIR_COLUMNS]
-    rows, faults = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.rstrip("\r").split("\t")
-        if fields == [""] and number == len(lines):
-            break  # the end of the last line
-        if len(fields) != len(header):
-            faults.append(f"line {number} has {len(fields)} columns, the header {len(header)}")
-            continue
-        first, second, score = (fields[place].strip() for place in places)
-        try:
-            label = float(score)
-        except ValueError:
-            label = float("nan")
-        if not 0 <= label <= MAX_SCORE:
-            faults.append(f"line {number} has the score {score!r}, no number from 0 to 5")
-        elif not (first and second):
-            faults.append(f"line {number} has an empty sentence")
-        rows.append((first, second, np.float32(label)))
-    if faults:
-        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ValueError(f"{file}: {'; '.join(faults[:10])}{more}: correct or remove these rows")
-    if not rows:
-        raise ValueError(f"{file} holds no pair below its header")
-    return pd.DataFrame(rows, columns=["sentence1", "sentence2", "label"])
+# ---- tokens ----------------------------------------------------------------------------------
 
 
 def tokenize(sentences, tokenizer="sentence"):

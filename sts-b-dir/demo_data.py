@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 import program
-from datasets import FILES, MAX_SCORE
 from demo.sentences import make_pair, make_vectors
 from files import write_atomically
+from pair_file import FILES, MAX_SCORE
 from prepare import BINS, read_table, report_counts, score_bins, write_split
 
 # Pairs of STS-B-DIR's training set in each of the 20 bins.

@@ -1,16 +1,20 @@
 """Metrics of STS-B-DIR, over all test pairs and by shot (section 4 of the paper).
 
-Shots are fixed lists of the 50 bins of 0.1. All is on the scale 0 ... 5: MSE and MAE, GM (the
-geometric mean of the absolute error), bMAE (the mean over those bins of each bin's MAE), Pearson's
-and Spearman's correlation.
+Shots are fixed lists of the 50 bins of 0.1 with the official files. With others they follow from
+the training pairs of a bin. All is in the unit of the scores, 0 ... 5: MSE and MAE, GM (the
+geometric mean of the absolute error), bMAE (the mean over bins of each bin's MAE), Pearson's and
+Spearman's correlation.
 """
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from datasets import BUCKETS, EDGES, label_to_bucket
+from datasets import BUCKETS, EDGES, edges_of, label_counts, label_to_bucket
+from pair_file import OFFICIAL, SIMILARITY
+from target import Target
 
 # Numbers of the bins of 0.1, from the released code: those with more than 100 training pairs, and
 # with 35 to 98; the others, few, have at most 27.
@@ -24,30 +28,60 @@ HIGHER_IS_BETTER = ("pearson", "spearman")
 SMALLEST_ERROR = 1e-10
 
 
-def shot_of(labels):
-    """Name the shot of each similarity by its bin of 0.1: object array of 'many' and the like."""
-    shots = np.full(BUCKETS, "few", dtype=object)
-    shots[list(MANY)] = "many"
-    shots[list(MEDIUM)] = "medium"
-    return shots[label_to_bucket(labels)]
+class ShotRule(NamedTuple):
+    """What decides a pair's shot."""
+
+    edges: np.ndarray = EDGES  # of the bins [B + 1]
+    counts: np.ndarray | None = None  # training pairs of each bin [B]; None: the fixed lists
+    target: Target = SIMILARITY
 
 
-def shots_of_buckets(edges=EDGES):
+OFFICIAL_RULE = ShotRule()
+
+
+def rule_of(args, pairs, target):
+    """Return a run's `ShotRule`, with fixed lists for files of the official counts, and its bins.
+
+    Args:
+        args, target: the flags and the `target.Target`.
+        pairs: what `pair_file.read_pairs` returns.
+    """
+    if target == SIMILARITY and pairs["split"].value_counts().to_dict() == OFFICIAL:
+        return OFFICIAL_RULE, edges_of(args, target)
+    edges = edges_of(args, target) if target.own else EDGES
+    labels = pairs["label"][pairs["split"] == "train"].to_numpy()
+    return ShotRule(edges, label_counts(labels, edges), target), edges_of(args, target)
+
+
+def shot_of(labels, rule=OFFICIAL_RULE):
+    """Name the shot of each label by its bin: object array of 'many', 'medium' and 'few'."""
+    if rule.counts is None:
+        shots = np.full(BUCKETS, "few", dtype=object)
+        shots[list(MANY)] = "many"
+        shots[list(MEDIUM)] = "medium"
+    else:
+        shots = rule.target.shots_of_counts(rule.counts)
+    return shots[label_to_bucket(labels, rule.edges)]
+
+
+def shots_of_buckets(edges=EDGES, rule=OFFICIAL_RULE):
     """Name the shot of each bin: object array [B] of 'many', 'medium' and 'few'.
 
     Args:
-        edges: of the bins [B + 1]. The shots belong to the 50 bins of 0.1, so one of other bins is
-            that of its lower edge.
+        edges: of the bins [B + 1]. The shots belong to the bins of the rule, of 0.1 by default, so
+            one of other bins is that of its lower edge.
+        rule: `ShotRule`.
     """
-    return shot_of(edges[:-1])
+    return shot_of(edges[:-1], rule)
 
 
-def shot_metrics(preds, labels, train_labels=None):
+def shot_metrics(preds, labels, train_labels=None, rule=OFFICIAL_RULE):
     """Compute every metric over all pairs and by shot.
 
     Args:
-        preds, labels: arrays or lists [N], on the scale 0 ... 5.
-        train_labels: not needed, since the shots are fixed; here because other benchmarks need it.
+        preds, labels: arrays or lists [N], in the unit of the scores.
+        train_labels: not needed, the rule says the shots; here because other benchmarks need it.
+        rule: `ShotRule`; without it that of the official files.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pair, and in a
@@ -60,7 +94,8 @@ def shot_metrics(preds, labels, train_labels=None):
     labels = np.asarray(labels, dtype=np.float64).reshape(-1)
     if len(preds) != len(labels):
         raise ValueError(f"{len(preds)} predictions for {len(labels)} labels")
-    buckets, shots = label_to_bucket(labels), shot_of(labels)
+    buckets = label_to_bucket(labels, rule.edges)
+    shots = shot_of(labels, rule)
     parts = {"overall": np.ones(len(labels), dtype=bool)}
     parts |= {shot: shots == shot for shot in SHOTS[1:]}
     return {shot: _metrics(preds[p], labels[p], buckets[p]) for shot, p in parts.items()}

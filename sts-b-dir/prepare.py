@@ -9,7 +9,8 @@ published numbers belong to the official files, which `python download.py --what
 
     python prepare.py --check                                       # verifies the files
     python prepare.py --data_dir glue_data/seed_0                   # from GLUE's train and dev
-    python prepare.py --meta my_pairs.tsv --data_dir data/my_pairs  # your own pairs
+    python prepare.py --meta my_pairs.csv --data_dir data/my_pairs  # your own pairs
+    python prepare.py --meta grades.csv --data_dir data/grades --target grade --low 0 --high 100
 """
 
 import argparse
@@ -21,12 +22,13 @@ import numpy as np
 import pandas as pd
 
 import program
-from datasets import FILES, MAX_SCORE, read_tsv
 from fetch import sha256_of
 from files import write_atomically
+from held_out import add_held_out, caps_of, check_held_out, describe_split
+from pair_file import FILES, MAX_SCORE, OFFICIAL, SIMILARITY, read_rows, read_tsv
+from target import SPAN, add_target, check_target
 
 COLUMNS = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
-EXPECTED = {"train": 5_249, "val": 1_000, "test": 1_000}  # STS-B-DIR, paper and official files
 OFFICIAL_SHA256 = {
     "train": "4da3322ae29f7ad1b7d03cdeafcb2480c276e5df1d08737678a7856697218a9a",
     "val": "9ec12d785aa817ffe4b0f88fde442d3bf57161d8cbeaa84aaa1fdf764cca6dd6",
@@ -37,9 +39,14 @@ DATA_DIR = Path("glue_data/STS-B")
 BINS, CAP = 20, 50  # bins of the similarity; most pairs per bin in val, and in test (the paper's)
 
 
-def score_bins(scores):
-    """Return the bin 0 ... 19 of each similarity: of width 0.25, a long array; 5.0 is in 19."""
-    return np.minimum((np.asarray(scores) * (BINS / MAX_SCORE)).astype(np.int64), BINS - 1)
+def score_bins(scores, target=SIMILARITY):
+    """Return the bin 0 ... 19 of each score, a long array: of width 0.25, and 5.0 is in 19.
+
+    The range of your own target is cut into 20 bins, too, on its scale.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    places = target.scaled(scores) * (BINS / SPAN) if target.own else scores * (BINS / MAX_SCORE)
+    return np.clip(places.astype(np.int64), 0, BINS - 1)
 
 
 def pair_keys(table):
@@ -48,7 +55,7 @@ def pair_keys(table):
     return [tuple(sorted(pair)) for pair in zip(*sentences)]
 
 
-def balanced_split(scores, pairs, cap=CAP, seed=0):
+def balanced_split(scores, pairs, cap=CAP, seed=0, target=SIMILARITY):
     """Assign each pair to train, val or test so that val and test are balanced over the bins.
 
     For each bin in turn its rows are shuffled, then n = min(count // 3, cap) go to val, the next
@@ -58,8 +65,9 @@ def balanced_split(scores, pairs, cap=CAP, seed=0):
     Args:
         scores: [N] similarities, 0 ... 5.
         pairs: [N] keys; rows with equal keys hold the same two sentences.
-        cap: largest number of pairs per bin in val, and in test.
+        cap: largest number of pairs per bin in val, and in test; or one for each, a pair.
         seed: of the shuffles.
+        target: `target.Target` of the scores.
     Returns:
         Array [N] of "train", "val" or "test", in row order.
     Raises:
@@ -69,10 +77,12 @@ def balanced_split(scores, pairs, cap=CAP, seed=0):
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (len(pairs),):
         raise ValueError(f"scores of shape {scores.shape} for {len(pairs)} pairs: give one a pair")
-    outside = np.flatnonzero(~((scores >= 0) & (scores <= MAX_SCORE)))
+    outside = np.flatnonzero(target.outside(scores))
     if len(outside):
-        raise ValueError(f"row {outside[0]} has the score {scores[outside[0]]}: it must be 0 to 5")
-    bins = score_bins(scores)
+        score = scores[outside[0]]
+        raise ValueError(f"row {outside[0]} has the score {score}: it must be {target.range}")
+    caps = (cap, cap) if isinstance(cap, int) else cap
+    bins = score_bins(scores, target)
     occurrences = Counter(pairs)
     rng = random.Random(seed)
     split = np.full(len(pairs), "train", dtype=object)
@@ -80,13 +90,13 @@ def balanced_split(scores, pairs, cap=CAP, seed=0):
         rows = np.flatnonzero(bins == number).tolist()
         single = [row for row in rows if occurrences[pairs[row]] == 1]
         rng.shuffle(single)
-        n = min(len(rows) // 3, cap, len(single) // 2)
-        split[single[:n]] = "val"
-        split[single[n : 2 * n]] = "test"
+        val, test = (min(len(rows) // 3, most, len(single) // 2) for most in caps)
+        split[single[:val]] = "val"
+        split[single[val : val + test]] = "test"
     return split
 
 
-def read_table(path):
+def read_table(path, target=SIMILARITY):
     """Read a file of pairs with all of COLUMNS, as text; a column that it lacks becomes "none".
 
     Raises:
@@ -97,9 +107,11 @@ def read_table(path):
             f"no file {path}: `python download.py --what raw split` fetches GLUE's STS-B and the "
             "official split; --meta takes your own pairs"
         )
-    read_tsv(path)  # refuses every row that training would refuse
-    lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    header, *rows = [line.split("\t") for line in lines]
+    read_tsv(path, target)  # refuses every row that training would refuse
+    header, rows = read_rows(path)
+    rows = [fields for _, fields in rows]
+    if target.name in header:
+        header = ["score" if name == target.name else name for name in header]
     if len(set(header)) < len(header):
         raise ValueError(f"{path} has the columns {header}: give each its own name")
     table = pd.DataFrame(rows, columns=header, dtype=str)
@@ -128,16 +140,17 @@ def report_counts(counts, expected=None):
         print(f"{name:>6} {counts[name]:>7,}{note}")
 
 
-def check_split(data_dir, cap=CAP, expected=None, source=None):
+def check_split(data_dir, cap=CAP, expected=None, source=None, target=SIMILARITY):
     """Print the counts of a split's files and return what is wrong, as a list of sentences.
 
     Args:
         data_dir, cap: folder of the three files; largest number of pairs per bin in val and test.
         expected, source: number of pairs by split, and the table that was split, or None.
+        target: `target.Target` of the scores.
     """
     paths = {name: Path(data_dir) / file for name, file in FILES.items()}
     problems = []
-    tables = {name: read_table(path) for name, path in paths.items()}
+    tables = {name: read_table(path, target) for name, path in paths.items()}
     counts = {name: len(table) for name, table in tables.items()}
     report_counts(counts, expected)
     if expected is not None and counts != expected:
@@ -154,10 +167,13 @@ def check_split(data_dir, cap=CAP, expected=None, source=None):
     elif twice:
         problems.append(f"{len(twice)} pairs are in two splits, the first {twice[0]!a}")
     val, test = (
-        np.bincount(score_bins(tables[name]["score"].astype(float)), minlength=BINS).tolist()
+        np.bincount(score_bins(tables[name]["score"].astype(float), target), minlength=BINS)
         for name in ("val", "test")
     )
-    if val != test or max(val) > cap:
+    caps = (cap, cap) if isinstance(cap, int) else cap
+    differ = caps[0] == caps[1] and (val != test).any()
+    if differ or max(val) > caps[0] or max(test) > caps[1]:
+        val, test = val.tolist(), test.tolist()
         problems.append(f"val and test differ, or exceed {cap}, in pairs per bin: {val}, {test}")
     if source is not None:
         frames = (source, pd.concat(tables.values()))
@@ -174,12 +190,16 @@ def parse_args(argv=None):
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder of the split")
     parser.add_argument("--raw_dir", type=Path, default=DATA_DIR, help="GLUE's train.tsv, dev.tsv")
     parser.add_argument("--meta", type=Path, help="your own pairs: sentence1, sentence2, score")
-    parser.add_argument("--cap", type=int, default=CAP, help="most pairs per bin in val, and test")
+    parser.add_argument("--cap", type=int, help=f"most pairs per bin in val, and test [{CAP}]")
+    add_held_out(parser.add_argument, "--cap")
+    add_target(parser.add_argument, SIMILARITY)
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overwrite", action="store_true", help="replace existing files")
     mode.add_argument("--check", action="store_true", help="verify the files, write nothing")
     args = parser.parse_args(argv)
+    check_held_out(parser, args, CAP, bool(args.meta))
+    check_target(parser, args, SIMILARITY)
     if args.cap < 1:
         parser.error(f"--cap is {args.cap}: it must be >= 1")
     if args.meta and args.data_dir == DATA_DIR:
@@ -190,24 +210,32 @@ def parse_args(argv=None):
 def main(argv=None):
     """Write the split, or verify it with --check; returns the exit status."""
     args = parse_args(argv)
-    expected = None if args.meta else EXPECTED
+    expected = None if args.meta else OFFICIAL
+    target = SIMILARITY.of(args)
     if args.check:
-        source = args.meta and read_table(args.meta)
-        problems = check_split(args.data_dir, args.cap, expected, source)
+        source = args.meta and read_table(args.meta, target)
+        cap = args.cap
+        if args.val_per_bin or args.test_per_bin:
+            cap = args.val_per_bin or cap, args.test_per_bin or cap
+        problems = check_split(args.data_dir, cap, expected, source, target)
         print("\n".join(problems) or f"{args.data_dir} is as it should be")
         return int(bool(problems))
     there = [name for name in FILES.values() if (args.data_dir / name).exists()]
     if there and not args.overwrite:
         raise ValueError(f"{args.data_dir} holds {there}: verify by --check or use --overwrite")
     sources = [args.meta] if args.meta else [args.raw_dir / name for name in RAW_FILES]
-    table = pd.concat([read_table(path) for path in sources], ignore_index=True)
-    split = balanced_split(table["score"].astype(float), pair_keys(table), args.cap, args.seed)
+    table = pd.concat([read_table(path, target) for path in sources], ignore_index=True)
+    scores = table["score"].astype(float).to_numpy()
+    caps = caps_of(args, np.bincount(score_bins(scores, target), minlength=BINS))
+    split = balanced_split(scores, pair_keys(table), caps, args.seed, target)
     if "val" not in split:
         raise ValueError("no bin has three different pairs, so none goes to val and test: add some")
     write_split(args.data_dir, {name: table[split == name] for name in FILES})
     print(f"wrote {', '.join(FILES.values())} to {args.data_dir}, {len(table):,} pairs")
     report_counts(Counter(split), expected)
-    if not args.meta:
+    if args.meta:
+        describe_split(target, scores, split)
+    else:
         print("The paper drew its split without a seed, so this is NOT the official one, to which")
         print("the published numbers belong: `python download.py --what split` fetches that.")
     return 0

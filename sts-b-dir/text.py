@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from datasets import FILES, read_pairs, tokenize
+from datasets import tokenize
 from embeddings import read_word_vectors
 from files import write_atomically
 from outside import reading
+from pair_file import FILES, SIMILARITY, read_pairs
 
 VOCABULARY = "vocab.txt"  # in the run folder: line i is the word of id i
 PADDING, UNKNOWN = "@@PADDING@@", "@@UNKNOWN@@"  # ids 0 and 1 (released code)
@@ -35,7 +36,7 @@ def build_vocabulary(pairs, tokens, max_words):
     the training set, its second ones, then validation and test set alike.
 
     Args:
-        pairs: what `datasets.read_pairs` returns.
+        pairs: what `pair_file.read_pairs` returns.
         tokens: words of the first and of the second sentences, two lists in the rows' order.
         max_words: how many words get an id of their own.
     """
@@ -77,7 +78,7 @@ def write_vocabulary(run, words):
 class Corpus(NamedTuple):
     """All pairs as ids."""
 
-    pairs: pd.DataFrame  # what `datasets.read_pairs` returns
+    pairs: pd.DataFrame  # what `pair_file.read_pairs` returns
     ids: list  # two lists, of the first and of the second sentences: a list of ids for each row
     words: list | None  # word of each id; None with --encoder
     padding: int  # id behind a sentence's end
@@ -91,10 +92,10 @@ def read_corpus(args, checkpoint=None):
         checkpoint: path whose neighbour `vocab.txt`, if it exists, says the words; or None.
 
     Raises:
-        FileNotFoundError, ValueError: as `datasets.read_pairs`, and for an unusable vocabulary or
+        FileNotFoundError, ValueError: as `pair_file.read_pairs`, and for an unusable vocabulary or
             encoder.
     """
-    pairs = read_pairs(args.data_dir)
+    pairs = read_pairs(args.data_dir, SIMILARITY.of(args))
     columns = [pairs[name].tolist() for name in ("sentence1", "sentence2")]
     if args.encoder:
         tokenizer = load_pretrained("AutoTokenizer", args.encoder)
@@ -119,6 +120,17 @@ def read_corpus(args, checkpoint=None):
         sum(map(len, chain(*ids))),
     )
     return Corpus(pairs, ids, words, padding=0)
+
+
+def split_rows(corpus):
+    """Return {split: (two lists of ids, labels [N])} of a `Corpus`."""
+    splits = corpus.pairs["split"]
+    labels = corpus.pairs["label"].to_numpy()
+    parts = {}
+    for split in FILES:
+        rows = np.flatnonzero(splits == split)
+        parts[split] = [[sentences[row] for row in rows] for sentences in corpus.ids], labels[rows]
+    return parts
 
 
 # ---- word vectors and checkpoints ----------------------------------------------------------
@@ -202,7 +214,7 @@ def write_predictions(folder, pairs, predictions):
 
     Args:
         folder: the run folder.
-        pairs: what `datasets.read_pairs` returns.
+        pairs: what `pair_file.read_pairs` returns.
         predictions: {split: array [N] in the rows' order}.
     """
     tables = [

@@ -26,6 +26,7 @@ import flags
 import program
 import resample
 from regularizer_flags import add_regularizer, check_regularizer
+from target import Target, add_target, check_counts, check_target
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "sts-b-dir"
@@ -33,12 +34,11 @@ LDS_KS, LDS_SIGMA = 5, 2  # defaults of the released code
 FDS_KS, FDS_SIGMA = 5, 2
 BUCKET_NUM, BUCKET_START = 50, 0  # --bucket_num n cuts [0, 5] into n bins, by default of 0.1
 VARIANT = "official"  # what the published numbers come from
-TARGET = {"name": "similarity", "unit": ""}  # 0 ... 5; the network predicts a fifth of it
+TARGET = Target("similarity", "", 0.0, 5.0, 0.1)  # a fifth of it is predicted; see pair_file.py
 FDS_CLIP = (0.5, 2.0)  # bounds of the variance ratio (released code, STS-B)
 FOCAL_BETA = 20.0  # on targets in [0, 1] (released code, STS-B)
 WEIGHT_DECAY = 1e-5  # released code, STS-B
-# What is rare: few- and medium-shot bins. Torgo et al. (2013) add 200 %.
-RELEVANCE, OVERSAMPLE = "density", 2.0
+RELEVANCE, OVERSAMPLE = "density", 2.0  # few- and medium-shot bins; 200 % (Torgo et al., 2013)
 # SRL's weights as published; the others' are the ages', in bins of 0.1 instead of years.
 REGULARIZER = {"conr": [0.08], "ordinal_entropy": [0.02], "srl": [1e-4, 1e-2, 1e-4], "dist": [1.0]}
 
@@ -52,8 +52,7 @@ def make_parser():
     add("--task", default="sts-b", choices=("sts-b",), role=flags.PLACE, help="the one task")
     add("--data_dir", default="glue_data/STS-B", appended=False, help="folder of the split's files")
     tokenizer = {"default": "sentence", "choices": ("sentence", "punkt"), "role": flags.NETWORK}
-    tokenizer_help = "a string is one sentence, or is split into sentences first (see README)"
-    add("--tokenizer", **tokenizer, help=tokenizer_help)
+    add("--tokenizer", **tokenizer, help="a string is one sentence, or is split first: see README")
     add("--max_seq_len", type=int, default=40, role=flags.NETWORK, help="words kept of a sentence")
     add("--max_word_v_size", type=int, default=30_000, help="words with an id of their own")
     add("--glove", type=int, default=1, choices=(0, 1), help="start from --word_embs_file")
@@ -62,6 +61,7 @@ def make_parser():
     cache_help = "folder of the reduced word vectors, or none [<data_dir>/cache]"
     add("--cache", role=flags.PLACE, help=cache_help)
     add("--group_by_length", action="store_true", help="batches of pairs of similar length")
+    add_target(parser.section("target", flags.NETWORK), TARGET)
     flags.add_lds(parser, "bins", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
@@ -107,6 +107,7 @@ def parse_args(argv=None):
         args.seed = random.SystemRandom().randrange(10_000)
     sizes = "max_seq_len max_word_v_size d_word d_hid n_layers_enc val_interval max_vals".split()
     flags.check(parser, args, positive=sizes)
+    check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
     if not 0 <= args.dropout < 1:
@@ -142,6 +143,7 @@ import torch
 
 import checkpoints
 import loss as losses
+import metrics as measured
 import regularizers
 import released
 import report
@@ -151,10 +153,11 @@ import text
 import utils
 from batches import Sharing, Steps, gather
 from bilstm import LSTMEncoder, SimilarityRegressor, TextEncoder
-from datasets import FILES, LDS_RULE, MAX_SCORE, Loader, bucket_edges, label_counts, label_to_bucket
+from datasets import LDS_RULE, Loader, edges_of, label_counts, label_to_bucket
 from fds import FDS
 from lds import bucket_weights, label_density
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
+from pair_file import from_unit, to_unit
 from schedule import out_of_patience, spans_to_validation
 from synthetic_pairs import BlendLoader, with_synthetic_pairs
 
@@ -166,6 +169,7 @@ class Data(NamedTuple):
 
     corpus: text.Corpus  # all pairs as ids, and the words
     loaders: dict  # `Loader` of each split
+    rule: measured.ShotRule  # bins and shots
     counts: np.ndarray  # training pairs of each bin, with the synthetic ones, long [B]
     density: tuple  # label density before and after LDS, [B] each
     weights: np.ndarray  # weight of a pair by its bin, float32 [B]
@@ -176,25 +180,23 @@ def build_data(run, checkpoint=None):
     args = run.args
     corpus = text.read_corpus(args, checkpoint)
     run.note_data(corpus.pairs)
-    edges = bucket_edges(args.bucket_num)
-    splits, labels, parts = corpus.pairs["split"], corpus.pairs["label"].to_numpy(), {}
-    for split in FILES:
-        rows = np.flatnonzero(splits == split)
-        parts[split] = [[sentences[row] for row in rows] for sentences in corpus.ids], labels[rows]
-    make_loader = dict.fromkeys(FILES, Loader)
+    rule, edges = measured.rule_of(args, corpus.pairs, TARGET.of(args))
+    parts = text.split_rows(corpus)
+    make_loader = dict.fromkeys(parts, Loader)
     if args.resample != "none":
-        shots, vectors = shot_of(parts["train"][1]), text.vectors_of(args, corpus)
+        shots, vectors = shot_of(parts["train"][1], rule), text.vectors_of(args, corpus)
         *parts["train"], pairs = with_synthetic_pairs(*parts["train"], shots, vectors, args)
         make_loader["train"] = functools.partial(BlendLoader, pairs=pairs)
     counts = label_counts(parts["train"][1], edges)
     density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
     weights = bucket_weights(density, counts, args.reweight)
+    check_counts(rule.target, counts, args, weights, parts["train"][1])
     options = Sharing.of(args, run.accelerator), args.group_by_length, corpus.padding
     loaders = {}
     for split, (ids, y) in parts.items():
-        own = weights if split == "train" else np.ones(args.bucket_num)
+        own = weights if split == "train" else np.ones(len(counts))
         loaders[split] = make_loader[split](ids, y, own[label_to_bucket(y, edges)], *options)
-    return Data(corpus, loaders, counts, density, weights)
+    return Data(corpus, loaders, rule, counts, density, weights)
 
 
 def build_model(args, corpus, fresh=False):
@@ -211,8 +213,9 @@ def build_model(args, corpus, fresh=False):
             encoder.words.weight.data.copy_(torch.from_numpy(vectors))
     module = None
     if args.fds:
-        bucket = functools.partial(label_to_bucket, edges=bucket_edges(args.bucket_num))
+        bucket = functools.partial(label_to_bucket, edges=edges_of(args, TARGET.of(args)))
         options = {**flags.fds_options(args), "label_to_bucket": bucket, "clip": FDS_CLIP}
+        options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(4 * encoder.sentence_dim, **options, fill_empty=True)
     return SimilarityRegressor(encoder, module)
 
@@ -255,7 +258,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
     args, accelerator = run.args, run.accelerator
-    criterion = build_loss(args)
+    criterion, target = build_loss(args), TARGET.of(args)
     epoch, first = divmod(span.start, len(loader))
     net.train()
     batches = loader.train(epoch, slice(first, first + len(span)))
@@ -265,7 +268,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         utils.seed_everything(args.seed, steps.step, accelerator.process_index)
         with accelerator.autocast():
             preds, features = net(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
-            targets = batch.labels / MAX_SCORE
+            targets = to_unit(batch.labels, target)
             loss = criterion(preds.float(), targets, batch.weights)
             loss = loss + model.regularizer(features, targets, preds, batch.weights)
         optimizer.zero_grad()
@@ -315,8 +318,7 @@ def evaluate(run, model, data, split):
     """Predict a split and compute its metrics by shot.
 
     Returns:
-        Metrics of `metrics.shot_metrics`, and the predictions [N], 0 ... 5, in the split's order;
-        the same in every process.
+        Metrics of `metrics.shot_metrics`, and predictions [N] in order; the same in every process.
     """
     utils.broadcast_buffers(model)
     model.eval()
@@ -324,8 +326,8 @@ def evaluate(run, model, data, split):
     for batch in loader.evaluate():
         with run.accelerator.autocast():
             preds.extend(model(batch.ids, batch.lengths)[0].float().flatten().tolist())
-    preds = np.asarray(gather(run.accelerator, preds), dtype=np.float64) * MAX_SCORE
-    return shot_metrics(preds, loader.labels), preds
+    preds = from_unit(np.float64(gather(run.accelerator, preds)), data.rule.target)
+    return shot_metrics(preds, loader.labels, rule=data.rule), preds
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -367,21 +369,26 @@ def train(run, net, model, optimizer, data, progress):
 def finish(run, model, data, progress):
     """Evaluate the best weights and write results, predictions and figures."""
     run.accelerator.wait_for_everyone()
-    args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
+    args, folder, rule = run.args, run.folder, data.rule
+    best = folder / checkpoints.BEST
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
     metrics, predictions = {}, {}
     for split in ("val", "test"):
         metrics[split], predictions[split] = evaluate(run, model, data, split)
     if run.is_main:
         text.write_predictions(folder, data.corpus.pairs, predictions)
-        edges = bucket_edges(args.bucket_num)
-        per_bin = shots_of_buckets(edges), data.counts, data.density, data.weights
+        edges = edges_of(args, rule.target)
+        per_bin = shots_of_buckets(edges, rule), data.counts, data.density, data.weights
         results.write_label_density(folder, edges[:-1], *per_bin)
         if args.fds:
-            results.write_fds_statistics(folder, model.FDS, edges[args.bucket_start : -1])
+            results.write_fds_statistics(folder, model.FDS, edges[model.FDS.bucket_start : -1])
         facts = {name: progress[name] for name in ("best_step", "wall_seconds")}
         facts["best_epoch"] = progress["best_step"] / len(data.loaders["train"])
-        facts |= {"benchmark": BENCHMARK, "target": TARGET, "main_metrics": MAIN_METRICS}
+        facts |= {
+            "benchmark": BENCHMARK,
+            "target": rule.target.record,
+            "main_metrics": MAIN_METRICS,
+        }
         results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)
         report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
@@ -425,7 +432,8 @@ def main(argv=None):
         state = utils.weights_of(released.load(pretrained), pretrained)
         text.check_rows(state, data.corpus.words, pretrained)
         utils.load_state(model, state, pretrained, skip=("sts-b_pred_layer.", "FDS."))
-    sizes = 4 * model.pair_encoder.sentence_dim, data.loaders["train"].labels / MAX_SCORE
+    targets = to_unit(data.loaders["train"].labels, data.rule.target)
+    sizes = 4 * model.pair_encoder.sentence_dim, targets
     model.regularizer = regularizers.make(run, *sizes, BUCKET_NUM)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run, args.log_file)

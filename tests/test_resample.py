@@ -505,7 +505,7 @@ def pairs(tmp_path_factory):
 
 
 PAIRS = next(c for c in contract.CONTRACTS if c.folder == "sts-b-dir")
-RARE = ("--relevance_threshold", "1")  # few-shot alone: the small set holds all shots
+RARE = ("--relevance_threshold", "1", "--many", "3", "--few", "2")  # few-shot alone: bins of one
 
 
 def pair_data(pairs, store, *more):
@@ -526,7 +526,7 @@ def test_synthetic_pairs_mix_the_encodings(pairs, tmp_path, method):
     assert (partners[:N] == -1).all()
     assert (partners[N:] >= 0).all()
     assert M > 10
-    shots = load("sts-b-dir", "metrics").shot_of(loader.labels)
+    shots = load("sts-b-dir", "metrics").shot_of(loader.labels, data.rule)
     bins = load("sts-b-dir", "datasets").label_to_bucket(loader.labels)
     # A bin without a pair parts no region, whatever its shot.
     assert all(shot == "few" or b not in bins[:N] for shot, b in zip(shots[N:], bins[N:]))

@@ -14,6 +14,7 @@ from conftest import ROOT, load
 batches = load("sts-b-dir", "batches")
 bilstm = load("sts-b-dir", "bilstm")
 datasets = load("sts-b-dir", "datasets")
+pair_file = load("sts-b-dir", "pair_file")
 fds = load("sts-b-dir", "fds")
 lds = load("sts-b-dir", "lds")
 metrics = load("sts-b-dir", "metrics")
@@ -183,7 +184,7 @@ def write_split(folder, train=None):
     """Three files of three pairs."""
     rows = "0\tg\tA cat sat.\tThe cat sat.\t4.2\n1\tg\tDogs run .\tA cat .\t0.000\n"
     rows += '2\tg\tShe said "no" here\tShe said so\t2.5\n'
-    for name in datasets.FILES.values():
+    for name in pair_file.FILES.values():
         (folder / name).write_text(HEADER + rows, encoding="utf-8")
     if train is not None:
         (folder / "train_new.tsv").write_text(train, encoding="utf-8")
@@ -191,13 +192,13 @@ def write_split(folder, train=None):
 
 
 def test_read_pairs(tmp_path):
-    pairs = datasets.read_pairs(write_split(tmp_path))
+    pairs = pair_file.read_pairs(write_split(tmp_path))
     assert pairs["split"].tolist() == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
     assert pairs["label"].dtype == np.float32
     assert pairs["sentence1"][2] == 'She said "no" here'  # quotes are text, as in GLUE's files
     windows = (tmp_path / "dev_new.tsv").read_text().replace("\n", "\r\n")
     (tmp_path / "dev_new.tsv").write_bytes(b"\xef\xbb\xbf" + windows.encode())
-    pd.testing.assert_frame_equal(datasets.read_pairs(tmp_path), pairs)
+    pd.testing.assert_frame_equal(pair_file.read_pairs(tmp_path), pairs)
 
 
 @pytest.mark.parametrize(
@@ -214,19 +215,19 @@ def test_read_pairs(tmp_path):
 def test_a_malformed_row_stops_with_its_line(tmp_path, content, message):
     write_split(tmp_path, content)
     with pytest.raises(ValueError, match=r"train_new\.tsv.*") as error:
-        datasets.read_pairs(tmp_path)
+        pair_file.read_pairs(tmp_path)
     assert message in str(error.value)
 
 
 def test_all_faults_are_counted(tmp_path):
     write_split(tmp_path, HEADER + "0\tg\ta\tb\t9\n" * 25)
     with pytest.raises(ValueError, match="and 15 more"):
-        datasets.read_pairs(tmp_path)
+        pair_file.read_pairs(tmp_path)
     (tmp_path / "test_new.tsv").unlink()
     write_split(tmp_path)
     (tmp_path / "test_new.tsv").unlink()
     with pytest.raises(FileNotFoundError, match=r"download\.py"):
-        datasets.read_pairs(tmp_path)
+        pair_file.read_pairs(tmp_path)
 
 
 def arguments(folder, **more):

@@ -72,7 +72,7 @@ def test_layout_is_the_official_one_and_training_can_read_it(demo):
             for sentence in (row["sentence1"], row["sentence2"]):
                 assert re.fullmatch(r"[A-Z][a-z]*( [a-z]+,?)+ [a-z]+\.", sentence)
                 assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", sentence.lower())
-    pairs = load("sts-b-dir", "datasets").read_pairs(demo)
+    pairs = load("sts-b-dir", "pair_file").read_pairs(demo)
     assert Counter(pairs["split"]) == {"train": 1500, "val": 200, "test": 200}
 
 

@@ -231,8 +231,8 @@ def test_missing_files_and_columns_name_what_helps(tmp_path):
         run("--raw_dir", tmp_path, "--data_dir", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"train_new\.tsv.*download\.py"):
         run("--check", "--data_dir", tmp_path)
-    (tmp_path / "list.tsv").write_text("sentence1,sentence2,score\na,b,1\n")
-    with pytest.raises(ValueError, match="sentence1, sentence2, score"):
+    (tmp_path / "list.tsv").write_text("sentence1;sentence2;score\na;b;1\n")
+    with pytest.raises(ValueError, match=r"sentence1, sentence2, score.*tabs or commas"):
         run("--meta", tmp_path / "list.tsv", "--data_dir", tmp_path / "out")
     write_tsv(tmp_path / "list.tsv", [["a", "b", "1", "c"]], [*HEADER[-3:], "score"])
     with pytest.raises(ValueError, match="its own name"):
@@ -256,7 +256,7 @@ def test_own_pairs_with_three_columns_and_windows_line_ends(tmp_path, capsys):
                 f"Pair {i}, one.", f"Pair {i}, two.", str(i % 6),
             )  # fmt: skip
     assert run(*flags, "--check") == 0
-    pairs = load("sts-b-dir", "datasets").read_pairs(tmp_path / "out")  # as training reads them
+    pairs = load("sts-b-dir", "pair_file").read_pairs(tmp_path / "out")  # as training reads them
     assert Counter(pairs["split"]) == {"train": 36, "val": 12, "test": 12}
 
 

@@ -250,3 +250,78 @@ def test_labels_outside_the_range_are_refused_with_what_helps(tmp_path):
     words = ["--data_dir", str(tmp_path), "--dataset", "own", "--meta", f"{tmp_path}/given.csv"]
     with pytest.raises(ValueError, match=r"row 0 has age -2.*--low and --high.*from -2 to 16"):
         load("agedb-dir", "prepare").main(words)
+
+
+# ---- pairs, from files to results ----------------------------------------------------------
+
+
+WORDS = "red blue green small large old new cat dog bird house tree runs sits sleeps".split()
+PAIRS = {
+    "overlap": ("--low 0 --high 1", 1.0, "csv"),
+    "grade": ("--low 1 --high 5 --many 9 --few 4", 4.0, "tsv"),
+    "percent": ("--unit % --low 0 --high 100", 100.0, "csv"),
+}
+
+
+def make_pairs(file, name, low, span):
+    """Write pairs of sentences whose score follows how many words they share."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(240):
+        first = rng.choice(WORDS, 6, replace=False)
+        shared = int(rng.choice(7, p=np.array([1, 1, 2, 4, 8, 6, 2]) / 24))
+        others = rng.permutation([word for word in WORDS if word not in first])
+        score = low + span * (shared / 6 * 0.9 + 0.1 * rng.random())
+        rows.append((" ".join(first), " ".join([*first[:shared], *others[: 6 - shared]]), score))
+    table = pd.DataFrame(rows, columns=["sentence1", "sentence2", name])
+    table.to_csv(file, index=False, sep="," if file.suffix == ".csv" else "\t")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch):
+    words, span, kind = PAIRS[name]
+    own = ["--target", name, *words.split()]
+    make_pairs(tmp_path / f"given.{kind}", name, float(words.split("--low ")[1].split()[0]), span)
+    words = ["--data_dir", str(tmp_path / "split")]
+    table = ["--meta", str(tmp_path / f"given.{kind}"), "--max_held_out", "0.5"]
+    assert load("sts-b-dir", "prepare").main([*own, *words, *table]) == 0
+
+    train = load("sts-b-dir", "train")
+    monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
+    words += "--glove 0 --d_word 8 --d_hid 8 --n_layers_enc 1 --lr 1e-2 --batch_size 32".split()
+    words += "--reweight sqrt_inv --lds --fds --val_interval 20 --max_vals 3 --device cpu".split()
+    words += ["--store_root", str(tmp_path / "runs"), "--track", "none"]
+    train.main([*own, *words])
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["target"]["name"] == name
+    density = pd.read_csv(folder / "label_density.csv")
+    many, few = (9, 4) if name == "grade" else (100, 20)
+    expected = np.select(
+        [density["count"] > many, density["count"] < few], ["many", "few"], "medium"
+    )
+    assert density["shot"].tolist() == expected.tolist()
+    told = pd.read_csv(folder / "predictions.csv")
+    told = told[told["split"] == "test"]
+    error = told["prediction"] - told["label"]
+    assert results["metrics"]["test"]["overall"]["mse"] == pytest.approx(
+        (error**2).mean(), rel=1e-4
+    )
+    assert (error**2).mean() < told["label"].var() * 1.5  # in the unit of the scores
+    shots = dict(zip(density.index, density["shot"]))
+    bucket = np.searchsorted(np.float32(density["label"][1:]), np.float32(told["label"]), "right")
+    few = np.array([shots[number] for number in bucket]) == "few"
+    assert results["metrics"]["test"]["few"]["num_samples"] == few.sum()
+
+
+def test_shots_of_pairs_are_fixed_for_the_official_counts_only():
+    pair_file = load("sts-b-dir", "pair_file")
+    metrics = load("sts-b-dir", "metrics")
+    args = argparse.Namespace(bucket_num=50)
+    rng = np.random.default_rng(0)
+    for splits, fixed in ((pair_file.OFFICIAL, True), ({**pair_file.OFFICIAL, "train": 99}, False)):
+        names = np.repeat(list(splits), list(splits.values()))
+        pairs = pd.DataFrame({"split": names, "label": rng.uniform(0, 5, len(names))})
+        rule, edges = metrics.rule_of(args, pairs, pair_file.SIMILARITY)
+        assert (rule.counts is None) == fixed
+        assert len(edges) == 51

@@ -30,7 +30,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("run_files.py",), FOLDERS),
     (("buckets.py",), FOLDERS),
-    (("target.py", "held_out.py"), AGE_PAIR),
+    (("target.py", "held_out.py"), (*AGE_PAIR, "sts-b-dir")),
     (("regions.py", "zero_shot.py"), (*AGE_PAIR, "uci-dir")),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),

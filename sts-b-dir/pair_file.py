@@ -1,0 +1,113 @@
+"""Files of sentence pairs with a score: with tabs as the official ones, or with commas."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from target import SPAN, Target
+
+MAX_SCORE = 5.0  # similarities lie in [0, 5]; the network predicts a fifth of them
+SIMILARITY = Target("similarity", "", 0.0, MAX_SCORE, 0.1)
+FILES = {"train": "train_new.tsv", "val": "dev_new.tsv", "test": "test_new.tsv"}
+OFFICIAL = {"train": 5_249, "val": 1_000, "test": 1_000}  # pairs of STS-B-DIR, paper and files
+PAIR_COLUMNS = ("sentence1", "sentence2", "score")
+
+
+def to_unit(labels, target):
+    """Return what the network predicts of labels: a fifth of a similarity, else 0 ... 1."""
+    return target.scaled(labels) / SPAN if target.own else labels / MAX_SCORE
+
+
+def from_unit(values, target):
+    """Return labels, of what the network predicts."""
+    return target.unscaled(values * SPAN) if target.own else values * MAX_SCORE
+
+
+def read_pairs(data_dir, target=SIMILARITY):
+    """Read and check the three files of the split.
+
+    Args:
+        data_dir: folder of `train_new.tsv`, `dev_new.tsv` and `test_new.tsv`: tab-separated, with
+            a header that names at least sentence1, sentence2 and score.
+        target: `target.Target` of the scores.
+
+    Returns:
+        DataFrame with columns sentence1, sentence2, label (float32), split ('train', 'val',
+        'test').
+
+    Raises:
+        FileNotFoundError: without one of them.
+        ValueError: naming file and lines that cannot be used.
+    """
+    parts = []
+    for split, name in FILES.items():
+        file = Path(data_dir) / name
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing: `python download.py` fetches the official split, `python "
+                "prepare.py` makes one, `python demo_data.py` generates data; --data_dir chooses "
+                "another folder"
+            )
+        parts.append(read_tsv(file, target).assign(split=split))
+    return pd.concat(parts, ignore_index=True)
+
+
+def read_rows(file):
+    """Return a file's header, and (line, fields) of each row: with tabs, or a CSV with commas.
+
+    With tabs a quotation mark is a mark like any other, as in the official files. In a CSV file it
+    encloses a cell, and a tab or a line's end within becomes a blank.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
+    first = text.split("\n", 1)[0]
+    if "\t" not in first and "," in first:
+        reader = csv.reader(io.StringIO(text, newline=""))
+        rows = [
+            (reader.line_num, [" ".join(cell.split()) for cell in row]) for row in reader if row
+        ]
+    else:
+        lines = text.removesuffix("\n").split("\n")
+        rows = [(i, line.rstrip("\r").split("\t")) for i, line in enumerate(lines, start=1)]
+    return rows[0][1], rows[1:]
+
+
+def read_tsv(file, target=SIMILARITY):
+    """Read one file of pairs; any row that cannot be used is an error with its line.
+
+    The scores are in the column `score`, or in one with the target's name.
+    """
+    header, found = read_rows(file)
+    columns = (*PAIR_COLUMNS[:2], target.name if target.name in header else PAIR_COLUMNS[2])
+    if missing := [column for column in columns if column not in header]:
+        raise ValueError(
+            f"{file} lacks the column {', '.join(missing)}: its header, cut at tabs or commas, is "
+            f"{header}"
+        )
+    places = [header.index(column) for column in columns]
+    rows, faults = [], []
+    for number, fields in found:
+        if len(fields) != len(header):
+            faults.append(f"line {number} has {len(fields)} columns, the header {len(header)}")
+            continue
+        first, second, score = (fields[place].strip() for place in places)
+        try:
+            label = float(score)
+        except ValueError:
+            label = float("nan")
+        if target.outside(label):
+            faults.append(f"line {number} has the score {score!r}, no number from {target.range}")
+        elif not (first and second):
+            faults.append(f"line {number} has an empty sentence")
+        rows.append((first, second, np.float32(label)))
+    if faults:
+        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise ValueError(f"{file}: {'; '.join(faults[:10])}{more}: correct or remove these rows")
+    if not rows:
+        raise ValueError(f"{file} holds no pair below its header")
+    return pd.DataFrame(rows, columns=["sentence1", "sentence2", "label"])
