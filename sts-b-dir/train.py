@@ -315,11 +315,7 @@ def update_fds_statistics(run, model, loader, epoch):
 
 @torch.no_grad()
 def evaluate(run, model, data, split):
-    """Predict a split and compute its metrics by shot.
-
-    Returns:
-        Metrics of `metrics.shot_metrics`, and predictions [N] in order; the same in every process.
-    """
+    """Return a split's `shot_metrics` and its predictions [N] in order, alike in each process."""
     utils.broadcast_buffers(model)
     model.eval()
     preds, loader = [], data.loaders[split]
