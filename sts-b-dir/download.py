@@ -14,8 +14,8 @@ from pathlib import Path
 
 import program
 from archive import unpack
-from datasets import FILES
 from fetch import compare_with_record, fetch, fetch_small, record_of, sole_use, write_record
+from pair_file import FILES
 from prepare import DATA_DIR, OFFICIAL_SHA256, RAW_FILES
 
 BASE_URL = "https://raw.githubusercontent.com/YyzHarry/imbalanced-regression/HEAD"

@@ -33,7 +33,8 @@ import torch
 
 import text
 import train
-from datasets import MAX_SCORE, tokenize
+from datasets import tokenize
+from pair_file import from_unit
 
 COLUMNS = ["sentence1", "sentence2"]
 
@@ -77,8 +78,8 @@ class Predictor:
             batch_size, quiet: pairs of a batch; show no progress bar.
 
         Returns:
-            DataFrame of sentence1, sentence2 and prediction, 0 to 5. Pairs without words are not
-            in it: its `attrs["faults"]` is a list of (pair, error).
+            DataFrame of sentence1, sentence2 and prediction, in the unit of the scores. Pairs
+            without words are not in it: its `attrs["faults"]` is a list of (pair, error).
         """
         pairs = list(pairs)
         given = pairs, self.read, self.answer, batch_size, quiet
@@ -102,14 +103,15 @@ class Predictor:
 
     @torch.inference_mode()
     def answer(self, pairs):
-        """Return the similarities [n] of such pairs, 0 to 5."""
+        """Return the scores [n] of such pairs: similarities, 0 to 5, or your own target."""
         sentences = [ids for side in (0, 1) for ids in (pair[side] for pair in pairs)]
         lengths = [len(ids) for ids in sentences]
         padded = np.full((len(sentences), max(lengths)), self.corpus.padding, dtype=np.int64)
         for row, ids in zip(padded, sentences):
             row[: len(ids)] = ids
         preds = self.model(torch.from_numpy(padded).to(self.device), lengths)[0]
-        return (preds.double().flatten() * MAX_SCORE).tolist()
+        preds = from_unit(preds.double().flatten().cpu().numpy(), train.TARGET.of(self.args))
+        return preds.tolist()
 
 
 load = Predictor

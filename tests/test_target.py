@@ -243,6 +243,12 @@ def test_photos_with_labels_of_any_range(name, tmp_path, monkeypatch, capsys):
     # An evaluation takes the target from the checkpoint; only the column's file is to be named.
     again = train.main(["--evaluate", "--eval_model", f"{folder}/ckpt.best.pth.tar", *words])
     assert again["overall"]["mae"] == pytest.approx(results["metrics"]["test"]["overall"]["mae"])
+    predict = load("agedb-dir", "predict")
+    monkeypatch.setattr(predict.train, "AgeResNet", lambda name, module, fresh: TinyNet(module))
+    model = predict.load(folder, "cpu")
+    test = told[told["split"] == "test"]
+    new = model.predict([tmp_path / path for path in test["path"]])
+    np.testing.assert_allclose(new["prediction"], test["prediction"], rtol=1e-3, atol=1e-3)
 
 
 def test_labels_outside_the_range_are_refused_with_what_helps(tmp_path):
@@ -308,6 +314,9 @@ def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch):
         (error**2).mean(), rel=1e-4
     )
     assert (error**2).mean() < told["label"].var() * 1.5  # in the unit of the scores
+    model = load("sts-b-dir", "predict").load(folder, "cpu")
+    new = model.predict(told[["sentence1", "sentence2"]].itertuples(index=False, name=None))
+    np.testing.assert_allclose(new["prediction"], told["prediction"], rtol=1e-3)
     shots = dict(zip(density.index, density["shot"]))
     bucket = np.searchsorted(np.float32(density["label"][1:]), np.float32(told["label"]), "right")
     few = np.array([shots[number] for number in bucket]) == "few"
