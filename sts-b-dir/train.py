@@ -379,12 +379,9 @@ def finish(run, model, data, progress):
         if args.fds:
             results.write_fds_statistics(folder, model.FDS, edges[model.FDS.bucket_start : -1])
         facts = {name: progress[name] for name in ("best_step", "wall_seconds")}
+        facts["benchmark"] = BENCHMARK
         facts["best_epoch"] = progress["best_step"] / len(data.loaders["train"])
-        facts |= {
-            "benchmark": BENCHMARK,
-            "target": rule.target.record,
-            "main_metrics": MAIN_METRICS,
-        }
+        facts |= {"target": rule.target.record, "main_metrics": MAIN_METRICS}
         results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)
         report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
