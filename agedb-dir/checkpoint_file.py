@@ -1,5 +1,6 @@
 """Checkpoint files, read as data only: none can run code, and a damaged one is found."""
 
+import hashlib
 import os
 import warnings
 
@@ -40,6 +41,34 @@ def check_tensors(value, size):
             left.extend(item.values() if isinstance(item, dict) else ())
 
 
+def digest_of(value):
+    """Return the SHA-256 of a value of dictionaries, lists, tensors and plain values.
+
+    An entry `digest` of the outermost dictionary is left out.
+    """
+    digest = hashlib.sha256()
+
+    def add(item):
+        if isinstance(item, torch.Tensor):
+            digest.update(f"{item.dtype} {list(item.shape)}".encode())
+            flat = item.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy() if len(flat) else b"")
+        elif isinstance(item, dict):
+            digest.update(f"{len(item)} entries".encode())
+            for key, part in item.items():
+                digest.update(repr(key).encode())
+                add(part)
+        elif isinstance(item, (list, tuple)):
+            digest.update(f"{len(item)} parts".encode())
+            for part in item:
+                add(part)
+        else:
+            digest.update(repr(item).encode())
+
+    add({key: part for key, part in value.items() if key != "digest"})
+    return digest.hexdigest()
+
+
 def load_checkpoint(path):
     """Read a checkpoint as data only: a file can never run code, and a damaged one is found.
 
@@ -65,6 +94,9 @@ def load_checkpoint(path):
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
         check_tensors(content, os.path.getsize(path))
+        ours = isinstance(content, dict) and "digest" in content
+        if ours and content["digest"] != digest_of(content):
+            raise ValueError("its digest is another one's")
     return content
 
 

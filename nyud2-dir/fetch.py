@@ -10,7 +10,7 @@ import urllib.request
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from files import write_atomically
+from files import check_room, write_atomically
 
 TRIES = 5  # fruitless ones in a row, after which a host is given up
 WAIT = 2.0  # seconds before the second try, then twice as long
@@ -115,13 +115,6 @@ def fetch_small(files, overwrite=False, check=None, otherwise=""):
 def size_of(path):
     """Return how many bytes a file has; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
-
-
-def check_room(folder, needed):
-    """Refuse a disk that has not `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{needed:,.0f} bytes are needed, {free:,} free in {folder}: make room")
 
 
 def length_of(url):

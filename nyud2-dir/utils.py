@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint_file import load_checkpoint, weights_of  # noqa: F401 - next to what writes them
+from checkpoint_file import digest_of, load_checkpoint, weights_of  # noqa: F401 - next to what writes them
 from files import to_json, write_atomically  # noqa: F401 - callers look here too
 from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
 
@@ -186,8 +186,26 @@ def run_facts():
 
 
 def save_checkpoint(path, state):
-    """Write a checkpoint so that a crash leaves either the old file or the new one, whole."""
-    write_atomically(path, lambda file: torch.save(state, file))
+    """Write a checkpoint so that a crash leaves either the old file or the new one, whole.
+
+    Args:
+        path: of the file.
+        state: what it is to hold: names -> tensors, or a run's state, which gets a `digest`.
+
+    Raises:
+        ValueError: if the disk has no room; the old file stays.
+    """
+    if "state_dict" in state:
+        state = {**state, "digest": digest_of(state)}
+    left, sizes = [state], {}
+    while left:
+        item = left.pop()
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, (dict, list, tuple)):
+            left.extend(item.values() if isinstance(item, dict) else item)
+    write_atomically(path, lambda file: torch.save(state, file), sum(sizes.values()))
 
 
 def load_state(model, state_dict, path, skip=()):

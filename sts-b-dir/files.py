@@ -1,21 +1,51 @@
 """Files that are written whole, and lines of JSON: no torch, so that data scripts start fast."""
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # of disk or quota
 
-def write_atomically(path, content):
+
+def check_room(folder, needed, what="what is to be written", error=None):
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: where it is to lie; it exists.
+        needed: bytes.
+        what: the name of it, for the message.
+        error: what the disk said already, or None to compare its free bytes.
+
+    Raises:
+        ValueError: if it has no room.
+    """
+    free = shutil.disk_usage(folder).free
+    if error is not None or needed > free:
+        raise ValueError(
+            f"no room for {what}: {needed:,.0f} bytes are needed, {free:,} free in {folder}; "
+            "make room, then give the same command, with --resume for a run"
+        ) from error
+
+
+def write_atomically(path, content, needed=0):
     """Write a file so that a crash leaves either the old one or the new one, whole.
 
     Args:
         path: of the file; its folder is made if missing.
         content: bytes, or a function that writes to the open binary file it is given.
+        needed: bytes that the function will write, as far as known.
+
+    Raises:
+        ValueError: if the disk has no room; the old file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    needed = len(content) if isinstance(content, bytes) else needed
+    check_room(path.parent, needed, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -23,6 +53,11 @@ def write_atomically(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ or error  # PyTorch's own error hides the disk's
+        if getattr(cause, "errno", None) in FULL:
+            check_room(path.parent, needed, path, error)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
