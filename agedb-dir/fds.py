@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from lds import get_lds_kernel_window
-from moments import CHUNK_ROWS, PIECE_NUMEL, BucketMoments, blocks_of
+from moments import CHUNK_ROWS, PIECE_NUMEL, BucketMoments, blocks_of, widest
 
 MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
 
 
 def whole_number(labels):
     """Return the whole part of each label as long: the bucket where none is said."""
-    return torch.floor(labels.double()).clamp(-(2**31), 2**31).long()
+    return torch.floor(widest(labels)).clamp(-(2**31), 2**31).long()
 
 
 class UniformBuckets:
@@ -46,7 +46,7 @@ class UniformBuckets:
         self.low, self.high, self.bins = low, high, bins
 
     def __call__(self, labels):
-        position = (torch.as_tensor(labels).double() - self.low) / (self.high - self.low)
+        position = (widest(torch.as_tensor(labels)) - self.low) / (self.high - self.low)
         return (position * self.bins).floor().clamp(0, self.bins - 1).long()
 
 
@@ -151,8 +151,8 @@ class FDS(nn.Module):
         self.register_buffer("smoothed_mean_last_epoch", torch.zeros(B, feature_dim))
         self.register_buffer("smoothed_var_last_epoch", torch.ones(B, feature_dim))
         self.register_buffer("num_samples_tracked", torch.zeros(B))
-        window = torch.from_numpy(window / window.sum())
-        self.register_buffer("kernel_window", window, persistent=False)
+        # No buffer: its numbers are read on the CPU, in float64, which not every device has.
+        self.kernel_window = torch.from_numpy(window / window.sum())
         # Per bucket the scale and, behind it, the shift of every feature: made by each update.
         self.register_buffer("_calibration", torch.zeros(B, 2 * feature_dim), persistent=False)
         self.reset()
@@ -160,8 +160,7 @@ class FDS(nn.Module):
     def reset(self):
         """Forget all statistics, as before the first epoch."""
         for name, buffer in self.named_buffers():
-            if name != "kernel_window":
-                buffer.fill_(1.0 if "var" in name else 0.0)
+            buffer.fill_(1.0 if "var" in name else 0.0)
         self.epoch.fill_(self.start_update)
         self.moments = None  # of the running epoch; to stop within an epoch, save them
         self._following = False  # whether the last epoch's statistics follow the running ones
@@ -180,7 +179,7 @@ class FDS(nn.Module):
         padded = torch.arange(-half, last + half + 1, device=statistics.device).abs()
         padded = last - (last - padded).abs()  # mirrored at both ends
         for block in blocks_of(statistics):
-            rows = statistics[padded[block.start : block.stop + 2 * half]].double()
+            rows = widest(statistics[padded[block.start : block.stop + 2 * half]])
             size = len(rows) - 2 * half
             out[block] = sum(w * rows[k : k + size] for k, w in enumerate(window))
         return out
@@ -291,7 +290,7 @@ class FDS(nn.Module):
         if epoch == self.start_update:
             keep = torch.zeros_like(count)
         elif self.momentum is None:
-            keep = 1 - count / self.num_samples_tracked.double().clamp(min=1)
+            keep = 1 - count / widest(self.num_samples_tracked).clamp(min=1)
         else:
             keep = torch.full_like(count, self.momentum)
         keep = torch.where(seen, keep, 1.0).unsqueeze(1)
@@ -343,10 +342,10 @@ class FDS(nn.Module):
     def _refresh_calibration(self):
         """Turn the statistics into one scale and one shift per bucket and feature."""
         for block in blocks_of(self.running_mean):
-            m1 = self.running_mean_last_epoch[block].double()
-            v1 = self.running_var_last_epoch[block].double()
-            m2 = self.smoothed_mean_last_epoch[block].double()
-            v2 = self.smoothed_var_last_epoch[block].double()
+            m1 = widest(self.running_mean_last_epoch[block])
+            v1 = widest(self.running_var_last_epoch[block])
+            m2 = widest(self.smoothed_mean_last_epoch[block])
+            v2 = widest(self.smoothed_var_last_epoch[block])
             usable = (v1 > 0) & (v2 >= 0) & (v1.sum(1, keepdim=True) >= MIN_SUM)
             ratio = torch.where(usable, v2 / v1.where(usable, torch.ones_like(v1)), 1.0)
             scale = torch.where(usable, ratio.clamp(*self.clip).sqrt(), 1.0)

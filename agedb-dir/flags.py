@@ -159,7 +159,8 @@ def add_run_time(parser, seed=0, seed_appended=True):
     precisions = ("fp32", "tf32", "bf16", "fp16")
     seed_role = {"role": TRAINING, "appended": seed_appended, "dest": "seed"}
     add("--seed", "--random_seed", type=int, default=seed, help="of all random draws", **seed_role)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="device")
+    devices = ("auto", "cpu", "cuda", "mps")
+    add("--device", default="auto", choices=devices, help="auto is a CUDA GPU, else the CPU")
     add("--gpu", "--cuda", type=int, dest="gpu", help="index of the one GPU to use, -1 for the CPU")
     add("--precision", choices=precisions, help="[tf32 on CUDA, else fp32]", role=TRAINING)
     add("--compile", action="store_true", help="torch.compile", role=TRAINING, appended=False)

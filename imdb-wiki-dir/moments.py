@@ -10,6 +10,12 @@ import torch.distributed as dist
 # cache, and grow neither with the samples nor with the buckets.
 PIECE_NUMEL = 2**16
 CHUNK_ROWS = 2**15  # more of them are added up in parts, which float32 holds
+NARROW = ("mps",)  # devices without float64
+
+
+def widest(tensor):
+    """Return a tensor in float64 or, on a device that has none (Apple's MPS), in float32."""
+    return tensor.float() if tensor.device.type in NARROW else tensor.double()
 
 
 def blocks_of(statistics):
@@ -26,12 +32,12 @@ class BucketMoments:
     """
 
     def __init__(self, count, mean, squares):
-        self.count, self.mean, self.squares = count.double(), mean.double(), squares.double()
+        self.count, self.mean, self.squares = map(widest, (count, mean, squares))
 
     @classmethod
     def empty(cls, like):
         """Moments of nothing, on the device of `like` [B, D]."""
-        zeros = torch.zeros_like(like, dtype=torch.float64)
+        zeros = torch.zeros_like(like, dtype=widest(like[:0]).dtype)
         return cls(zeros[:, 0].clone(), zeros, zeros.clone())
 
     @property
@@ -49,7 +55,9 @@ class BucketMoments:
         (M, D), B = rows.shape, len(self.count)
         on_cpu = rows.device.type == "cpu"
         # A GPU adds up in float64, where no order of the terms shows, and waits for nothing.
-        digits = torch.promote_types(rows.dtype, torch.float32 if on_cpu else torch.float64)
+        digits = torch.promote_types(
+            rows.dtype, torch.float32 if on_cpu else widest(rows[:0]).dtype
+        )
         step = max(1, PIECE_NUMEL // D) if on_cpu else M
         count = torch.zeros(B + 1, dtype=torch.long, device=rows.device)
         count.index_add_(0, bucket, torch.ones_like(bucket))
@@ -81,7 +89,7 @@ class BucketMoments:
         count, pivot, shift, squares = (part[:-1] for part in (count, pivot, shift, squares))
         for block in blocks_of(pivot):
             held = BucketMoments(*(part[block] for part in total.parts))
-            held.merge(count[block], pivot[block].double() + shift[block], squares[block])
+            held.merge(count[block], widest(pivot[block]) + shift[block], squares[block])
         if on_cpu and M < B:
             for part, new in zip(self.parts, total.parts):
                 part[present] = new

@@ -1,8 +1,7 @@
 """An epoch's batches: cut into the processes' parts, read ahead, and stepped through.
 
 A folder's `Loader` derives from `Batches`. Its training and its FDS statistics go through `Steps`,
-which shows a progress bar and looks after the loss. torch is imported where it is used, since data
-scripts read a folder's `datasets.py` without it.
+which shows a progress bar and looks after the loss. Data scripts need no torch: it is imported late.
 """
 
 import time
@@ -228,7 +227,8 @@ class Steps:
         import torch
 
         self._look()
-        total = torch.tensor(self.total, dtype=torch.float64, device=self.accelerator.device)
+        where = self.accelerator.device if self.accelerator.num_processes > 1 else "cpu"
+        total = torch.tensor(self.total, dtype=torch.float64, device=where)
         return self.accelerator.reduce(total, "mean").item() / max(self.samples, 1)
 
     def check(self):

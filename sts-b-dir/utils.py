@@ -38,7 +38,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     """Set up devices, precision, processes and trackers.
 
     Args:
-        device: 'auto', 'cpu' or 'cuda'.
+        device: 'auto' (a CUDA GPU, else the CPU), 'cpu', 'cuda' or 'mps'.
         precision: 'fp32', 'tf32', 'bf16', 'fp16', or None for tf32 on CUDA and fp32 on the CPU.
         gpu: index of the one GPU to use, or None; −1 is the CPU.
         track: 'tensorboard', 'wandb' or 'none'; events go to `run_folder`.
@@ -62,7 +62,9 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
             )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is visible: use --device cpu, or install a CUDA build")
-    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("no MPS device is visible, Apple's GPU: use --device cpu")
+    use_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if use_cuda and gpu is not None:
         if gpu >= torch.cuda.device_count():
             raise ValueError(f"GPU {gpu} asked for, {torch.cuda.device_count()} visible")
@@ -81,7 +83,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     # evaluation. That equals broadcasting them at every step, at no cost.
     join_after_restart(use_cuda)
     accelerator = Accelerator(
-        cpu=not use_cuda,
+        cpu=not (use_cuda or device == "mps"),
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=None if track == "none" else track,
         project_dir=str(run_folder) if run_folder else None,

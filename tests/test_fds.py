@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import load
 from plain import PlainFDS
@@ -770,3 +771,41 @@ def test_sums_of_a_running_epoch_move_with_the_network():
     module.accumulate(torch.rand(5, 3), torch.arange(5), 0)
     assert [part.dtype for part in module.half().moments.parts] == [torch.float64] * 3
     assert [part.device.type for part in module.to("meta").moments.parts] == ["meta"] * 3
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what Apple's MPS refuses: tensors in float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            assert not isinstance(value, torch.Tensor) or value.dtype != torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_a_device_without_float64(monkeypatch, variant):
+    """The same statistics and features, in float32 alone."""
+
+    def new():
+        return fds.FDS(6, bucket_num=20, bucket_start=2, variant=variant)
+
+    def calibrated(module):
+        torch.manual_seed(0)
+        for epoch in range(3):
+            for _ in range(2):
+                labels = torch.randint(0, 24, (64,))
+                features = torch.rand(64, 6) + labels[:, None]
+                smoothed = module.smooth(features, labels, epoch)
+                module.accumulate(features, labels, epoch)
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(epoch=epoch)
+        return smoothed, module.running_mean.clone(), module.running_var.clone()
+
+    expected = calibrated(new())
+    module = new()
+    monkeypatch.setattr(load("agedb-dir", "moments"), "NARROW", ("cpu",))
+    with NoFloat64():
+        found = calibrated(module)
+    for wide, narrow in zip(expected, found):
+        torch.testing.assert_close(narrow, wide.float(), rtol=1e-4, atol=1e-4)
