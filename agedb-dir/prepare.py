@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 import program
+from fetch import sole_use
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from meta_file import AGE, check_meta, missing_paths, read_ages, report_counts, split_own
@@ -115,7 +116,8 @@ def main(argv=None):
     if not args.curate:
         meta["split"] = split_own(meta, args, target)
     meta = curated(meta, args.curate, target.name)
-    write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
+    with sole_use(args.data_dir):
+        write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)
     if args.meta:

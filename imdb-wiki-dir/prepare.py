@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 import program
+from fetch import sole_use
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from matlab_meta import SOURCES, read_faces
@@ -63,7 +64,8 @@ def write_meta(meta, path, args, expected=None):
     if not args.curate:
         meta = meta.assign(split=split_own(meta, args, target))
     meta = curated(meta, args.curate, target.name)
-    write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
+    with sole_use(path.parent):
+        write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} faces")
     report_counts(meta["split"], expected)
     if args.meta:

@@ -4,6 +4,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from outside import clean
+
 HERE = Path(__file__).resolve().parent
 DEBUG = "--debug"  # shows the traceback of a mistake too
 MISTAKES = (ValueError, FloatingPointError)
@@ -18,7 +20,8 @@ def run(main):
     except Exception as error:
         if debug or not is_mistake(error):
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: {error} ({DEBUG} shows where)")
+        # A name from a file may hold what steers a terminal.
+        sys.exit(clean(f"{Path(sys.argv[0]).name}: {error} ({DEBUG} shows where)"))
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -18,6 +18,7 @@ import torch
 from checkpoint_file import digest_of, load_checkpoint, weights_of  # noqa: F401 - next to what writes them
 from files import to_json, write_atomically  # noqa: F401 - callers look here too
 from lds import KERNELS, get_lds_kernel_window  # noqa: F401 - their place in the released code
+from outside import clean
 
 # For how long processes wait for one that builds a cache of images. The libraries' own 10 to 30
 # minutes, which hold for all else, are too short for hundreds of thousands.
@@ -146,14 +147,22 @@ def broadcast_buffers(model):
 # ---- logs and facts -------------------------------------------------------------------------
 
 
+class CleanFormatter(logging.Formatter):
+    """Lines in which names from files cannot steer a terminal."""
+
+    def format(self, record):
+        """Return a record's line."""
+        return clean(super().format(record))
+
+
 def setup_logging(folder=None, filename="training.log", main_process=True):
     """Log to the terminal and, in the main process, to a file of the run folder."""
     handlers = [logging.StreamHandler(sys.stdout)] if main_process else [logging.NullHandler()]
     if folder and main_process:
         handlers.append(logging.FileHandler(Path(folder) / filename, encoding="utf-8"))
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True
-    )
+    for handler in handlers:
+        handler.setFormatter(CleanFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
 
 
 def run_facts():

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import program
 from depth_cache import load_pair
 from depth_maps import BUCKET_START, BUCKETS, CROP, TEST_UNIT, crop_of, label_to_bucket
-from fetch import check_room
+from fetch import check_room, sole_use
 from files import write_atomically
 from outside import check_inside, h5_array, reading, shown
 from pair_lists import (
@@ -112,7 +112,8 @@ def write_pair(file, i, data_dir, is_test):
 def write_list(path, rows):
     """Write a csv of image,depth without header."""
     text = pd.DataFrame(rows).to_csv(index=False, header=False, lineterminator="\n")
-    write_atomically(path, text.encode())
+    with sole_use(path.parent):
+        write_atomically(path, text.encode())
     print(f"wrote {path}, {len(rows):,} rows")
 
 
@@ -180,7 +181,8 @@ def make_mask(data_dir, seed, least=0, allow_outside=False):
     """Draw and write the balanced test mask."""
     mask, each = balanced_mask(test_buckets(data_dir, allow_outside), seed, least)
     path = Path(data_dir) / MASK
-    write_atomically(path, lambda file: np.save(file, mask))
+    with sole_use(path.parent):
+        write_atomically(path, lambda file: np.save(file, mask))
     print(f"wrote {path}: {mask.sum():,} of {mask.size:,} pixels, {each:,} of each bucket")
 
 

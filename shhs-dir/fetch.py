@@ -18,14 +18,20 @@ PASSING = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)  
 
 
 def sole_use(folder):
-    """Return a held lock, for `with`, that keeps other processes from fetching in a folder."""
+    """Return a held lock, for `with`, that keeps other processes from writing in a folder.
+
+    What one that was killed left half-written is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".download.lock", is_singleton=True)  # may be held twice by one
     try:
-        return lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print(f"another process fetches or unpacks in {folder}: waiting for its end", flush=True)
-        return lock.acquire()
+        held = lock.acquire()
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+    return held
 
 
 def sha256_of(path):

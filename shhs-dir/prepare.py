@@ -34,6 +34,7 @@ from tqdm import tqdm
 import program
 from datasets import MAX_SCORE, SPLITS, Nights, read_meta
 from edf_night import Fault, read_night, source_of, write_night
+from fetch import sole_use
 from files import write_atomically
 from score_table import EXPECTED, SCORE_COLUMNS, balanced_split, read_scores
 
@@ -191,20 +192,23 @@ def main(argv=None):
     covariates = args.covariates or (tables or [args.raw / "datasets" / "shhs2-dataset.csv"])[-1]
     table = read_scores(covariates, args.id_column, args.score_column)
     nights, skipped = choose_nights(table, find_files(args.raw), args.edf_name)
-    results = prepare_nights(args, nights)
+    with sole_use(args.data_dir / "nights"):
+        results = prepare_nights(args, nights)
     for (night, _, file), (reason, detail) in zip(nights.itertuples(index=False), results):
         if reason:
             skipped.append((night, str(file), reason, detail))
     text = pd.DataFrame(skipped, columns=["id", "path", "reason", "detail"])
     text = text.to_csv(index=False, lineterminator="\n")
-    write_atomically(args.data_dir / "skipped.csv", text.encode())
+    with sole_use(args.data_dir):
+        write_atomically(args.data_dir / "skipped.csv", text.encode())
     usable = np.array([not reason for reason, _ in results], dtype=bool)
     meta = nights.loc[usable, ["id", "score"]].reset_index(drop=True)
     meta["path"] = [f"nights/{night}.h5" for night in meta["id"]]
     if meta.empty:
         raise ValueError(f"no night can be used: {args.data_dir / 'skipped.csv'} says why")
     meta["split"], cap = balanced_split(meta["score"], args.cap, args.seed)
-    write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
+    with sole_use(args.data_dir):
+        write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} nights, at most {cap} of a score in val, and in test")
     report_counts(meta, skipped, [detail for reason, detail in results if not reason and detail])
     if not {"val", "test"} <= set(meta["split"]):

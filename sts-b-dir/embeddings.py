@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fetch import sole_use
 from files import write_atomically
-from outside import check_archive
+from outside import check_archive, shown
 
 CHUNK = 1 << 24  # bytes of whole lines that are read at once
 LONGEST = 1 << 20  # bytes of the first line that are looked at: a binary file may have no line
@@ -62,9 +63,10 @@ def read_word_vectors(file, words, d_word, cache=None, quiet=False):
         return vectors, found
     vectors, found = _scan(file, words, d_word, quiet)
     try:
-        write_atomically(
-            path, lambda out: np.savez(out, key=key, found=found, vectors=vectors[found])
-        )
+        with sole_use(path.parent):
+            write_atomically(
+                path, lambda out: np.savez(out, key=key, found=found, vectors=vectors[found])
+            )
     except OSError as error:  # the vectors are read: a full or read-only disk stops nothing
         logging.warning("the word vectors cannot be cached in %s: %s", cache, error)
     return vectors, found
@@ -161,8 +163,10 @@ def _numbers(fields, d_word, place):
         with np.errstate(over="ignore"):
             vector = np.array([float(field) for field in fields]).astype(np.float32)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}; the file is damaged, fetch it again") from error
+        raise ValueError(f"{place}: {shown(error)}; the file is damaged, fetch it again") from error
     if not np.isfinite(vector).all():
         value = fields[int(np.flatnonzero(~np.isfinite(vector))[0])].decode("ascii", "replace")
-        raise ValueError(f"{place}: {value} is no finite number; correct it or fetch it again")
+        raise ValueError(
+            f"{place}: {shown(value)} is no finite number; correct it or fetch it again"
+        )
     return vector

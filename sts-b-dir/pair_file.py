@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from outside import reading, shown
 from target import SPAN, Target
 
 MAX_SCORE = 5.0  # similarities lie in [0, 5]; the network predicts a fifth of them
@@ -61,20 +62,18 @@ def read_rows(file):
     With tabs a quotation mark is a mark like any other, as in the official files. In a CSV file it
     encloses a cell, and a tab or a line's end within becomes a blank.
     """
-    try:
+    with reading(file, "it must be UTF-8 text with tabs or commas"):
         text = Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
-    first = text.split("\n", 1)[0]
-    if "\t" not in first and "," in first:
-        reader = csv.reader(io.StringIO(text, newline=""))
-        rows = [
-            (reader.line_num, [" ".join(cell.split()) for cell in row]) for row in reader if row
-        ]
-    else:
-        lines = text.removesuffix("\n").split("\n")
-        rows = [(i, line.rstrip("\r").split("\t")) for i, line in enumerate(lines, start=1)]
-    return rows[0][1], rows[1:]
+        first = text.split("\n", 1)[0]
+        if "\t" not in first and "," in first:
+            reader = csv.reader(io.StringIO(text, newline=""))
+            rows = [
+                (reader.line_num, [" ".join(cell.split()) for cell in row]) for row in reader if row
+            ]
+        else:
+            lines = text.removesuffix("\n").split("\n")
+            rows = [(i, line.rstrip("\r").split("\t")) for i, line in enumerate(lines, start=1)]
+        return rows[0][1], rows[1:]
 
 
 def read_tsv(file, target=SIMILARITY):
@@ -87,7 +86,7 @@ def read_tsv(file, target=SIMILARITY):
     if missing := [column for column in columns if column not in header]:
         raise ValueError(
             f"{file} lacks the column {', '.join(missing)}: its header, cut at tabs or commas, is "
-            f"{header}"
+            f"{shown(header)}"
         )
     places = [header.index(column) for column in columns]
     rows, faults = [], []
@@ -101,7 +100,9 @@ def read_tsv(file, target=SIMILARITY):
         except ValueError:
             label = float("nan")
         if target.outside(label):
-            faults.append(f"line {number} has the score {score!r}, no number from {target.range}")
+            faults.append(
+                f"line {number} has the score {shown(score)!r}, no number from {target.range}"
+            )
         elif not (first and second):
             faults.append(f"line {number} has an empty sentence")
         rows.append((first, second, np.float32(label)))

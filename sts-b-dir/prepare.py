@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 import program
-from fetch import sha256_of
+from fetch import sha256_of, sole_use
 from files import write_atomically
 from held_out import add_held_out, caps_of, check_held_out, describe_split
 from pair_file import FILES, MAX_SCORE, OFFICIAL, SIMILARITY, read_rows, read_tsv
@@ -128,8 +128,9 @@ def write_split(data_dir, tables):
         table = table.assign(index=np.arange(len(table)).astype(str))[COLUMNS]
         rows = [COLUMNS, *table.to_numpy().tolist()]
         contents[FILES[name]] = "".join("\t".join(row) + "\n" for row in rows).encode()
-    for file, content in contents.items():
-        write_atomically(Path(data_dir) / file, content)
+    with sole_use(Path(data_dir)):
+        for file, content in contents.items():
+            write_atomically(Path(data_dir) / file, content)
 
 
 def report_counts(counts, expected=None):

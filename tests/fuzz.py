@@ -11,6 +11,7 @@ content is a failure, too. Each kind is read in a process of its own, which may 
 import argparse
 import hashlib
 import json
+import logging
 import random
 import signal
 import subprocess
@@ -131,6 +132,7 @@ def try_case(kind, folder, originals, number, seed):
 def run_kind(name, numbers, seed):
     """Run a kind's cases in this process; prints a line of JSON for each."""
     warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
 
     def too_long(*_):
         raise TimeoutError

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import tarfile
 import zipfile
 from argparse import Namespace
@@ -52,7 +51,7 @@ PAIRS = "sentence1\tsentence2\tscore\n" + "".join(
     f"A man plays {i}.\tA woman sings {i}.\t{i / 4}\n" for i in range(9)
 )
 TABLE = "size,colour,price\n" + "".join(
-    f"{i},{('red', 'green')[i % 2]},{1.5 * i:.2f}\n" for i in range(60)
+    f"{i % 17 / 4},{('red', 'green')[i % 2]},{1.5 * i:.2f}\n" for i in range(60)
 )
 
 
@@ -71,7 +70,7 @@ def make_scores(folder):
 
 def make_pairs(folder):
     """Write the three files of sentence pairs."""
-    for name in load("sts-b-dir", "datasets").FILES.values():
+    for name in load("sts-b-dir", "pair_file").FILES.values():
         text(name, PAIRS)(folder)
 
 
@@ -137,7 +136,6 @@ def read_checkpoint(folder_name):
     """Return a function that resumes from a checkpoint as a folder does."""
 
     def read(folder):
-        logging.disable(logging.CRITICAL)
         model, optimizer = model_of()
         module = load(folder_name, "checkpoints")
         with torch.no_grad():
@@ -194,7 +192,6 @@ def read_published(folder):
     checkpoint = released.load(folder / "model.safetensors")
     released.weights_of(checkpoint, folder / "model.safetensors")
     args = Namespace(model="resnet50", img_size=224)
-    logging.disable(logging.CRITICAL)
     released.take_flags(args, checkpoint, folder / "model.safetensors", ["model", "img_size"])
     return checkpoint, vars(args)
 
@@ -322,7 +319,6 @@ def make_labeled(folder):
 def read_labeled(folder):
     """Unpack it."""
     prepare = load("nyud2-dir", "prepare")
-    prepare.tqdm = lambda items, *_: items
     prepare.unpack_labeled(folder / "labeled.mat", folder / "out", np.array([True, False]))
     return ""
 
@@ -357,30 +353,12 @@ def make_archive(folder):
 def read_archives(folder):
     """Unpack all three."""
     module = load("agedb-dir", "archive")
-    module.print = lambda *_: None
-    module.tqdm = SilentBar
     held = {}
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         out = folder / f"out_{name}"
         chosen = module.unpack(folder / name, out, lambda sizes: {n: n for n in sizes}, True)
         held[name] = {place: (out / place).read_bytes() for place in chosen}
     return held
-
-
-class SilentBar:
-    """A progress bar that shows nothing."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self, n):
-        """Nothing."""
 
 
 VECTORS = "".join(f"word{i} 0.5 {i}.25 -1.5\n" for i in range(9))
@@ -391,7 +369,6 @@ def read_vectors(cache):
 
     def read(folder):
         module = load("sts-b-dir", "embeddings")
-        logging.disable(logging.CRITICAL)
         words = [f"word{i}" for i in range(9)]
         file = folder / ("kept/glove.txt" if cache else "glove.txt")
         return module.read_word_vectors(file, words, 3, folder if cache else None, quiet=True)
@@ -434,7 +411,6 @@ def make_edf(folder):
 
 def age_tables(folder):
     """Read a table of ages as train.py and prepare.py do."""
-    logging.disable(logging.CRITICAL)
     meta = load("imdb-wiki-dir", "meta_file").read_ages(folder / "own.csv", ("age", "path"))
     return load("agedb-dir", "datasets").read_meta(folder, "own"), meta
 
@@ -453,7 +429,7 @@ MADE = [
          text("a.csv", "nsrrid,gh_s2\n" + "1,50\n" * 20),
          lambda f: load("shhs-dir", "score_table").read_scores(f / "a.csv", "nsrrid", None)),
     Kind("pairs", "sts-b-dir", "sentence pairs", ("train_new.tsv",), make_pairs,
-         lambda f: load("sts-b-dir", "datasets").read_pairs(f)),
+         lambda f: load("sts-b-dir", "pair_file").read_pairs(f)),
     Kind("vectors", "sts-b-dir", "word vectors", ("glove.txt",), text("glove.txt", VECTORS),
          read_vectors(False)),
     Kind("vector_cache", "sts-b-dir", "caches of word vectors", ("cache.npz",), make_vectors,

@@ -537,3 +537,28 @@ def number_of_files():
     """Return how many hostile files stand above, each counted once, in however many folders."""
     groups = (CHECKPOINTS, NAMES, IMAGES, LEAVING, NIGHTS, ARCHIVES, *RUNS.values())
     return sum(map(len, groups))
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    left = [tmp_path / "nights" / ".1.h5.999.tmp", tmp_path / ".own.csv.999.tmp"]
+    (tmp_path / "nights").mkdir()
+    for path in left:
+        path.touch()
+    for folder in (tmp_path, tmp_path / "nights"):
+        with load("shhs-dir", "fetch").sole_use(folder):
+            pass
+    assert not any(path.exists() for path in left)
+
+
+def test_a_linked_vocabulary_is_not_published(tmp_path):
+    publish = load("tools", "publish")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "run" / "vocab.txt").symlink_to(tmp_path / "secret")
+    results = {"benchmark": "sts-b-dir", "config": {}}
+    with pytest.raises(ValueError, match="lead out of"):
+        publish.write_folder(
+            tmp_path / "out", tmp_path / "run", results, {"weight": torch.ones(2)}, "card"
+        )
+    assert publish.plain("a | b\x1b[0m\nc") == r"a \| b\x1b[0m c"

@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 
 from load import load
 
-released = load("agedb-dir", "released")  # the same file in every folder
+# The same files in every folder.
+released = load("agedb-dir", "released")
+outside = load("agedb-dir", "outside")
 NEEDED = ("benchmark", "method", "metrics", "config", "commit", "seed", "command")
 # Where a run lay on a disk is no part of what it was.
 PLACES = (
@@ -79,7 +81,7 @@ def read_results(run):
         raise FileNotFoundError(
             f"no {path}: give the folder of a finished run, such as checkpoint/NAME"
         )
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = outside.read_json(path, "train again")
     lacking = [key for key in NEEDED if key not in results]
     if lacking or results["benchmark"] not in LICENCES:
         raise ValueError(f"{path} lacks {lacking or 'a known benchmark'}: is it a run of train.py?")
@@ -108,13 +110,19 @@ def without_places(results):
     return {**results, "config": config, "command": shlex.join(words)}
 
 
+def plain(text):
+    """Return text from a file as one line that steers neither a terminal nor a table."""
+    return " ".join(outside.clean(text).split()).replace("|", "\\|")
+
+
 def table_of(metrics):
     """Return the test set's metrics by shot in Markdown, with a dash where there is none."""
     names = [name for name in metrics["overall"] if name != "num_samples"]
-    lines = [f"| shot | samples | {' | '.join(names)} |", "|---" + "|---:" * (1 + len(names)) + "|"]
+    lines = [f"| shot | samples | {' | '.join(map(plain, names))} |"]
+    lines.append("|---" + "|---:" * (1 + len(names)) + "|")
     for shot, row in metrics.items():
         cells = ["–" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        lines.append(f"| {shot} | {row['num_samples']} | {' | '.join(cells)} |")
+        lines.append(f"| {plain(shot)} | {row['num_samples']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -123,12 +131,14 @@ def make_card(results, name):
     tags = ", ".join([results["benchmark"], *re.findall(r"[a-z-]+", results["method"].lower())])
     best = results.get("best_epoch")
     return CARD.format(
-        benchmark=results["benchmark"], method=results["method"], seed=results["seed"],
-        tags=tags, target=results.get("target", {}).get("name", "unknown"),
-        command=results["command"], commit=results["commit"],
+        benchmark=results["benchmark"], method=plain(results["method"]),
+        seed=plain(results["seed"]),
+        tags=tags, target=plain(results.get("target", {}).get("name", "unknown")),
+        command=plain(results["command"]), commit=plain(results["commit"]),
         best_epoch="unknown" if best is None else round(best, 2),
-        hours=(results.get("wall_seconds") or 0) / 3600, device=results.get("device", "unknown"),
-        torch=results.get("versions", {}).get("torch", "unknown"), name=name,
+        hours=(results.get("wall_seconds") or 0) / 3600,
+        device=plain(results.get("device", "unknown")),
+        torch=plain(results.get("versions", {}).get("torch", "unknown")), name=name,
         table=table_of(results["metrics"]["test"]), licence=LICENCES[results["benchmark"]],
     )  # fmt: skip
 
@@ -197,6 +207,7 @@ def write_folder(out, run, results, state, card):
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (out / file).write_text(text, encoding="utf-8")
     if (run / "vocab.txt").is_file():
+        outside.check_inside(run, ["vocab.txt"])  # a link could publish any file
         shutil.copy(run / "vocab.txt", out)
     (out / "README.md").write_text(card, encoding="utf-8")
 

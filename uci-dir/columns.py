@@ -224,8 +224,9 @@ def check_preparation(preparation):
     needed = {"shots": ("many", "few"), "target": ("mean", "std")}
     values = [preparation[part][name] for part, names in needed.items() for name in names]
     for column in preparation["columns"]:
-        values += [column[name] for name in KEPT if column["kind"] == NUMBER]
-        names = [column["name"], *(column["values"] if column["kind"] != NUMBER else ())]
+        is_one = column["kind"] == NUMBER
+        values += [column[name] for name in (KEPT if is_one else ("other",))]
+        names = [column["name"], *(() if is_one else column["values"])]
         if not all(isinstance(name, str) for name in [preparation["target"]["name"], *names]):
             raise ValueError("a name in it is no text")
     if not np.isfinite(np.array(values, dtype=np.float64)).all():

@@ -19,10 +19,10 @@ import pandas as pd
 import program
 from columns import SPLIT, as_text, choose_columns, describe_columns, fit_columns
 from datasets import SPLITS, label_counts, label_to_bucket, target_statistics
-from fetch import sha256_of
+from fetch import sha256_of, sole_use
 from files import write_atomically
 from metrics import ShotRule
-from outside import read_json, reading
+from outside import clean, read_json, reading
 from regions import check_ends, is_curated
 from split import (
     automatic_cap,
@@ -133,10 +133,11 @@ def prepare_file(args):
     print(f"{args.csv}: {form}")
     table, preparation, lines = prepare(frame, args)
     preparation["source"] = {"file": args.csv.name, "sha256": sha256_of(args.csv)}
-    print("\n".join(lines))
-    write_atomically(path, lambda file: table.to_csv(file, index=False, lineterminator="\n"))
+    print(clean("\n".join(lines)))
     text = json.dumps(preparation, indent=1, ensure_ascii=False)
-    write_atomically(note, text.encode() + b"\n")
+    with sole_use(path.parent):
+        write_atomically(path, lambda file: table.to_csv(file, index=False, lineterminator="\n"))
+        write_atomically(note, text.encode() + b"\n")
     print(f"wrote {path} and {note}; next: python train.py --dataset {name}")
     return path
 

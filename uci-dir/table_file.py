@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from outside import shown
+from outside import reading, shown
 
 # Cells that mean "no value"; --missing adds others, such as 9999.
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?", "-", "inf", "-inf")
@@ -56,8 +56,9 @@ def read_table(path, separator=None, decimal=None, missing=(), encoding=None):
     if "\0" in text:
         raise ValueError(f"{path} holds NUL characters: it is no text, or UTF-16 (see --encoding)")
     whole = len(head) < HEAD
-    separator = separator or find_separator(text, whole)
-    records = first_records(text, separator, whole)
+    with reading(path, "see --separator"):
+        separator = separator or find_separator(text, whole)
+        records = first_records(text, separator, whole)
     header = check_header(path, records[0], separator)
     # pandas would take a row's first fields as its name; of later rows it says so itself.
     if len(records) > 1 and len(records[1]) > len(header):
