@@ -227,6 +227,8 @@ def table_of_sets(figures, metric, shot):
     part = figures[(figures["metric"] == metric) & (figures["shot"] == shot)]
     columns = {"set": [], "seeds": []}
     for name, cells in part.groupby("set", sort=False):
+        if not cells["seeds"].any():
+            continue
         columns["set"].append(name)
         seeds = sorted({*cells["seeds"]})
         columns["seeds"].append("–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))))

@@ -133,7 +133,7 @@ def main(argv=None):
     parser.add_argument("--write", action="store_true", help="write the tables again")
     args = parser.parse_args(argv)
     stale = []
-    readmes = ("README.md", "*-dir/README.md", "results/**/README.md")
+    readmes = ("README.md", "*-dir/README.md", "results/**/*.md")
     for path in sorted(path for pattern in readmes for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if renew(text) != text:
