@@ -178,8 +178,8 @@ def check(parser, args, positive=(), buckets=None):
         positive: the folder's own flags that must be 1 or more.
         buckets: most that --bucket_num may be, or None.
     """
-    smoothed = args.reweight in ("sqrt_inv", "inverse") or getattr(args, "loss", "") == "bni"
-    if args.lds and not (smoothed or getattr(args, "experts", 0)):
+    smoothed = args.reweight in ("sqrt_inv", "inverse") or args.loss == "bni"
+    if args.lds and not (smoothed or args.experts):
         parser.error("--lds smooths the weights: add --reweight sqrt_inv or --reweight inverse")
     if args.retrain_fc and not args.pretrained:
         parser.error("--retrain_fc trains a part of a network again: add --pretrained CKPT")

@@ -49,22 +49,28 @@ class Experts(nn.Module):
 def extend(model, args, clip=(-5.0, 5.0)):
     """Give a network what its loss needs: UVOTE's heads for its last layer, a noise. Returns it."""
     if args.experts:
-        (name,) = (name for name, child in model.named_children() if child is model.linear)
-        model.add_module(name, Experts(model.linear.in_features, args.experts, clip))
+        experts = Experts(model.linear.in_features, args.experts, clip)
+        model.add_module(last_layer_of(model), experts)
     if args.loss in BALANCED:
         noise = torch.tensor(float(args.noise_sigma))
         model.register_parameter(NOISE, nn.Parameter(noise, not args.fix_noise_sigma))
     return model
 
 
-def parameter_groups(args, model, head):
+def last_layer_of(model):
+    """Return the name of a network's `linear`: released checkpoints may have another."""
+    return next(name for name, child in model.named_children() if child is model.linear)
+
+
+def parameter_groups(args, model, head=None):
     """Return an optimizer's groups of the parameters to train; with --retrain_fc the others freeze.
 
     Args:
         args: the flags.
         model: the network.
-        head: beginning of the names that --retrain_fc trains.
+        head: name of the part that --retrain_fc trains, if not the last layer.
     """
+    head = f"{head or last_layer_of(model)}."
     named = dict(model.named_parameters())
     for name, parameter in named.items():
         if args.retrain_fc and name != NOISE:

@@ -14,16 +14,15 @@ Evaluation of a checkpoint, ours or an official one; here the first run's (half 
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
-import functools
 import logging
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import flags
+import loss_flags
 import program
 import resample
-from loss_flags import is_pretrained
 from regularizer_flags import add_regularizer, check_regularizer
 from target import Target, add_target, check_target
 
@@ -48,6 +47,9 @@ PRETRAINING = {"optimizer": "sgd", "lr": 0.5, "epoch": 400}  # of pretrain.py, a
 LR_FACTOR = 0.1  # at each epoch of --schedule
 GRID = range(121)  # years; your own target is predicted from 0 to 100
 NO_FDS = -1  # an epoch that comes before any calibration
+# UVOTE: how the experts' losses grow, and the bounds of their log-scales (released code).
+EXPERT_SCHEDULE = "rise"
+SCALE_CLIP = (-5.0, 5.0)
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -86,6 +88,7 @@ def make_parser():
     schedule_help = "epochs where lr falls to 0.1"
     add("--schedule", type=int, nargs="*", default=[60, 80], appended=True, help=schedule_help)
     add("--batch_size", type=int, default=256, help="over all processes together")
+    loss_flags.add_losses(parser, TARGET.unit, schedule=EXPERT_SCHEDULE)
     flags.add_output(parser)
     flags.add_run_time(parser)
     return parser
@@ -99,8 +102,7 @@ def parse_args(argv=None):
     check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
-    if args.retrain_fc and args.reweight == "none" and not is_pretrained(args.pretrained):
-        parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
+    loss_flags.check_losses(parser, args, weighted_rrt=True)
     return args
 
 
@@ -120,7 +122,8 @@ import pandas as pd
 import torch
 
 import checkpoints
-import loss as losses
+import criterion
+import heads
 import regularizers
 import released
 import report
@@ -131,7 +134,6 @@ from batches import Sharing, Steps, gather
 from datasets import LDS_RULE, SPLITS, Loader, label_counts, read_meta
 from fds import FDS
 from image_cache import Images
-from lds import bucket_weights, label_density
 from metrics import MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
 from resnet import AgeResNet, feature_dim_of
 from synthetic_faces import with_synthetic_faces
@@ -172,14 +174,17 @@ def build_data(run):
         shots = shot_of(labels, labels, target)
         parts["train"] = with_synthetic_faces(*parts["train"], shots, args)
     check_last_batch(args, len(parts["train"][1]), accelerator.num_processes)
-    counts = label_counts(parts["train"][2], target)
-    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
-    weights = bucket_weights(density, counts, args.reweight)
+    trained = parts["train"][2]
+    counts = label_counts(trained, target)
+    density = criterion.density_of(args, counts, LDS_RULE)
+    weights = criterion.weights_of(args, trained, target.middles, counts, LDS_RULE)
     check_counts(target, counts, args, weights, labels)
     loaders = {}
     for split, part in parts.items():
         own = weights if split == "train" else np.ones(len(counts))
         loaders[split] = Loader(*part, own, Sharing.of(args, accelerator), target)
+    values = target.scaled(trained), target.scaled(target.middles)
+    loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(target, meta, labels, loaders, counts, density, weights)
 
 
@@ -201,28 +206,23 @@ def build_model(args, fresh=False):
         options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(feature_dim_of(args.model), **options, clip=FDS_CLIP)
     model = AgeResNet(args.model, module, args.imagenet_weights and fresh)
+    heads.extend(model, args, SCALE_CLIP)
     return model.to(memory_format=torch.channels_last)  # the faster layout, on the CPU too
 
 
 def build_optimizer(args, model):
     """Return the optimizer of all parameters, or only of the last layer in RRT."""
-    if args.retrain_fc:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("linear."))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = heads.parameter_groups(args, model)
     if args.optimizer == "adam":  # the official script gives Adam no weight decay
-        return torch.optim.Adam(parameters, lr=args.lr)
+        return torch.optim.Adam(groups, lr=args.lr)
     return torch.optim.SGD(
-        parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+        groups, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
     )
 
 
 def build_loss(args):
-    """Return the loss function (inputs, targets, weights) -> scalar."""
-    function = getattr(losses, f"weighted_{args.loss}_loss")
-    if args.loss.startswith("focal"):
-        return functools.partial(function, beta=FOCAL_BETA)
-    return functools.partial(function, beta=HUBER_BETA) if args.loss == "huber" else function
+    """Return the loss function (inputs, targets, weights) -> scalar, None if it is another."""
+    return criterion.weighted_loss(args, FOCAL_BETA, HUBER_BETA)
 
 
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
@@ -244,11 +244,11 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
     args, accelerator = run.args, run.accelerator
-    criterion = build_loss(args)
+    done = epoch / args.epoch
+    loss_of = criterion.Criterion(run, model, build_loss(args), loader.prior, done)
     target = TARGET.of(args)
     lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    heads.set_lr(optimizer, lr)
     net.train()
     batches = loader.train(epoch, views=args.regularizer == "conr")
     steps = Steps(run, loader, batches, f"Epoch {epoch}")
@@ -256,7 +256,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         targets = target.scaled(batch.labels)
         with accelerator.autocast():
             preds, features = net(batch.images, batch.labels, min(epoch, args.start_smooth))
-            loss = criterion(preds.float(), targets, batch.weights)
+            loss = loss_of(preds.float(), targets, batch)
             compared = preds, features
             if batch.views is not None:
                 compared = net(batch.views, batch.labels.repeat(2, 1), NO_FDS)
@@ -308,19 +308,19 @@ def evaluate(run, model, data, split):
     """Predict a split and compute its metrics by shot.
 
     Returns:
-        Metrics of `metrics.shot_metrics`, and the predictions [N] in the split's order; the same
-        in every process.
+        Metrics of `metrics.shot_metrics`, and the predictions [N, 1], of experts with their
+        deviations [N, 2], in the split's order; the same in every process.
     """
     utils.broadcast_buffers(model)
     model.eval()
-    preds = []
+    answers = []
     loader = data.loaders[split]
     for batch in loader.evaluate():
         with run.accelerator.autocast():
-            preds.extend(model(batch.images)[0].float().flatten().tolist())
-    preds = np.asarray(gather(run.accelerator, preds), dtype=np.float32)
-    preds = data.target.unscaled(preds)
-    return shot_metrics(preds, loader.labels, data.labels, data.target), preds
+            answers.extend(model(batch.images)[0].float().tolist())
+    answers = np.asarray(gather(run.accelerator, answers), dtype=np.float32)
+    answers = criterion.in_unit(answers, data.target.unscaled)
+    return shot_metrics(answers[:, 0], loader.labels, data.labels, data.target), answers
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -360,12 +360,12 @@ def finish(run, model, data, progress):
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
     metrics, tables = {}, []
     for split in ("val", "test"):
-        metrics[split], preds = evaluate(run, model, data, split)
+        metrics[split], answers = evaluate(run, model, data, split)
         rows = data.meta.iloc[data.loaders[split].rows]
-        labels = rows[data.target.name]
-        tables.append(rows.assign(label=labels, prediction=preds))
+        columns = criterion.columns_of(answers)
+        tables.append(rows.assign(label=rows[data.target.name], **columns))
     if run.is_main:
-        text = pd.concat(tables)[["path", "label", "prediction", "split"]]
+        text = pd.concat(tables)[["path", "label", *columns, "split"]]
         text = text.to_csv(index=False, lineterminator="\n")
         utils.write_atomically(folder / "predictions.csv", text.encode())
         shots = shots_of_buckets(data.labels, data.target)

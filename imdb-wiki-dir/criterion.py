@@ -4,12 +4,14 @@ Their functions are in `loss.py`, their flags in `loss_flags.py`, what they add 
 `heads.py`.
 """
 
+import functools
+
 import numpy as np
 import torch
 
 import flags
+import loss as losses
 from lds import bucket_weights, dense_weights, label_density
-from loss import bmc_loss, bni_loss, gai_loss, gar_loss, uvote_loss
 from loss_flags import BALANCED
 
 COMPONENTS = 8  # of gai's mixture (released code, ages)
@@ -66,20 +68,23 @@ def weights_at(args, labels, buckets, weights):
     return weights[buckets]
 
 
-def prior_of(args, targets, values, density):
+def prior_of(args, targets, values, density, components=COMPONENTS):
     """Return what gai and bni need to know of the training labels, else None.
 
     Args:
         args: the flags.
-        targets: training labels in the unit of predictions [N].
+        targets: training labels in the unit of predictions [N], or None where only counts are kept.
         values: middle of each bucket, in that unit [B].
         density: what `density_of` returns.
+        components: most of gai's mixture.
     """
+    before, after = density
     if args.loss == "gai":
-        return fit_mixture(*np.unique(targets, return_counts=True))
+        if targets is not None:
+            values, before = np.unique(targets, return_counts=True)
+        return fit_mixture(values[before > 0], before[before > 0], components)
     if args.loss != "bni":
         return None
-    before, after = density
     mass = before if after is None else after
     held = (mass > 0) & np.isfinite(values)
     return values[held], mass[held] / mass[held].sum()
@@ -134,6 +139,19 @@ def fit_mixture(values, counts, components=COMPONENTS):
 # ---- the loss itself -----------------------------------------------------------------------
 
 
+def weighted_loss(args, focal_beta, huber_beta):
+    """Return the loss (inputs, targets, weights) -> scalar, or None if --loss is no weighted one.
+
+    Args:
+        args: the flags.
+        focal_beta, huber_beta: the benchmark's slopes, see `loss.py`.
+    """
+    function = getattr(losses, f"weighted_{args.loss}_loss", None)
+    if args.loss.startswith("focal"):
+        return functools.partial(function, beta=focal_beta)
+    return functools.partial(function, beta=huber_beta) if args.loss == "huber" else function
+
+
 class Criterion:
     """The training loss of a batch.
 
@@ -166,21 +184,23 @@ class Criterion:
         if self.args.experts:
             return self._of_experts(preds, targets, batch.weights)
         if name == "gar":
-            return gar_loss(preds, targets, self.args.gar_alpha)
+            return losses.gar_loss(preds, targets, self.args.gar_alpha)
         if name not in BALANCED:
             return self.plain(preds, targets, batch.weights)
         noise = self.model.noise_sigma
         if name == "bmc":
-            return bmc_loss(preds, targets, noise, self._gathered(targets, batch.share))
+            return losses.bmc_loss(preds, targets, noise, self._gathered(targets, batch.share))
         if name == "gai":
-            return gai_loss(preds, targets, self.prior, noise)
-        return bni_loss(preds, targets, *self.prior, noise)
+            return losses.gai_loss(preds, targets, self.prior, noise)
+        return losses.bni_loss(preds, targets, *self.prior, noise)
 
     def _of_experts(self, preds, targets, weights):
         """The experts' losses in one; the further the training, the more the later ones count."""
         means, log_scales = preds.T.chunk(2)
         weights = weights.reshape(len(preds), -1).T
-        first, *others = uvote_loss(means, log_scales, targets, weights, self.model.linear.clip)
+        first, *others = losses.uvote_loss(
+            means, log_scales, targets, weights, self.model.linear.clip
+        )
         schedule = self.args.expert_schedule
         rising = 1.0 if schedule == "constant" else self.done**2
         falling = 1.0 - rising if schedule == "fade" else 1.0
@@ -200,6 +220,19 @@ class Criterion:
         return rows[rows.isfinite().all(dim=1)]
 
 
+def in_unit(answers, invert):
+    """Return a network's answers in the unit of labels; a deviation is half of what it spans there.
+
+    Args:
+        answers: array [N, 1], or of experts [N, 2].
+        invert: function of arrays, from what the network predicts to labels.
+    """
+    preds = answers[:, :1]
+    std = answers[:, 1:]
+    return np.hstack([invert(preds), (invert(preds + std) - invert(preds - std)) / 2])
+
+
 def columns_of(answers):
-    """Return predictions [N, 1], or experts' answers [N, 2], as columns of `predictions.csv`."""
-    return dict(zip(("prediction", "std"), np.asarray(answers).T))
+    """Return predictions [N, 1], or experts' answers [N, 2], as columns of a table."""
+    answers = np.asarray(answers) if len(answers) else np.empty((0, 1))
+    return dict(zip(("prediction", "std"), answers.T))

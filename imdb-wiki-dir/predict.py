@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 import train
+from criterion import columns_of, in_unit
 from datasets import normalize
 from image_cache import load_image
 
@@ -57,13 +58,13 @@ class Predictor:
             batch_size, quiet: images of a batch; show no progress bar.
 
         Returns:
-            DataFrame of path and prediction, in the target's unit. Images that cannot be read are
-            not in it: its `attrs["faults"]` is a list of (path, error).
+            DataFrame of path and prediction, in the target's unit, and of experts `std`. Images
+            that cannot be read are not in it: its `attrs["faults"]` is a list of (path, error).
         """
         files = new_inputs.files_of(inputs, SUFFIXES)
         given = files, self.read, self.answer, batch_size, quiet
-        rows, preds, faults = new_inputs.read_and_answer(*given)
-        table = pd.DataFrame({"path": [str(files[row]) for row in rows], "prediction": preds})
+        rows, answers, faults = new_inputs.read_and_answer(*given)
+        table = pd.DataFrame({"path": [str(files[row]) for row in rows], **columns_of(answers)})
         table.attrs[new_inputs.FAULTS] = faults
         return table
 
@@ -73,10 +74,10 @@ class Predictor:
 
     @torch.inference_mode()
     def answer(self, images):
-        """Return the predictions [n] of such images, in the target's unit."""
+        """Return the answers to such images, float32 [n, 1] or [n, 2], in the target's unit."""
         images = torch.from_numpy(np.stack(images)).to(self.device)
-        preds = self.model(normalize(images))[0].float().flatten().cpu()
-        return self.target.unscaled(preds.numpy())
+        answers = self.model(normalize(images))[0].float().cpu().numpy()
+        return in_unit(answers, self.target.unscaled)
 
 
 load = Predictor

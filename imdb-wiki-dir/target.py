@@ -81,6 +81,14 @@ class Target(NamedTuple):
         return from_scale(low + self.bin_width * np.arange(number), self.scale)
 
     @property
+    def middles(self):
+        """Middles of the buckets [B], in the unit; the benchmark's own labels are whole numbers."""
+        if not self.own:
+            return self.edges
+        low, _ = self.ends
+        return from_scale(low + self.bin_width * (np.arange(len(self.edges)) + 0.5), self.scale)
+
+    @property
     def buckets(self):
         """The `label_to_bucket` of arrays and tensors."""
         return buckets_of(self)

@@ -126,6 +126,19 @@ def draw_examples(batch, preds, title):
     return fig
 
 
+def draw_run(folder, title, errors, counts, examples):
+    """Write the test set's errors by depth, and some of its images, into a folder.
+
+    Args:
+        folder: of the figures.
+        title: of both.
+        errors, counts: as for `draw_error_by_depth`.
+        examples: batch and its predictions, as for `draw_examples`.
+    """
+    save(draw_error_by_depth(errors, counts, title), folder / "error_by_depth.png")
+    save(draw_examples(*examples, title), folder / "examples.png")
+
+
 def save(fig, path):
     """Write a figure as PNG."""
     write_atomically(path, lambda file: fig.savefig(file, format="png"))

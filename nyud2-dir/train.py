@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flags
+import loss_flags
 import program
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
@@ -33,6 +34,8 @@ LOG = "training_log.log"
 TARGET = {"name": "depth", "unit": "m"}
 FDS_CLIP = (0.2, 5.0)  # bounds of the variance ratio (released code)
 LR_FACTOR = 0.1  # each --lr_step epochs
+LOSSES = ("mse", "gai", "bni")  # bmc would compare each pixel with all of a batch
+COMPONENTS = 16  # of gai's mixture (released code, NYUD2)
 
 # ---- 4 arguments ---------------------------------------------------------------------------
 
@@ -62,12 +65,12 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser, "head R", "with --retrain_fc all but R")
     add = parser.section("network", flags.NETWORK)
-    model_help = "encoder; mini is for tries on a CPU"
-    add("--model", default="resnet50", choices=MODELS, help=model_help)
+    add("--model", default="resnet50", choices=MODELS, help="encoder; mini is for tries on a CPU")
     downscale_help = "divides the size of the images, 304 x 228, and of the depths"
     add("--downscale", type=int, default=1, choices=(1, 2, 4), help=downscale_help)
     # Those that are not appended stand in the released name already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING)
+    add("--loss", default="mse", choices=LOSSES, help="training loss, per pixel")
     encoder = {"action": argparse.BooleanOptionalAction, "default": True}
     encoder_help = "start the encoder from torchvision's IMAGENET1K_V1 (mini has none)"
     add("--pretrained_encoder", **encoder, help=encoder_help)
@@ -82,6 +85,7 @@ def make_parser():
     add("--weight_decay", "--wd", type=float, default=1e-4, help="of Adam")
     batch_help = "over all processes together"
     add("--batch_size", type=int, default=32, appended=False, help=batch_help)
+    loss_flags.add_losses(parser, "m")
     flags.add_output(parser, store_name="nyud2")
     flags.add_run_time(parser)
     return parser
@@ -94,7 +98,9 @@ def parse_args(argv=None):
     flags.check(parser, args, positive=("epochs", "lr_step", "workers"), buckets=BUCKET_NUM)
     if not 0 <= args.start_epoch < args.epochs:
         parser.error(f"--start_epoch {args.start_epoch} must be from 0 to --epochs - 1")
-    args.loss = "mse"  # the only one here; the tables' names of methods ask for it
+    loss_flags.check_losses(parser, args)
+    if args.experts or args.reweight == flags.DENSE:
+        parser.error("--experts and --reweight dense are not for pixels")
     args.pretrained_encoder &= args.model != "mini"
     return args
 
@@ -116,7 +122,9 @@ import torch
 from torch.nn.functional import interpolate
 
 import checkpoints
+import criterion
 import depth_figures
+import heads
 import loss as losses
 import released
 import report
@@ -129,7 +137,6 @@ from depth_cache import Pairs
 from depth_maps import BUCKETS, label_to_bucket
 from depth_net import DepthNet, feature_dim_of
 from fds import FDS
-from lds import bucket_weights, label_density
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, BucketSums, shots_of_buckets
 from pair_lists import SUBSET, TEST, TRAIN, hold_out, read_mask, read_pairs, rows_of_subset
 
@@ -179,9 +186,11 @@ def build_data(run):
     if args.counts == "data" or (args.counts == "auto" and len(images) != TRAIN_PAIRS):
         counts = count_pixels(pairs, train)
     rule = LDS_RULE | {"start": args.bucket_start}
-    density = label_density(counts, args.reweight, **flags.lds_options(args), **rule)
-    weights = bucket_weights(density, counts, args.reweight)
+    density = criterion.density_of(args, counts, rule)
+    middles = np.arange(BUCKETS) / 10 + 0.05
+    weights = criterion.weights_of(args, None, middles, counts, rule)
     loaders = {"train": Loader(pairs, train, sharing, weights)}
+    loaders["train"].prior = criterion.prior_of(args, None, middles, density, COMPONENTS)
     paths = {}
     if args.fds and args.fds_stats == "extra_pass":
         subset = rows_of_subset(args.data_dir, SUBSET, images, held_out)
@@ -199,17 +208,14 @@ def build_model(args, fresh=False):
     if args.fds:
         options = flags.fds_options(args) | {"label_to_bucket": label_to_bucket}
         module = FDS(feature_dim_of(args.model), **options, clip=FDS_CLIP)
-    model = DepthNet(args.model, module, args.pretrained_encoder and fresh)
+    model = heads.extend(DepthNet(args.model, module, args.pretrained_encoder and fresh), args)
     return model.to(memory_format=torch.channels_last)  # the faster layout, on the CPU too
 
 
 def build_optimizer(args, model):
     """Return Adam of all parameters, or only of the refinement head in RRT."""
-    if args.retrain_fc:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("R."))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
+    groups = heads.parameter_groups(args, model, "R")
+    return torch.optim.Adam(groups, lr=args.lr, weight_decay=args.weight_decay)
 
 
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
@@ -231,16 +237,21 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
     args, accelerator = run.args, run.accelerator
+    loss_of = criterion.Criterion(run, model, losses.weighted_mse_loss, loader.prior)
     lr = args.lr * LR_FACTOR ** (epoch // args.lr_step)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    heads.set_lr(optimizer, lr)
     net.train()
     steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
         with accelerator.autocast():
             preds, features = net(batch.images, batch.depths, min(epoch, args.start_smooth))
-        # The corners that rotation leaves empty have depth 0 and count, as in the released code.
-        loss = losses.weighted_mse_loss(preds.float(), batch.depths, batch.weights)
+        preds = preds.float()
+        depths = batch.depths
+        # The empty corners that rotation leaves have depth 0 and count, as in the released code.
+        if args.loss != "mse":
+            seen = depths >= BUCKET_START / 10
+            preds, depths = preds[seen], depths[seen]
+        loss = loss_of(preds, depths, batch)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -379,23 +390,14 @@ def finish(run, model, data, progress):
             wall_seconds=progress["wall_seconds"],
         )
         report.draw_run(folder)
-        draw_depths(run, model, data, errors[-1])
+        batch = data.loaders["test"].pick(depth_figures.EXAMPLES)
+        title = f"{BENCHMARK}: {results.method_name(args, run.parser)}, seed {args.seed}\ntest set"
+        examples = batch, predict(run, model, batch)
+        depth_figures.draw_run(folder / "figures", title, errors[-1], data.counts, examples)
         table = results.metrics_table(metrics["test"])
         logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
     run_folder.close(run)
     return metrics["test"]
-
-
-def draw_depths(run, model, data, errors):
-    """Draw the test set's errors by depth, and some of its images."""
-    method = results.method_name(run.args, run.parser)
-    folder = run.folder / "figures"
-    title = f"{BENCHMARK}: {method}, seed {run.args.seed}\ntest set"
-    fig = depth_figures.draw_error_by_depth(errors, data.counts, title)
-    depth_figures.save(fig, folder / "error_by_depth.png")
-    batch = data.loaders["test"].pick(depth_figures.EXAMPLES)
-    fig = depth_figures.draw_examples(batch, predict(run, model, batch), title)
-    depth_figures.save(fig, folder / "examples.png")
 
 
 def run_evaluation(run):

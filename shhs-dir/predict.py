@@ -33,6 +33,7 @@ import pandas as pd
 import torch
 
 import train
+from criterion import columns_of
 from edf_night import read_night
 from night_signals import SIGNALS
 
@@ -66,13 +67,13 @@ class Predictor:
             batch_size, quiet: nights of a batch; show no progress bar.
 
         Returns:
-            DataFrame of path and prediction, in points. Nights that cannot be used are not in it:
-            its `attrs["faults"]` is a list of (path, error).
+            DataFrame of path and prediction, in points, and of experts `std`. Nights that cannot
+            be used are not in it: its `attrs["faults"]` is a list of (path, error).
         """
         files = new_inputs.files_of(inputs, SUFFIXES)
         given = files, self.read, self.answer, batch_size, quiet
-        rows, preds, faults = new_inputs.read_and_answer(*given)
-        table = pd.DataFrame({"path": [str(files[row]) for row in rows], "prediction": preds})
+        rows, answers, faults = new_inputs.read_and_answer(*given)
+        table = pd.DataFrame({"path": [str(files[row]) for row in rows], **columns_of(answers)})
         table.attrs[new_inputs.FAULTS] = faults
         return table
 
@@ -86,7 +87,7 @@ class Predictor:
 
     @torch.inference_mode()
     def answer(self, nights):
-        """Return the predictions [n] of such nights, in points."""
+        """Return the answers to such nights, [n, 1] or [n, 2], in points."""
         first = next(iter(SIGNALS))
         frames = [night[first].shape[1] // SIGNALS[first].frame for night in nights]
         signals = {}
@@ -96,7 +97,7 @@ class Predictor:
             for row, night in zip(padded, nights):
                 row[:, : night[name].shape[1]] = night[name]
             signals[name] = torch.from_numpy(padded).to(self.device)
-        return self.model(signals, torch.tensor(frames))[0].float().flatten().tolist()
+        return self.model(signals, torch.tensor(frames))[0].float().tolist()
 
 
 load = Predictor

@@ -122,7 +122,7 @@ def method_name(args, parser):
         base = "FOCAL-R" if base == "VANILLA" else f"FOCAL-R {base}"
     elif args.loss in ("bmc", "gai", "bni", "gar"):
         base = args.loss.upper()
-    base = "UVOTE" if getattr(args, "experts", 0) else base
+    base = "UVOTE" if args.experts else base
     base = f"RRT {base}" if args.retrain_fc else base
     if getattr(args, "pretraining", ""):  # by pretrain.py
         stage_two = "" if base == "RRT VANILLA" else f" {base}"

@@ -14,12 +14,12 @@ Evaluation of a checkpoint; here the first run's (seconds):
 """
 
 # ---- 2 imports -----------------------------------------------------------------------------
-import functools
 import logging
 import time
 from typing import NamedTuple
 
 import flags
+import loss_flags
 import program
 from regularizer_flags import add_regularizer, check_regularizer
 
@@ -71,6 +71,7 @@ def make_parser():
     norm_help = "longer gradients are scaled down to it"
     add("--max_grad_norm", type=float, default=5.0, appended=True, help=norm_help)
     add("--batch_size", type=int, default=32, help="nights, over all processes together")
+    loss_flags.add_losses(parser, "points")
     flags.add_output(parser, store_name="shhs")
     flags.add_run_time(parser)
     return parser
@@ -83,8 +84,7 @@ def parse_args(argv=None):
     positive = ("epoch", "width", "d_signal", "d_hid", "chunk")
     flags.check(parser, args, positive, buckets=BUCKET_NUM)
     check_regularizer(parser, args)
-    if args.retrain_fc and args.reweight == "none":
-        parser.error("--retrain_fc needs --reweight sqrt_inv or --reweight inverse")
+    loss_flags.check_losses(parser, args, weighted_rrt=True)
     if args.width % 8:
         parser.error(f"--width must be a multiple of 8, got {args.width}")
     if args.d_signal % 2:
@@ -111,7 +111,8 @@ import pandas as pd
 import torch
 
 import checkpoints
-import loss as losses
+import criterion
+import heads
 import regularizers
 import released
 import report
@@ -130,7 +131,6 @@ from datasets import (
     read_meta,
 )
 from fds import FDS
-from lds import bucket_weights, label_density
 from metrics import MAIN_METRICS, shot_metrics, shots_of_buckets
 from sleep_net import SleepNet
 
@@ -154,14 +154,17 @@ def build_data(run):
     run.note_data(meta)
     nights = Nights(args.data_dir, meta["path"], args.allow_outside)
     scores = meta["score"].to_numpy()
-    counts = label_counts(scores[meta["split"] == "train"])
-    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
-    weights = bucket_weights(density, counts, args.reweight)
+    trained = scores[meta["split"] == "train"]
+    counts = label_counts(trained)
+    density = criterion.density_of(args, counts, LDS_RULE)
+    values = np.arange(BUCKETS)
+    weights = criterion.weights_of(args, trained, values, counts, LDS_RULE)
     loaders = {}
     for split in SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
         own = weights if split == "train" else np.ones(BUCKETS)
         loaders[split] = Loader(nights, rows, scores[rows], own, Sharing.of(args, accelerator))
+    loaders["train"].prior = criterion.prior_of(args, trained, values, density)
     return Data(meta, loaders, counts, density, weights)
 
 
@@ -171,24 +174,19 @@ def build_model(args):
     if args.fds:
         options = flags.fds_options(args)
         module = FDS(args.d_hid, **options, label_to_bucket=label_to_bucket, clip=FDS_CLIP)
-    return SleepNet(module, args.width, args.d_signal, args.d_hid, args.rnn, args.chunk)
+    model = SleepNet(module, args.width, args.d_signal, args.d_hid, args.rnn, args.chunk)
+    return heads.extend(model, args)
 
 
 def build_optimizer(args, model):
     """Return Adam over all parameters, or only over the last layer in RRT."""
-    if args.retrain_fc:
-        model.requires_grad_(False)
-        model.linear.requires_grad_(True)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
+    groups = heads.parameter_groups(args, model)
+    return torch.optim.Adam(groups, lr=args.lr, weight_decay=args.weight_decay)
 
 
 def build_loss(args):
-    """Return the loss function (inputs, targets, weights) -> scalar."""
-    function = getattr(losses, f"weighted_{args.loss}_loss")
-    if args.loss.startswith("focal"):
-        return functools.partial(function, beta=FOCAL_BETA)
-    return functools.partial(function, beta=HUBER_BETA) if args.loss == "huber" else function
+    """Return the loss function (inputs, targets, weights) -> scalar, None if it is another."""
+    return criterion.weighted_loss(args, FOCAL_BETA, HUBER_BETA)
 
 
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
@@ -210,10 +208,10 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
     args, accelerator = run.args, run.accelerator
-    criterion = build_loss(args)
+    done = epoch / args.epoch
+    loss_of = criterion.Criterion(run, model, build_loss(args), loader.prior, done)
     lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    heads.set_lr(optimizer, lr)
     net.train()
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
@@ -222,7 +220,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
             preds, features = net(
                 batch.signals, batch.frames, batch.labels, min(epoch, args.start_smooth)
             )
-            loss = criterion(preds.float(), batch.labels, batch.weights)
+            loss = loss_of(preds.float(), batch.labels, batch)
             loss = loss + model.regularizer(features, batch.labels, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
@@ -274,18 +272,18 @@ def evaluate(run, model, data, split):
     """Predict a split and compute its metrics by shot.
 
     Returns:
-        Metrics of `metrics.shot_metrics`, and the predictions [N] in the split's order; the same
-        in every process.
+        Metrics of `metrics.shot_metrics`, and the predictions [N, 1], of experts with their
+        deviations [N, 2], in the split's order; the same in every process.
     """
     utils.broadcast_buffers(model)
     model.eval()
     loader = data.loaders[split]
-    preds = []
+    answers = []
     for batch in loader.evaluate():
         with run.accelerator.autocast():
-            preds.extend(model(batch.signals, batch.frames)[0].float().flatten().tolist())
-    preds = np.asarray(gather(run.accelerator, preds), dtype=np.float32)
-    return shot_metrics(preds, loader.labels, data.loaders["train"].labels), preds
+            answers.extend(model(batch.signals, batch.frames)[0].float().tolist())
+    answers = np.asarray(gather(run.accelerator, answers), dtype=np.float32)
+    return shot_metrics(answers[:, 0], loader.labels, data.loaders["train"].labels), answers
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -326,11 +324,12 @@ def finish(run, model, data, progress):
     metrics = {}
     tables = []
     for split in ("val", "test"):
-        metrics[split], preds = evaluate(run, model, data, split)
-        rows = data.meta.iloc[data.loaders[split].rows]
-        tables.append(rows.rename(columns={"score": "label"}).assign(prediction=preds))
+        metrics[split], answers = evaluate(run, model, data, split)
+        rows = data.meta.iloc[data.loaders[split].rows].rename(columns={"score": "label"})
+        columns = criterion.columns_of(answers)
+        tables.append(rows.assign(**columns))
     if run.is_main:
-        text = pd.concat(tables)[["path", "label", "prediction", "split"]]
+        text = pd.concat(tables)[["path", "label", *columns, "split"]]
         text = text.to_csv(index=False, lineterminator="\n")
         utils.write_atomically(folder / "predictions.csv", text.encode())
         shots = shots_of_buckets(data.loaders["train"].labels)

@@ -12,6 +12,7 @@ import restoring
 from batches import gather
 from checkpoint_file import NO_CHECKPOINT, load_checkpoint, number_of, weights_of
 from fetch import sha256_of
+from heads import set_lr
 from outside import reading
 from restoring import WITHIN
 from utils import load_state, save_checkpoint
@@ -150,8 +151,7 @@ def restore(run, path, model, optimizer):
     if "FDS.epoch" in untouched:
         restoring.start_statistics(model.FDS, progress["step"] // per_epoch, path)
     restoring.restore_training(run, path, training, optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = run.args.lr  # the flag rules, as in the folders that set it each epoch
+    set_lr(optimizer, run.args.lr)  # the flag rules, as in the folders that set it each epoch
     if model.FDS is not None and training.get("moments"):
         restore_moments(run, path, training["moments"], model.FDS)
     near = Path(path)

@@ -33,6 +33,7 @@ import torch
 
 import text
 import train
+from criterion import columns_of, in_unit
 from datasets import tokenize
 from pair_file import from_unit
 
@@ -78,14 +79,15 @@ class Predictor:
             batch_size, quiet: pairs of a batch; show no progress bar.
 
         Returns:
-            DataFrame of sentence1, sentence2 and prediction, in the unit of the scores. Pairs
-            without words are not in it: its `attrs["faults"]` is a list of (pair, error).
+            DataFrame of sentence1, sentence2 and prediction, in the scores' unit, and of experts
+            `std`. Pairs without words are not in it: its `attrs["faults"]` is a list of (pair,
+            error).
         """
         pairs = list(pairs)
         given = pairs, self.read, self.answer, batch_size, quiet
-        rows, preds, faults = new_inputs.read_and_answer(*given)
+        rows, answers, faults = new_inputs.read_and_answer(*given)
         table = pd.DataFrame([pairs[row] for row in rows], columns=COLUMNS)
-        table["prediction"] = preds
+        table = table.assign(**columns_of(answers))
         table.attrs[new_inputs.FAULTS] = faults
         return table
 
@@ -103,15 +105,16 @@ class Predictor:
 
     @torch.inference_mode()
     def answer(self, pairs):
-        """Return the scores [n] of such pairs: similarities, 0 to 5, or your own target."""
+        """Return the answers to such pairs, [n, 1] or [n, 2]: 0 to 5, or your own target."""
         sentences = [ids for side in (0, 1) for ids in (pair[side] for pair in pairs)]
         lengths = [len(ids) for ids in sentences]
         padded = np.full((len(sentences), max(lengths)), self.corpus.padding, dtype=np.int64)
         for row, ids in zip(padded, sentences):
             row[: len(ids)] = ids
-        preds = self.model(torch.from_numpy(padded).to(self.device), lengths)[0]
-        preds = from_unit(preds.double().flatten().cpu().numpy(), train.TARGET.of(self.args))
-        return preds.tolist()
+        answers = self.model(torch.from_numpy(padded).to(self.device), lengths)[0]
+        answers = answers.cpu().double().numpy()
+        target = train.TARGET.of(self.args)
+        return in_unit(answers, lambda values: from_unit(values, target)).tolist()
 
 
 load = Predictor

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from criterion import columns_of
 from datasets import tokenize
 from embeddings import read_word_vectors
 from files import write_atomically
@@ -215,12 +216,13 @@ def write_predictions(folder, pairs, predictions):
     Args:
         folder: the run folder.
         pairs: what `pair_file.read_pairs` returns.
-        predictions: {split: array [N] in the rows' order}.
+        predictions: {split: array [N, 1] in the rows' order, or [N, 2] with a deviation, `std`}.
     """
     tables = [
-        pairs[pairs["split"] == split].assign(prediction=preds)
-        for split, preds in predictions.items()
+        pairs[pairs["split"] == split].assign(**columns_of(answers))
+        for split, answers in predictions.items()
     ]
-    columns = ["sentence1", "sentence2", "label", "prediction", "split"]
+    answers = [name for name in ("prediction", "std") if name in tables[0]]
+    columns = ["sentence1", "sentence2", "label", *answers, "split"]
     text = pd.concat(tables)[columns].to_csv(index=False, lineterminator="\n")
     write_atomically(folder / "predictions.csv", text.encode())

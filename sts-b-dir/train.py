@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flags
+import loss_flags
 import program
 import resample
 from regularizer_flags import add_regularizer, check_regularizer
@@ -87,6 +88,7 @@ def make_parser():
     add("--val_interval", type=int, default=400, help="steps between two validations")
     add("--max_vals", type=int, default=100, help="most validations")
     add("--patience", type=int, default=10, help="validations without a gain before the end")
+    loss_flags.add_losses(parser, "similarity / 5", noise=0.2)  # 1 on the labels' own scale
     flags.add_output(parser, "sts")
     add = parser.section("names", flags.PLACE)
     add("--suffix", default="", help="end of the run folder's name")
@@ -100,24 +102,21 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.seed < 0:
-        if args.resume or args.evaluate:
-            parser.error("--random_seed below 0 draws a new one: give the one of the run")
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            parser.error("--random_seed below 0 would draw one in each process: give one")
+        if args.resume or args.evaluate or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            parser.error("--random_seed below 0 draws a new one in each process: give the run's")
         args.seed = random.SystemRandom().randrange(10_000)
     sizes = "max_seq_len max_word_v_size d_word d_hid n_layers_enc val_interval max_vals".split()
     flags.check(parser, args, positive=sizes)
     check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
+    loss_flags.check_losses(parser, args)
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout {args.dropout} must be in [0, 1)")
-    for flag in ("huber_beta", "max_grad_norm"):
-        if not getattr(args, flag) > 0:
-            parser.error(f"--{flag} must be above 0, got {getattr(args, flag)}")
-    for flag in ("n_layers_highway", "patience"):
-        if getattr(args, flag) < 0:
-            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}")
+    if not (args.huber_beta > 0 and args.max_grad_norm > 0):
+        parser.error("--huber_beta and --max_grad_norm must be above 0")
+    if min(args.n_layers_highway, args.patience) < 0:
+        parser.error("--n_layers_highway and --patience must be 0 or more")
     if Path(args.log_file).name != args.log_file:
         parser.error(f"--log_file is a name in the run's folder, got {args.log_file}")
     if args.pooling and not args.encoder:
@@ -142,7 +141,8 @@ import numpy as np
 import torch
 
 import checkpoints
-import loss as losses
+import criterion
+import heads
 import metrics as measured
 import regularizers
 import released
@@ -155,7 +155,6 @@ from batches import Sharing, Steps, gather
 from bilstm import LSTMEncoder, SimilarityRegressor, TextEncoder
 from datasets import LDS_RULE, Loader, edges_of, label_counts, label_to_bucket
 from fds import FDS
-from lds import bucket_weights, label_density
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
 from pair_file import from_unit, to_unit
 from schedule import out_of_patience, spans_to_validation
@@ -187,15 +186,21 @@ def build_data(run, checkpoint=None):
         shots, vectors = shot_of(parts["train"][1], rule), text.vectors_of(args, corpus)
         *parts["train"], pairs = with_synthetic_pairs(*parts["train"], shots, vectors, args)
         make_loader["train"] = functools.partial(BlendLoader, pairs=pairs)
-    counts = label_counts(parts["train"][1], edges)
-    density = label_density(counts, args.reweight, **flags.lds_options(args), **LDS_RULE)
-    weights = bucket_weights(density, counts, args.reweight)
-    check_counts(rule.target, counts, args, weights, parts["train"][1])
+    trained = parts["train"][1]
+    counts = label_counts(trained, edges)
+    density = criterion.density_of(args, counts, LDS_RULE)
+    middles = (edges[1:] + edges[:-1]) / 2
+    weights = criterion.weights_of(args, trained, middles, counts, LDS_RULE)
+    check_counts(rule.target, counts, args, weights, trained)
     options = Sharing.of(args, run.accelerator), args.group_by_length, corpus.padding
     loaders = {}
     for split, (ids, y) in parts.items():
-        own = weights if split == "train" else np.ones(len(counts))
-        loaders[split] = make_loader[split](ids, y, own[label_to_bucket(y, edges)], *options)
+        own = np.ones(len(y))
+        if split == "train":
+            own = criterion.weights_at(args, y, label_to_bucket(y, edges), weights)
+        loaders[split] = make_loader[split](ids, y, own, *options)
+    values = [to_unit(x, rule.target) for x in (trained, middles)]
+    loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(corpus, loaders, rule, counts, density, weights)
 
 
@@ -217,25 +222,19 @@ def build_model(args, corpus, fresh=False):
         options = {**flags.fds_options(args), "label_to_bucket": bucket, "clip": FDS_CLIP}
         options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(4 * encoder.sentence_dim, **options, fill_empty=True)
-    return SimilarityRegressor(encoder, module)
+    return heads.extend(SimilarityRegressor(encoder, module), args)
 
 
 def build_optimizer(args, model):
     """Return the optimizer of all that is trained, in RRT only of the last layer."""
-    if args.retrain_fc:
-        model.requires_grad_(False)
-        model.linear.requires_grad_(True)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = heads.parameter_groups(args, model)
     kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.SGD
-    return kind(parameters, lr=args.lr, weight_decay=WEIGHT_DECAY)
+    return kind(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
 
 
 def build_loss(args):
-    """Return the loss function (inputs, targets, weights) -> scalar."""
-    function = getattr(losses, f"weighted_{args.loss}_loss")
-    if args.loss.startswith("focal"):
-        return functools.partial(function, beta=FOCAL_BETA)
-    return functools.partial(function, beta=args.huber_beta) if args.loss == "huber" else function
+    """Return the loss function (inputs, targets, weights) -> scalar, None if it is another."""
+    return criterion.weighted_loss(args, FOCAL_BETA, args.huber_beta)
 
 
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
@@ -258,7 +257,9 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         FloatingPointError: naming epoch, step and value, if the loss is not finite or explodes.
     """
     args, accelerator = run.args, run.accelerator
-    criterion, target = build_loss(args), TARGET.of(args)
+    part = loader.prior, span.start / (args.max_vals * args.val_interval)
+    loss_of = criterion.Criterion(run, model, build_loss(args), *part)
+    target = TARGET.of(args)
     epoch, first = divmod(span.start, len(loader))
     net.train()
     batches = loader.train(epoch, slice(first, first + len(span)))
@@ -269,7 +270,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         with accelerator.autocast():
             preds, features = net(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
             targets = to_unit(batch.labels, target)
-            loss = criterion(preds.float(), targets, batch.weights)
+            loss = loss_of(preds.float(), targets, batch)
             loss = loss + model.regularizer(features, targets, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
@@ -315,15 +316,16 @@ def update_fds_statistics(run, model, loader, epoch):
 
 @torch.no_grad()
 def evaluate(run, model, data, split):
-    """Return a split's `shot_metrics` and its predictions [N] in order, alike in each process."""
+    """Return a split's `shot_metrics` and its answers, [N, 1] or of experts [N, 2], in order."""
     utils.broadcast_buffers(model)
     model.eval()
-    preds, loader = [], data.loaders[split]
+    answers, loader = [], data.loaders[split]
     for batch in loader.evaluate():
         with run.accelerator.autocast():
-            preds.extend(model(batch.ids, batch.lengths)[0].float().flatten().tolist())
-    preds = from_unit(np.float64(gather(run.accelerator, preds)), data.rule.target)
-    return shot_metrics(preds, loader.labels, rule=data.rule), preds
+            answers.extend(model(batch.ids, batch.lengths)[0].float().tolist())
+    answers, target = np.float64(gather(run.accelerator, answers)), data.rule.target
+    answers = criterion.in_unit(answers, lambda values: from_unit(values, target))
+    return shot_metrics(answers[:, 0], loader.labels, rule=data.rule), answers
 
 
 # ---- 9 train -------------------------------------------------------------------------------

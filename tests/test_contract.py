@@ -584,15 +584,15 @@ def test_a_loss_that_explodes_keeps_the_checkpoint(contract, data, finished, tmp
     shutil.copytree(finished, folder)
     before = (folder / contract.last).read_bytes()
     more = (*contract.lines(5), *contract.lds_fds.split(), "--resume")
-    name = next(n for n in dir(contract.train.losses) if n.startswith("weighted_")
+    name = next(n for n in dir(contract.train.criterion.losses) if n.startswith("weighted_")
                 and n in used_losses(contract))  # fmt: skip
-    poisoned = getattr(contract.train.losses, name)
+    poisoned = getattr(contract.train.criterion.losses, name)
 
     def loss(*args, **options):
         return poisoned(*args, **options) * float("nan")
 
     with (
-        mock.patch.object(contract.train.losses, name, loss),
+        mock.patch.object(contract.train.criterion.losses, name, loss),
         pytest.raises(FloatingPointError, match=r"nan at epoch \d+, step \d+.*checkpoint stays"),
     ):
         here(contract, data, tmp_path, *more)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from conftest import ROOT, load
+from contract import CONTRACTS
 
 train = load("uci-dir", "train")
 criterion = load("uci-dir", "criterion")
@@ -148,7 +149,7 @@ def test_learning_rates_and_what_is_trained():
         net = nn.Module()
         net.hidden, net.linear = nn.Linear(2, 3), nn.Linear(3, 1)
         optimizer = torch.optim.Adam(
-            heads.parameter_groups(args, heads.extend(net, args), "linear."), lr=args.lr
+            heads.parameter_groups(args, heads.extend(net, args)), lr=args.lr
         )
         heads.set_lr(optimizer, 1e-4)
         return [(len(group["params"]), group["lr"]) for group in optimizer.param_groups]
@@ -283,6 +284,79 @@ def test_new_rows_get_a_deviation(tables, tmp_path, no_figures):
     assert (written["std"] == "theirs").all()
     assert (written["std_"] > 0).all()
     assert written["prediction"].notna().all()
+
+
+OTHERS = [  # folder, flags, method, and whether predictions come with a deviation
+    ("agedb-dir", "--experts 2 --fds", "UVOTE+FDS", True),
+    ("agedb-dir", "--reweight dense --target age --high 70 --bin_width 5", "DENSE", False),
+    ("sts-b-dir", "--loss gai", "GAI", False),
+    ("sts-b-dir", "--experts 3", "UVOTE", True),
+    ("shhs-dir", "--experts 2 --lds", "UVOTE+LDS", True),
+    ("nyud2-dir", "--loss bni --lds", "BNI+LDS", False),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Data of each folder, made when first asked for."""
+    made = {}
+
+    def of(contract):
+        if contract.folder not in made:
+            path = tmp_path_factory.mktemp(contract.folder)
+            made[contract.folder] = contract.make_data(path)
+        return made[contract.folder]
+
+    return of
+
+
+@pytest.mark.parametrize(("folder", "words", "method", "deviates"), OTHERS)
+def test_the_other_folders_resume_and_evaluate(
+    made, tmp_path, monkeypatch, folder, words, method, deviates
+):
+    contract = next(contract for contract in CONTRACTS if contract.folder == folder)
+    monkeypatch.setattr(contract.train.report, "draw_run", lambda folder: None)
+    if contract.tiny and "--experts" not in words:
+        extend, build = contract.train.heads.extend, contract.tiny()
+        network = lambda args, fresh=False: extend(build(args, fresh), args)  # noqa: E731
+        monkeypatch.setattr(contract.train, "build_model", network)
+    data = made(contract)
+    lines_of = {"nyud2-dir": (1,)}.get(folder, (1, 2))  # its runs take long
+    for lines in lines_of:
+        more = (*contract.lines(lines), *words.split(), "--resume")
+        contract.train.main(contract.argv(data, tmp_path / "runs", *more))
+    run = only_run(tmp_path / "runs")
+    results = json.loads((run / "results.json").read_text())
+    assert results["method"] == method
+    assert len((run / "epochs.jsonl").read_text().splitlines()) == lines_of[-1]
+    again = ["--evaluate", "--eval_model", run / contract.best]
+    if folder == "sts-b-dir":  # whose checkpoints hold the weights alone
+        again += words.split()
+    metrics = contract.train.main(contract.argv(data, tmp_path, *again))
+    name = results["main_metrics"][0]
+    assert metrics["overall"][name] == pytest.approx(results["metrics"]["test"]["overall"][name])
+    assert ("std" in pd.read_csv(run / "predictions.csv")) == deviates
+
+
+def test_the_networks_have_a_noise():
+    nyud2 = load("nyud2-dir", "train")
+    words = "--model mini --loss bni --noise_sigma 0.5 --retrain_fc --pretrained f"
+    args = nyud2.parse_args(words.split())
+    model = nyud2.build_model(args)
+    names = {
+        "noise_sigma",
+        *(name for name, _ in model.named_parameters() if name.startswith("R.")),
+    }
+    nyud2.build_optimizer(args, model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == names
+    assert model.noise_sigma.item() == 0.5
+
+
+@pytest.mark.parametrize("words", ["--experts 2", "--reweight dense", "--loss bmc"])
+def test_methods_that_are_not_for_pixels(words, capsys):
+    with pytest.raises(SystemExit):
+        load("nyud2-dir", "train").parse_args(words.split())
+    assert words.split()[0] in capsys.readouterr().err
 
 
 @pytest.mark.slow

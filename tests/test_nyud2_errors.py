@@ -25,6 +25,8 @@ DEFAULTS = dict(
 OURS = dict(
     downscale=1, select="heldout", counts="auto", cache=None, model="resnet50",
     pretrained_encoder=True, lr_step=5, loss="mse",
+    noise_sigma=1.0, fix_noise_sigma=False, sigma_lr=0.01, gather=False, gar_alpha=0.2,
+    dense_alpha=1.0, experts=0, expert_schedule="fade",
 )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ DEFAULTS = dict(
     high=None, bin_width=None, scale=None, many=None, few=None,
     regularizer="none", regularizer_weight=None, temperature=None, conr_omega=1.0, conr_push=0.01,
     conr_official=False, srl_momentum=0.9, dist_strength=0.1,
+    noise_sigma=1.0, fix_noise_sigma=False, sigma_lr=0.01, gather=False, gar_alpha=0.2,
+    dense_alpha=1.0, experts=0, expert_schedule="rise",
 )  # fmt: skip
 
 

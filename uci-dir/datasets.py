@@ -126,17 +126,6 @@ class TargetScale:
         values = np.asarray(values, dtype=np.float64) * self.std + self.mean
         return np.exp(np.minimum(values, LARGEST_LOG)) if self.log else values
 
-    def invert_answers(self, answers):
-        """Return a model's answers to the unit of labels: predictions and, if any, deviations.
-
-        Args:
-            answers: [N, 1] or [N, 2]; of the logarithm a deviation is taken to first order.
-        """
-        answers = np.array(answers, dtype=np.float64)
-        answers[:, 0] = self.invert(answers[:, 0])
-        answers[:, 1:] *= self.std * (answers[:, :1] if self.log else 1.0)
-        return answers
-
 
 # ---- prepared table ------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 
 from batches import Sharing, gather
 from columns import encode
-from criterion import columns_of
+from criterion import columns_of, in_unit
 from datasets import Loader, TargetScale
 from files import write_atomically
 from table_file import read_table
@@ -87,7 +87,8 @@ def predict_rows(run, model, loader, scale):
     for batch in loader.evaluate():
         with run.accelerator.autocast():
             answers.extend(model(batch.inputs)[0].double().tolist())
-    return np.float32(scale.invert_answers(gather(run.accelerator, answers)))
+    answers = np.array(gather(run.accelerator, answers))
+    return np.float32(in_unit(answers, scale.invert))
 
 
 def run_prediction(run, path, preparation, model):

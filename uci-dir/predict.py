@@ -30,7 +30,7 @@ import torch
 
 import train
 from columns import encode
-from criterion import columns_of
+from criterion import columns_of, in_unit
 from datasets import TargetScale
 from new_rows import with_columns
 from table_file import read_table
@@ -80,9 +80,13 @@ class Predictor:
 
     @torch.inference_mode()
     def answer(self, inputs):
-        """Return the answers to encoded rows, float32 [n, 1] in the target's unit."""
+        """Return the answers to encoded rows, float32 [n, 1] in the target's unit.
+
+        Those of experts are [n, 2], with the standard deviation.
+        """
         inputs = torch.from_numpy(np.asarray(inputs, dtype=np.float32)).to(self.device)
-        return np.float32(self.scale.invert_answers(self.model(inputs)[0].double().tolist()))
+        answers = self.model(inputs)[0].cpu().double().numpy()
+        return np.float32(in_unit(answers, self.scale.invert))
 
 
 load = Predictor

@@ -126,7 +126,6 @@ import compare
 import criterion
 import datasets
 import heads
-import loss as losses
 import new_rows
 import prepare
 import regularizers
@@ -211,7 +210,7 @@ def build_model(args, state=None):
 
 def build_optimizer(args, model):
     """Return Adam for all parameters, or for the last layer alone in RRT."""
-    groups = heads.parameter_groups(args, model, "linear.")
+    groups = heads.parameter_groups(args, model)
     # One kernel for all parameters: the layers are so small that a kernel each costs more.
     return torch.optim.Adam(groups, lr=args.lr, fused=True)
 
@@ -223,11 +222,8 @@ def build_loss(args, targets):
         args: the flags.
         targets: scaled ones of the training set, tensor [N, 1], whose range the focal loss needs.
     """
-    function = getattr(losses, f"weighted_{args.loss}_loss", None)
-    if args.loss.startswith("focal"):
-        beta = FOCAL_BETA_TIMES_RANGE / float(targets.max() - targets.min())
-        return functools.partial(function, beta=beta)
-    return functools.partial(function, beta=HUBER_BETA) if args.loss == "huber" else function
+    beta = FOCAL_BETA_TIMES_RANGE / (float(targets.max() - targets.min()) or 1.0)
+    return criterion.weighted_loss(args, beta, HUBER_BETA)
 
 
 # ---- 6 train_one_epoch ---------------------------------------------------------------------
