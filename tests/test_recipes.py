@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -20,9 +21,11 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # By page, the start of a heading and how many blocks stand under it.
 EXPECTED = {
     "README.md": {"Use it": 3},
-    "RECIPES.md": {"FDS": 1, "Float": 1, "Gradient": 1, "Dense": 1, "Several": 1},
+    "RECIPES.md": {
+        "FDS": 1, "Float": 1, "Heavy": 1, "Gradient": 1, "Dense": 1, "Several": 1, "Lightning": 2,
+    },
     "MIGRATING.md": {"Our `fds.py`": 2},
-}
+}  # fmt: skip
 WINDOW = gaussian_filter1d(np.eye(5)[2], sigma=2)
 
 
@@ -45,8 +48,8 @@ CSV, LDS, FDS = codes_of("README.md", "Use it")
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Return a function that runs a block where the four files can be imported."""
-    for name in ("fds", "moments", "lds", "loss"):
+    """Return a function that runs a block where the files of the methods can be imported."""
+    for name in ("fds", "moments", "lds", "loss", "buckets"):
         monkeypatch.setitem(sys.modules, name, load("agedb-dir", name))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -252,6 +255,56 @@ def test_float_labels_and_quantiles(run):
     assert torch.bincount(module.label_to_bucket(train_labels)).tolist() == [50] * 20
     module.update_running_stats(torch.randn(1000, 16), train_labels.float(), 0)
     assert (module.num_samples_tracked > 40).all()
+
+
+def test_heavy_tails(run):
+    names = run(codes_of("RECIPES.md", "Heavy")[0])
+    price, weights = names["price"], names["weights"]
+    edges = np.geomspace(price.min(), price.max(), 51)[1:-1]
+    bucket = np.digitize(price, edges)
+    np.testing.assert_allclose(weights, weights_by_hand(bucket, 50), rtol=1e-5)
+    expected = [weights[bucket == number][0] for number in np.digitize([20, 2000], edges)]
+    assert names["new"].tolist() == expected
+    assert names["model"].predict(names["X"]).min() > 0
+    assert names["fds"].label_to_bucket(torch.from_numpy(price)).tolist() == bucket.tolist()
+
+
+def test_lightning_calls_fds_in_order(run, monkeypatch):
+    """Its hooks are called by hand: the package is not among the requirements."""
+    module = types.ModuleType("lightning")
+    module.LightningModule = torch.nn.Module
+    monkeypatch.setitem(sys.modules, "lightning", module)
+    model = run(codes_of("RECIPES.md", "Lightning")[0])["Network"]()
+    optimizer = model.configure_optimizers()
+    labels = 100 * torch.rand(64, 1)
+    batch = torch.randn(64, 8), labels, torch.ones(64, 1)
+    for model.current_epoch in range(3):
+        optimizer.zero_grad()
+        model.training_step(batch, 0).backward()
+        optimizer.step()
+        model.on_train_epoch_end()
+    assert model.FDS.num_samples_tracked.sum() == 3 * 64
+    assert int(model.FDS.epoch) == 2
+
+
+def test_transformers_trainer_updates_fds(run):
+    names = run(codes_of("RECIPES.md", "Lightning")[1])
+    module = names["trainer"].model.FDS
+    assert module.num_samples_tracked.sum() == 3 * 256
+    assert int(module.epoch) == 2
+    bucket = names["labels"].long()[:, 0]
+    counted = torch.bincount(bucket, minlength=100)
+    assert torch.equal(module.num_samples_tracked.cpu() / 3, counted.float())
+
+
+def test_a_csv_whose_labels_are_no_numbers_is_refused(run, tmp_path):
+    prices = [str(price) for price in range(500)]
+    prices[7] = "unknown"
+    pd.DataFrame({"price": prices}).to_csv(tmp_path / "mine.csv")
+    assert len(run(CSV)["table"]) == 499
+    pd.DataFrame({"price": [f"{price:,.2f}" for price in range(900, 1100)]}).to_csv("mine.csv")
+    with pytest.raises(ValueError, match=r"100 of 200 labels are no numbers.*'1,000\.00'"):
+        run(CSV)
 
 
 def test_dense(run):
