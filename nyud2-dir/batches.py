@@ -1,7 +1,7 @@
 """An epoch's batches: cut into the processes' parts, read ahead, and stepped through.
 
 A folder's `Loader` derives from `Batches`. Its training and its FDS statistics go through `Steps`,
-which shows a progress bar and looks after the loss. Data scripts need no torch: it is imported late.
+which shows a progress bar and looks after the loss. Data scripts do without torch: it comes late.
 """
 
 import time
