@@ -38,9 +38,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/python tools/copies.py
 
-# Damaged files of every kind, 10,000 of them; the counts go into benchmarks/RELIABILITY.md.
+# Damaged files of every kind, 10,000 of them, and runs that are killed at random moments, 21 of each
+# folder; the counts go into benchmarks/RELIABILITY.md.
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases 10000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py --moments 21
 
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/fds.py

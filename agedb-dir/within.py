@@ -173,13 +173,21 @@ class Within:
     def _stop(self, where):
         """End the run with status 0, and say how to resume it."""
         run = self.run
-        words = [
-            w for w in shlex.split(run.facts["command"]) if w not in ("--overwrite", "--resume")
-        ]
         run.accelerator.wait_for_everyone()
-        logging.info("Stopped %s. To resume: %s --resume", where, shlex.join(words))
+        logging.info("Stopped %s. To resume: %s", where, to_resume(run.facts["command"]))
         run_folder.close(run)
         raise SystemExit(0)
+
+
+def to_resume(command):
+    """Return the command that resumes a run which another one started: with a bare --resume."""
+    words = shlex.split(command)
+    kept = []
+    for before, word in zip(["", *words], words):
+        path = before == "--resume" and not word.startswith("--")
+        if not path and word != "--overwrite" and word.split("=")[0] != "--resume":
+            kept.append(word)
+    return shlex.join([*kept, "--resume"])
 
 
 def moments_of(module):

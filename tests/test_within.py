@@ -130,6 +130,12 @@ def test_a_loss_that_is_not_finite_is_not_saved(data, tmp_path):
     assert not (folder_in(tmp_path) / within.WITHIN).exists()
 
 
+@pytest.mark.parametrize("more", ["", "--overwrite", "--resume", "--resume a/b.tar", "--resume=b"])
+def test_the_command_that_resumes(more):
+    found = within.to_resume(f"python train.py {more} --data_dir 'my data' --fds")
+    assert found == "python train.py --data_dir 'my data' --fds --resume"
+
+
 # ---- several processes ---------------------------------------------------------------------
 
 
