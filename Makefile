@@ -44,11 +44,9 @@ fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases 10000
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py --moments 21
 
+# Ratios against plain loops, into benchmarks/README.md; on an idle machine, less than 8 minutes.
 bench: $(INSTALLED)
-	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/fds.py
-	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/loader.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentences.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py
+	$(BIN)/python benchmarks/bench.py
 
 # Everything that only a GPU can say; run it again until nothing is left. GPU_FLAGS: --minutes 25,
 # --data FILE_OF_PACK. The environment's own PyTorch may be used: make gpu GPU_PYTHON=python3.

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ sys.path.append(str(ROOT / "tools"))
 
 from load import load  # noqa: E402 - found through the line above
 
-__all__ = ["load", "medians", "show"]
+__all__ = ["load", "medians", "peak_of", "print_peak", "show"]
 
 
 def medians(functions, runs=5, synchronize=lambda: None, warm=True):
@@ -38,11 +39,34 @@ def medians(functions, runs=5, synchronize=lambda: None, warm=True):
 
 
 def show(rows, path=None):
-    """Print rows of (what, plain seconds, our seconds, goal) with their ratio; also as JSON."""
-    print(f"{'what':<58}{'plain ms':>10}{'ours ms':>10}{'ratio':>8}  goal")
+    """Print rows of (what, plain seconds, our seconds, goal) as a Markdown table; also as JSON."""
+    print("| what | plain ms | ours ms | ratio | goal |\n|---|---:|---:|---:|---|")
     for what, plain, ours, goal in rows:
-        print(f"{what:<58}{1e3 * plain:>10.2f}{1e3 * ours:>10.2f}{plain / ours:>8.1f}  {goal}")
+        print(f"| {what} | {1e3 * plain:.2f} | {1e3 * ours:.2f} | {plain / ours:.1f} | {goal} |")
+    print()
     if path:
         keys = ("what", "plain_seconds", "our_seconds", "goal")
         lines = [json.dumps(dict(zip(keys, row)) | {"ratio": row[1] / row[2]}) for row in rows]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def peak_of(file, what):
+    """Return the MiB by which a benchmark's `--memory_of what` raises a fresh process's peak."""
+    command = [sys.executable, file, "--memory_of", what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(prepare, call):
+    """Print how far a call raises this process's peak above what it holds before (Linux)."""
+    given = prepare()
+
+    def status(key):
+        text = Path("/proc/self/status").read_text()
+        return int(text.split(f"{key}:")[1].split()[0]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+    before = status("VmRSS")
+    result = call(*given)
+    print(status("VmHWM") - before)
+    return result

@@ -1,6 +1,6 @@
 """Depth maps against plain loops: statistics, pixel weights, training batches, evaluation.
 
-    OMP_NUM_THREADS=1 python benchmarks/dense.py [--maps 24] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/dense.py [--maps 8] [--json FILE]
 
 The plain side is what a reader would write: over the pixels of a map, over the buckets of an
 array, over the files of a batch. Both sides give the same numbers, which is checked first.
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from common import load, medians, show
+from common import load, medians, peak_of, print_peak, show
 
 D, H, W = 128, 114, 152  # the head's features
 BATCH, CLIP = 32, (0.2, 5.0)
@@ -58,6 +58,26 @@ def plain_statistics(batches):
     return result
 
 
+def released_buckets(depths):
+    """Bucket of each pixel by a call for each, which is the released code's way."""
+
+    def bucket_of(depth):
+        return max(7, min(int(depth * np.float32(10)), 99))
+
+    return np.array([bucket_of(depth) for depth in depths.numpy().flat])
+
+
+def released_statistics(batches):
+    """As `plain_statistics`, with the buckets from a call for each pixel."""
+    rows = torch.cat([features.permute(0, 2, 3, 1).reshape(-1, D) for features, _ in batches])
+    bucket = released_buckets(torch.cat([depths.flatten() for _, depths in batches]))
+    result = {}
+    for b in np.unique(bucket):
+        chosen = rows[torch.from_numpy(bucket == b)]
+        result[b] = chosen.mean(0), chosen.var(0, unbiased=len(chosen) > 1)
+    return result
+
+
 def our_statistics(batches):
     """Accumulate batch after batch."""
     module = make_module()
@@ -72,12 +92,103 @@ def compare_statistics(maps):
     depths = make_depths(maps).split(8)
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(len(d), D, H, W, generator=generator) + d, d) for d in depths]
+    # In the layout that the network gives: the channels of a pixel lie next to each other.
+    batches = [(x.contiguous(memory_format=torch.channels_last), d) for x, d in batches]
     ours = our_statistics(batches)
-    for b, (mean, var) in plain_statistics(batches).items():
-        torch.testing.assert_close(ours.running_mean[b - 7], mean, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(ours.running_var[b - 7], var, rtol=1e-2, atol=1e-3)
-    plain, our = medians([lambda: plain_statistics(batches), lambda: our_statistics(batches)], 3)
-    return f"statistics of {maps} maps, {D} features a pixel, by buckets", plain, our, "30"
+    for side in (plain_statistics, released_statistics):
+        for b, (mean, var) in side(batches).items():
+            torch.testing.assert_close(ours.running_mean[b - 7], mean, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(ours.running_var[b - 7], var, rtol=1e-2, atol=1e-3)
+    sides = (plain_statistics, released_statistics, our_statistics)
+    plain, released, our = medians([lambda side=side: side(batches) for side in sides], 3)
+    what = f"statistics of {maps} maps, {D} features a pixel"
+    return [
+        (f"{what}, against buckets at once", plain, our, ""),
+        (f"{what}, against a call for each pixel", released, our, ">= 40"),
+    ]
+
+
+# ---- smoothing -----------------------------------------------------------------------------
+
+
+def smoothing_data(maps=8):
+    """Features and depths of maps in the network's layout, and an FDS that has seen an epoch."""
+    depths, module = make_depths(maps), make_module()
+    features = torch.randn(maps, D, H, W).contiguous(memory_format=torch.channels_last)
+    module.accumulate(features, depths)
+    module.update_running_stats(epoch=0)
+    module.update_last_epoch_stats(1)
+    return module, features, depths
+
+
+def statistics_of(module, b):
+    """Mean, variance, smoothed mean and factor of a bucket."""
+    m1, v1 = module.running_mean_last_epoch[b], module.running_var_last_epoch[b]
+    m2, v2 = module.smoothed_mean_last_epoch[b], module.smoothed_var_last_epoch[b]
+    return m1, m2, torch.sqrt(torch.clamp(v2 / v1, *CLIP))
+
+
+def released_smooth(module, features, depths, per_pixel=True):
+    """Calibrate bucket by bucket, in a copy of the rows."""
+    rows = features.permute(0, 2, 3, 1).reshape(-1, D).clone()
+    if per_pixel:
+        bucket = torch.from_numpy(released_buckets(depths))
+    else:
+        bucket = (depths.flatten() * 10).long().clamp(7, 99)
+    for b in bucket.unique().tolist():
+        if module.running_var_last_epoch[b - 7].sum() < 1e-10:
+            continue
+        m1, m2, factor = statistics_of(module, b - 7)
+        chosen = bucket == b
+        rows[chosen] = (rows[chosen] - m1) * factor + m2
+    return rows.reshape(len(features), H, W, D).permute(0, 3, 1, 2)
+
+
+def one_expression(module, features, depths):
+    """Calibrate from tables of a scale and a shift for each pixel, which backward keeps."""
+    bucket = (depths[:, 0] * 10).long().clamp(7, 99) - 7
+    scale, shift = torch.nn.functional.embedding(bucket, module._calibration).chunk(2, dim=-1)
+    return torch.addcmul(shift.permute(0, 3, 1, 2), features, scale.permute(0, 3, 1, 2))
+
+
+def backward_of(smooth, module, features, depths):
+    """Forward and backward of a way to smooth."""
+    given = features.detach().requires_grad_()
+    smooth(module, given, depths).backward(features)
+    return given.grad
+
+
+def our_smooth(module, features, depths):
+    """Ours."""
+    return module.smooth(features, depths, 1)
+
+
+def compare_smoothing():
+    """Return rows of smoothing a batch of maps."""
+    given = smoothing_data()
+    ours = our_smooth(*given)
+    torch.testing.assert_close(ours, released_smooth(*given), rtol=1e-4, atol=1e-4)
+    assert torch.equal(ours, one_expression(*given))
+    pixels, loop, our = medians(
+        [lambda: released_smooth(*given), lambda: released_smooth(*given, False),
+         lambda: our_smooth(*given)], 3
+    )  # fmt: skip
+    kept, pieces = medians(
+        [lambda: backward_of(one_expression, *given), lambda: backward_of(our_smooth, *given)], 3
+    )
+    return [
+        ("smooth 8 maps, against a call for each pixel", pixels, our, ""),
+        ("smooth 8 maps, against a loop over the buckets", loop, our, ">= 2"),
+        ("the same, forward + backward, against tables of every pixel", kept, pieces, ">= 2"),
+    ]
+
+
+def print_memory_of(what):
+    """Print by how much smoothing raises this process's peak, forward and backward."""
+    sides = {"tables": one_expression, "pieces": our_smooth}
+    given = smoothing_data()
+    backward_of(sides[what], given[0], given[1][:1], given[2][:1])  # libraries' own buffers
+    print_peak(lambda: given, lambda *given: backward_of(sides[what], *given))
 
 
 def extra_memory():
@@ -108,7 +219,7 @@ def compare_weights():
         return ours[datasets.label_to_bucket(depths)]
 
     assert torch.equal(plain(), look_up())
-    return f"weights of the pixels of {BATCH} maps", *medians([plain, look_up], 3), "20"
+    return f"weights of the pixels of {BATCH} maps", *medians([plain, look_up], 3), ">= 20"
 
 
 def compare_metrics(pixels=870_000):
@@ -131,7 +242,7 @@ def compare_metrics(pixels=870_000):
 
     expected = plain()["overall"]
     assert abs(ours()["overall"]["mse"] - expected[1] / expected[0]) < 1e-4
-    return f"metrics by shot of {len(labels):,} pixels", *medians([plain, ours], 3), "10"
+    return f"metrics by shot of {len(labels):,} pixels", *medians([plain, ours], 3), ">= 10"
 
 
 # ---- training batches ----------------------------------------------------------------------
@@ -162,7 +273,7 @@ def plain_pair(files, rng):
     return image.astype(np.float32), np.asarray(depth, dtype=np.float32)[None] / 25.5
 
 
-def compare_batches(folder, n=64):
+def compare_batches(folder, n=32):
     """Time n augmented training pairs from files of 640×480 pixels, in one process."""
     rng = np.random.default_rng(0)
     names = []
@@ -184,20 +295,27 @@ def compare_batches(folder, n=64):
         return [(batch.images.mean(), batch.depths) for batch in loader.train(0)]
 
     assert [part.shape[1:] for part in plain()] == [(3, 228, 304), (1, 114, 152)]
-    return f"{n} augmented training pairs, files of 640×480", *medians([plain, ours], 3), "5"
+    return f"{n} augmented training pairs, files of 640×480", *medians([plain, ours], 3), ">= 12"
 
 
 def main():
     """Print the table and the memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--maps", type=int, default=24, help="depth maps in the statistics")
+    parser.add_argument("--maps", type=int, default=8, help="depth maps in the statistics")
     parser.add_argument("--json", help="also write the table there")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.memory_of:
+        return print_memory_of(args.memory_of)
     extra, batch = extra_memory()
-    rows = [compare_statistics(args.maps), compare_weights(), compare_metrics()]
+    rows = [*compare_statistics(args.maps), *compare_smoothing()]
+    rows += [compare_weights(), compare_metrics()]
     with tempfile.TemporaryDirectory() as folder:
         rows.append(compare_batches(Path(folder)))
     show(rows, args.json)
+    for side, what in (("tables", "tables of every pixel"), ("pieces", "ours, in pieces")):
+        peak = peak_of(__file__, side)
+        print(f"smooth 8 maps of 8.5 MiB, forward + backward, {what}: {peak:.0f} MiB at the peak")
     print(f"Statistics: {extra:.0f} MiB of extra memory (goal: 64 and a batch of {batch:.0f}).")
 
 

@@ -7,14 +7,12 @@ sides give the same numbers, which is checked first.
 """
 
 import argparse
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
 import numpy as np
 import torch
 
-from common import load, medians, show
+from common import load, medians, peak_of, print_peak, show
 
 N, D, BATCH = 12_208, 2048, 256  # AgeDB-DIR's training set, ResNet-50's features
 BUCKET_NUM, BUCKET_START = 100, 3
@@ -98,30 +96,108 @@ def check(features, labels, module):
                 torch.testing.assert_close(ours.running_var[b], var, rtol=1e-4, atol=1e-5)
 
 
-def peak_memory(what):
-    """Return the MiB by which a side raises the peak of a process of its own (Linux)."""
-    command = [sys.executable, __file__, "--memory_of", what]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def gathered(features, labels):
+    """Statistics of features that were gathered batch by batch."""
+    parts = [features[i : i + BATCH].clone() for i in range(0, N, BATCH)]
+    return plain_statistics(torch.cat(parts), labels)
 
 
 def print_memory_of(what):
     """Run one side in this process and print how far its peak lies above where it began."""
-    features, labels, _ = make_data("cpu")
-    plain_statistics(features[:BATCH], labels[:BATCH])  # libraries' own buffers come first
-    streamed(features, labels)
 
-    def status(key):
-        text = Path("/proc/self/status").read_text()
-        return int(text.split(f"{key}:")[1].split()[0]) / 1024
+    def prepare():
+        features, labels, _ = make_data("cpu")
+        plain_statistics(features[:BATCH], labels[:BATCH])  # libraries' own buffers come first
+        streamed(features[:BATCH], labels[:BATCH])
+        return features, labels
 
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
-    before = status("VmRSS")
-    if what == "gathered":
-        parts = [features[i : i + BATCH].clone() for i in range(0, N, BATCH)]
-        plain_statistics(torch.cat(parts), labels)
-    else:
-        {"plain": plain_statistics, "whole": whole, "streamed": streamed}[what](features, labels)
-    print(status("VmHWM") - before)
+    if what == "buckets":
+        return print_peak(lambda: (), many_buckets)
+    sides = {"plain": plain_statistics, "gathered": gathered, "whole": whole, "streamed": streamed}
+    print_peak(prepare, sides[what])
+
+
+# ---- growth with the buckets ---------------------------------------------------------------
+
+
+def many_buckets(B=100_000, features=64):
+    """Two epochs of a few batches with very many buckets."""
+    module = fds.FDS(features, B, variant="paper")
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(2):
+        for _ in range(4):
+            x = torch.randn(BATCH, features, generator=generator)
+            module.accumulate(x, torch.rand(BATCH, generator=generator) * B, epoch)
+        module.update_last_epoch_stats(epoch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that few of the buckets are filled
+            module.update_running_stats(epoch=epoch)
+    return module
+
+
+def matrix_smoothing(statistics, window):
+    """Smooth by a matrix of all buckets against all, mirrored at the ends."""
+    B, half = len(statistics), len(window) // 2
+    matrix = torch.zeros(B, B, dtype=torch.float64)
+    for k, weight in enumerate(window):
+        place = (torch.arange(B) + k - half).abs()
+        place = (B - 1) - ((B - 1) - place).abs()
+        matrix[torch.arange(B), place] += weight
+    return (matrix @ statistics.double()).to(statistics.dtype)
+
+
+def merge_all(batches, count, mean, squares):
+    """Add statistics by batch, each merged into all buckets, to tables."""
+    for x, bucket in batches:
+        n = torch.bincount(bucket, minlength=len(count)).double()
+        own = torch.zeros(mean.shape).index_add_(0, bucket, x) / n.clamp(min=1)[:, None].float()
+        dev = (x - own[bucket]).square()
+        share = (n / (count + n).clamp(min=1))[:, None]
+        delta = own - mean
+        mean += delta * share
+        squares += torch.zeros(mean.shape).index_add_(0, bucket, dev)
+        squares += delta.square() * share * count[:, None]
+        count += n
+
+
+def compare_growth():
+    """Return rows of (what, plain seconds, our seconds, goal) that grow with the buckets."""
+    module, rows = fds.FDS(64, 5000, variant="paper"), []
+    statistics = torch.rand(5000, 64)
+    window = module.kernel_window.tolist()
+    torch.testing.assert_close(
+        module.smooth_over_buckets(statistics), matrix_smoothing(statistics, window)
+    )
+    seconds = medians(
+        [lambda: matrix_smoothing(statistics, window),
+         lambda: module.smooth_over_buckets(statistics)], 3
+    )  # fmt: skip
+    rows.append(("smooth 5000 x 64 over buckets, against a matrix", *seconds, ">= 7"))
+    for B, D in ((50, 12_000), (1000, 12_000)):
+        batches = [(torch.randn(128, D), torch.randint(0, B, (128,))) for _ in range(4)]
+
+        module = fds.FDS(D, B, variant="paper")
+        tables = [
+            torch.zeros_like(part) for part in fds.BucketMoments.empty(module.running_mean).parts
+        ]
+
+        def ours(module=module, batches=batches):
+            for x, bucket in batches:
+                module.accumulate(x, bucket)
+
+        def plain(tables=tables, batches=batches):
+            merge_all(batches, *tables)
+
+        ours()
+        plain()
+        for got, expected in zip(module.moments.parts, tables):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+        seconds = medians([plain, ours], 3)
+        goal = ">= 1" if B == 50 else ">= 5"
+        rows.append(
+            (f"4 batches of 128 x {D} into {B} buckets, against all buckets", *seconds, goal)
+        )
+    return rows
 
 
 def dense_share(module_device):
@@ -169,16 +245,20 @@ def main(argv=None):
     rows.append((f"statistics of {N} x {D}, whole arrays", loop, at_once, ">= 1"))
     rows.append((f"statistics of {N} x {D}, batches of {BATCH}", loop, by_batch, ">= 1"))
     print(f"FDS, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    show(rows, args.json)
     if args.device == "cuda":
+        show(rows, args.json)
         return dense_share("cuda")
+    show(rows + compare_growth(), args.json)
     for side, what in (
         ("plain", "loop over labels, features in memory"),
         ("gathered", "loop over labels, features gathered batch by batch"),
         ("whole", "ours, whole arrays"),
         ("streamed", "ours, batches"),
     ):
-        print(f"extra memory at the peak, {what:<52}{peak_memory(side):>8.1f} MiB")
+        print(f"extra memory at the peak, {what:<52}{peak_of(__file__, side):>8.1f} MiB")
+    tables = 100_000 * 64 * 4 / 2**20
+    peak = peak_of(__file__, "buckets") / tables
+    print(f"FDS of 100,000 buckets x 64: {peak:.1f} tables of float32 at the peak, 12 of them kept")
 
 
 if __name__ == "__main__":

@@ -86,9 +86,9 @@ def compare_batches(folder):
     pairs = [
         ("uint8", plain(transforms.PILToTensor()), cached_uint8, ">= 20"),
         ("normalised floats, evaluation", plain(*to_float), lambda: exhaust(loader.evaluate()),
-         ">= 8"),
+         ">= 20"),
         ("normalised floats, training augmentation", plain(*crop, *to_float),
-         lambda: exhaust(loader.train(0)), ">= 8"),
+         lambda: exhaust(loader.train(0)), ">= 18"),
     ]  # fmt: skip
     rows = []
     for what, plain_side, ours, goal in pairs:

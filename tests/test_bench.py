@@ -1,0 +1,31 @@
+"""The page that benchmarks/bench.py writes."""
+
+import sys
+
+from conftest import ROOT, load
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+bench = load("benchmarks", "bench")
+common = load("benchmarks", "common")
+
+
+def test_the_page_holds_tables_and_notes(monkeypatch, capsys):
+    common.show([("smooth", 0.02, 0.001, ">= 10")])
+    table = capsys.readouterr().out
+    assert "| smooth | 20.00 | 1.00 | 20.0 | >= 10 |" in table.splitlines()
+    program = f"print({table!r}); print('2 MiB at the peak')"
+    real = bench.subprocess.run
+
+    def run(command, **options):
+        return real([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    measured = {"fds": bench.measure("fds")}
+    monkeypatch.setattr(bench.subprocess, "run", real)
+    assert measured["fds"][1] == ["2 MiB at the peak"]
+    page = bench.page(measured, 3.2)
+    assert "## FDS on features\n" in page
+    assert "\n".join(table.splitlines()[:3]) in page
+    assert "```text\n2 MiB at the peak\n```" in page
+    for name in bench.PROGRAMS:
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file()
