@@ -209,6 +209,17 @@ def test_lines_keep_test_metrics_and_a_run_once(tmp_path):
     assert sweep.Results(tmp_path / "out", table, train).is_finished(cell)
 
 
+def test_flags_that_cannot_be_used(monkeypatch, capsys):
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
+    for words, match in (
+        (("--cluster", "slurm"), "pip install submitit"),
+        (("--jobs", "0"), "1 or"),
+    ):
+        with pytest.raises(SystemExit):
+            sweep.parse_args(["t.toml", *words])
+        assert match in capsys.readouterr().err
+
+
 def test_submitit_runs_cells_as_jobs(place, tmp_path):
     pytest.importorskip("submitit", reason="submitit, an optional dependency, is not installed")
     table, out = place("cluster")

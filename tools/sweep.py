@@ -19,6 +19,7 @@ holds `{x}` is taken for each of the values `x` in `[over]`.
 
 import argparse
 import ctypes
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -503,6 +504,8 @@ def parse_args(argv=None):
         parser.error(f"--jobs must be 1 or more, got {args.jobs}")
     if FORK is None and not (args.cluster or args.list or args.dry_run):
         parser.error("this system cannot fork processes: use --list, or --cluster")
+    if args.cluster and importlib.util.find_spec("submitit") is None:
+        parser.error("--cluster needs an optional package: pip install submitit")
     return args
 
 
