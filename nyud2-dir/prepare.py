@@ -37,6 +37,7 @@ from pair_lists import (
 )
 
 EXPECTED = {TRAIN: 50_688, TEST: 654, SUBSET: 600}  # rows of the official lists
+LEAST_PIXELS = 10_000  # in the test mask: a hundred for each bucket
 SUBSET_SIZE = 600  # images whose features FDS takes its statistics from (released code)
 
 
@@ -184,6 +185,11 @@ def make_mask(data_dir, seed, least=0, allow_outside=False):
     with sole_use(path.parent):
         write_atomically(path, lambda file: np.save(file, mask))
     print(f"wrote {path}: {mask.sum():,} of {mask.size:,} pixels, {each:,} of each bucket")
+    if mask.sum() < LEAST_PIXELS:
+        print(
+            f"warning: fewer than {LEAST_PIXELS:,} pixels, so metrics will be noisy: "
+            "`prepare.py --mask --overwrite --least N` takes N of a bucket or all it has"
+        )
 
 
 def check(data_dir):

@@ -247,5 +247,9 @@ def close(run):
     """End the run's trackers, and let others into its folder."""
     run.accelerator.end_training()
     if run.is_main:
+        logging.info("Results are in %s; next: python report.py %s", run.folder, run.folder)
+        logging.info("or python predict.py --model %s INPUT", run.folder)
+        if run.args.track == "tensorboard":
+            logging.info("Curves: tensorboard --logdir %s", run.folder)
         (run.folder / HOLDER).unlink(missing_ok=True)
         run.lock.release(force=True)

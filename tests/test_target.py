@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -334,3 +335,18 @@ def test_shots_of_pairs_are_fixed_for_the_official_counts_only():
         rule, edges = metrics.rule_of(args, pairs, pair_file.SIMILARITY)
         assert (rule.counts is None) == fixed
         assert len(edges) == 51
+
+
+# ---- depth maps ----------------------------------------------------------------------------
+
+
+def test_a_ray_along_a_wall_meets_the_one_ahead():
+    """Of three rows the middle one looks level: a part of its rays is 0."""
+    rooms = load("nyud2-dir", "demo/rooms")
+    scene = rooms.make_scene(np.random.default_rng(0))
+    axes = np.float32([[0, -1, 0], [0, 0, -1], [1, 0, 0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, depth = rooms.render(scene, (scene.size / 2, axes), height=3)
+    assert np.isfinite(image).all()
+    assert ((depth > 0) & (depth <= 10)).all()

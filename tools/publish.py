@@ -206,6 +206,8 @@ def write_folder(out, run, results, state, card):
     for file, content in ((released.CONFIG, results["config"]), (released.RESULTS, results)):
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (out / file).write_text(text, encoding="utf-8")
+    # Safetensors lets nobody else read it.
+    (out / released.WEIGHTS).chmod((out / released.CONFIG).stat().st_mode)
     if (run / "vocab.txt").is_file():
         outside.check_inside(run, ["vocab.txt"])  # a link could publish any file
         shutil.copy(run / "vocab.txt", out)

@@ -177,6 +177,7 @@ def render(scene, view, height=240):
     rays = np.stack([x / FOCAL, y / FOCAL, np.ones_like(x)], axis=1) @ axes
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.where(rays > 0, (scene.size - eye) / rays, -eye / rays)
+    ends[rays == 0] = np.inf  # along a wall, which such a ray never meets
     axis, depth = ends.argmin(axis=1), ends.min(axis=1)
     point, up = eye + rays * depth[:, None], rays[:, 2] > 0
     normal = -np.sign(rays) * np.eye(3, dtype=np.float32)[axis]
