@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from files import write_atomically
 from flags import NETWORK, Help
+from outside import clean
 
 READERS = 8  # threads that read inputs
 SHOWN = 20  # inputs that could not be read, of which a line each is printed
@@ -79,7 +80,7 @@ def finish(table, out):
     """Write a table of predictions, name what could not be read, and return the exit status."""
     faults = table.attrs.get(FAULTS, [])
     for name, reason in faults[:SHOWN]:
-        print(f"{name}: {' '.join(str(reason).split())}", file=sys.stderr)
+        print(clean(f"{name}: {' '.join(str(reason).split())}"), file=sys.stderr)
     if len(faults) > SHOWN:
         print(f"and {len(faults) - SHOWN} more", file=sys.stderr)
     write_atomically(out, table.to_csv(index=False, lineterminator="\n").encode())

@@ -21,7 +21,8 @@ def run(main):
         if debug or not is_mistake(error):
             raise
         # A name from a file may hold what steers a terminal.
-        sys.exit(clean(f"{Path(sys.argv[0]).name}: {error} ({DEBUG} shows where)"))
+        said = clean(" ".join(str(error).split()))
+        sys.exit(f"{Path(sys.argv[0]).name}: {said} ({DEBUG} shows where)")
     sys.exit(status if isinstance(status, int) else 0)
 
 

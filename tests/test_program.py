@@ -22,8 +22,8 @@ if __name__ == "__main__":
 
 def ending(folder, body, *words):
     """Exit status and the lines that a program wrote to stderr."""
-    if not (folder / "program.py").exists():
-        shutil.copy(ROOT / "agedb-dir" / "program.py", folder)
+    for name in ("program.py", "outside.py"):
+        shutil.copy(ROOT / "agedb-dir" / name, folder)
     (folder / "try.py").write_text(MAIN.format(body))
     command = [sys.executable, str(folder / "try.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -32,6 +32,8 @@ def ending(folder, body, *words):
 
 def test_mistakes_are_one_line(tmp_path):
     status, lines = ending(tmp_path, 'raise ValueError("no such age: 300")')
+    assert (status, lines) == (1, ["try.py: no such age: 300 (--debug shows where)"])
+    status, lines = ending(tmp_path, 'raise ValueError("no such\\n  age: 300")')
     assert (status, lines) == (1, ["try.py: no such age: 300 (--debug shows where)"])
     status, lines = ending(tmp_path, 'open("missing/file")')
     assert status == 1
