@@ -39,7 +39,7 @@ TEXT = """
 again, until they are through: {moments} moments in {minutes:.0f} minutes, with seed {seed}.
 Weights, predictions and lines of `epochs.jsonl` must then be those of an unbroken run, bit for bit.
 Half of the runs take FDS's statistics in a pass of their own, half in the training pass. *Within an
-epoch* counts how often a run resumed amid one.
+epoch* counts how often a run resumed amid one; many moments fall into the start of a process.
 
 `tests/test_contract.py` and `tests/test_within.py` have short forms. They also cover two processes
 of which one gets a signal, a restart by torchrun, and two runs in one folder.
