@@ -240,7 +240,7 @@ def main(argv=None):
     rows = [(f"smooth {BATCH} x {D}", loop, ours, ">= 10")]
     sides = (plain_statistics, whole, streamed)
     loop, at_once, by_batch = medians(
-        [lambda side=side: side(features, labels) for side in sides], 5, sync
+        [lambda side=side: side(features, labels) for side in sides], 3, sync
     )
     rows.append((f"statistics of {N} x {D}, whole arrays", loop, at_once, ">= 1"))
     rows.append((f"statistics of {N} x {D}, batches of {BATCH}", loop, by_batch, ">= 1"))

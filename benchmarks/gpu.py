@@ -276,14 +276,8 @@ def jobs_of(part, args, place, data):
         return [("processes.json", [*command, *flags, *store, "--resume"], ROOT / "agedb-dir")]
     if part == "sentences":
         words = Path(data) / "vectors" / "glove300_mixed.txt"
-        common = [
-            "--data_dir",
-            Path(data) / "sts_b_dir",
-            "--word_embs_file",
-            words,
-            "--device",
-            device,
-        ]
+        common = ["--data_dir", Path(data) / "sts_b_dir", "--word_embs_file", words]
+        common += ["--cache", place / "cache", "--device", device]
         return [
             training(
                 "sts-b-dir", f"sentences_{seed}_{name}", [*common, "--seed", seed, *flags], place
