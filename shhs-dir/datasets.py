@@ -181,10 +181,10 @@ class Nights:
         for k, row in enumerate(rows):
             with reading(self.files[row], NO_NIGHT), h5py.File(self.files[row]) as night:
                 for name, padded in batch.items():
-                    array = torch.from_numpy(h5_array(night, name)[()])
-                    if not array.isfinite().all():
+                    array = h5_array(night, name)[()]
+                    if not np.isfinite(array).all():
                         raise ValueError(f"{name} is not finite")
-                    padded[k, :, : array.shape[1]] = array
+                    padded[k, :, : array.shape[1]] = torch.from_numpy(array)
         return batch
 
 

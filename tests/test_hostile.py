@@ -517,6 +517,11 @@ def test_a_damaged_run_folder_is_named(tmp_path, name, content):
         load("uci-dir", "report").load_run(tmp_path)
 
 
+def test_the_page_is_made_from_its_files():
+    reliability = fuzz.reliability
+    assert reliability.PAGE.read_text(encoding="utf-8") == reliability.page()
+
+
 # ---- a short form of `make fuzz` -----------------------------------------------------------
 
 SLOW = ("matlab", "edf", "run_figures")  # a second each
