@@ -47,6 +47,7 @@ fuzz: $(INSTALLED)
 # Ratios against plain loops, into benchmarks/README.md; on an idle machine, less than 8 minutes.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
 
 # Everything that only a GPU can say; run it again until nothing is left. GPU_FLAGS: --minutes 25,
 # --data FILE_OF_PACK. The environment's own PyTorch may be used: make gpu GPU_PYTHON=python3.

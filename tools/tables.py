@@ -7,13 +7,15 @@ A table stands between two lines of a README:
 
 With `/*` behind the folder, it is one table of all the sets in it. A file of `tools/sweep.py` in
 its place gives the tables of `tools/evidence.py`, and `sweeps` the list of those files. The table
-of the root README, a line per benchmark, stands after `<!-- table: benchmarks -->`.
+of the root README, a line per benchmark, stands after `<!-- table: benchmarks -->`, that of the
+later methods after `<!-- table: methods -->`.
 
     python tools/tables.py            # check; exit status 1 if a table differs
     python tools/tables.py --write    # write them again
 """
 
 import argparse
+import json
 import re
 import sys
 
@@ -108,12 +110,39 @@ def benchmark_table(root):
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
 
 
+def methods_table(root):
+    """Return the tables of `results/METHODS.md`: each later method, and its authors' faults."""
+    methods = json.loads((root / "results/methods.json").read_text(encoding="utf-8"))
+    costs = json.loads((root / "results/method_costs.json").read_text(encoding="utf-8"))
+    header, rows = cells_of(root / "results/uci-dir/abalone")
+    ours = {row[0]: dict(zip(header, [cell.strip("*") for cell in row])) for row in rows}
+    plain = {"method": "plain", "row": "VANILLA", "flags": "", "source": "–", "licence": "–"}
+    plain |= {"published": "7.77 / 6.62 / 9.55 / 13.67"}
+    lines = [["method", "flags", "faces: time, memory", "table: time, memory", "published"]]
+    lines[0] += ["ours, all", "ours, few", "seeds", "licence", "source"]
+    lines.append(["---"] * len(lines[0]))
+    for method in (plain, *methods):
+        cost = costs.get(method["flags"] or "plain", {})
+        cells = [method["method"], f"`{method['flags']}`" if method["flags"] else "–"]
+        for folder in ("agedb-dir", "uci-dir"):
+            own = cost.get(folder)
+            cells.append(f"× {own['time']:.2f}, × {own['memory']:.2f}" if own else "–")
+        found = ours.get(method["row"], {})
+        own = [found.get(name, "–") for name in ("MAE all", "MAE few", "seeds")]
+        lines.append([*cells, method["published"], *own, method["licence"], method["source"]])
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    faults = [f"- {m['method']}: {m['faults']}.\n" for m in methods if m["faults"] != "–"]
+    return f"\n{table}\nFaults of the authors' code:\n\n{''.join(faults)}\n"
+
+
 def renew(text, root=ROOT):
     """Return a README's text with its tables rebuilt."""
 
     def table(match):
         if match[2] == "benchmarks":
             made = benchmark_table(root)
+        elif match[2] == "methods":
+            made = methods_table(root)
         elif match[2] == "sweeps":
             made = "\n" + evidence.table_of_sweeps(root) + "\n"
         elif match[2].endswith(".toml"):
