@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from datasets import BUCKETS, label_to_bucket
 from figures import DARK, PALE, SHOT_STYLES, SHOTS
 from files import write_atomically
-from metrics import SUMS, shots_of_buckets
+from metrics import SUMS
 from transforms import MEAN, STD
 
 PER_IMAGE = PER_BUCKET = 200  # pixels of a sample at most
@@ -64,7 +64,7 @@ def error_by_depth(sums, split):
     table = pd.DataFrame(sums.by_bucket().numpy(), columns=["pixels", *SUMS[1:]])
     table.insert(0, "split", split)
     table.insert(1, "label", np.arange(BUCKETS) / 10)
-    table.insert(2, "shot", shots_of_buckets())
+    table.insert(2, "shot", sums.shots)
     table["rmse"] = table["mse"] ** 0.5
     return table[table["pixels"] > 0].astype({"pixels": int})
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from target import Target
+
 # The released code's.
 SIZE = (240, 320)  # height and width to which every picture is scaled
 CROP = (228, 304)  # of that
@@ -9,6 +11,8 @@ TRAIN_UNIT = 10.0 / 255.0  # metres a step of an 8-bit training depth
 TEST_UNIT = 0.001  # metres a step of a 16-bit test depth
 BUCKETS = 100  # of 0.1 m
 BUCKET_START = 7  # the nearest training pixel's
+# Shots in per cent of an even share of the training pixels: between the lists of the released code.
+DEPTH = Target("depth", "m", 0.0, 10.0, 0.1, many=70, few=30)
 
 
 def crop_of(images, downscale=1):

@@ -1,14 +1,16 @@
 """Metrics of NYUD2-DIR over pixels, over all and by shot (section 4 of the paper).
 
-A pixel's shot follows from its depth's bucket of 0.1 m, by lists that the released code fixes. In
-the 50,688 training images many-shot buckets hold more than 2.6e7 pixels, few-shot ones less than
-1.0e7. Only sums per bucket are kept.
+A pixel's shot follows from its depth's bucket of 0.1 m. With the official pairs the released code's
+lists say it. With others it follows from the training pixels: a bucket is many-shot with more than
+70 % of an even share, the mean of the filled buckets, and few-shot below 30 %. In the official
+pixels that rule gives the same lists. Only sums per bucket are kept.
 """
 
 import numpy as np
 import torch
 
 from datasets import BUCKET_START, BUCKETS, label_to_bucket
+from depth_maps import DEPTH
 
 MANY = [*range(9, 46), 47, 49]  # lists of the released code
 MEDIUM = [7, 8, 46, 48, *range(50, 57), 58, 60, 61, 63]
@@ -21,8 +23,17 @@ SUMS = ("count", "mse", "mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
 SMALLEST_DEPTH = 1e-3  # metres
 
 
-def shots_of_buckets():
-    """Name the shot of each bucket: object array [100] of 'many', 'medium' and 'few'."""
+def shots_of_buckets(counts=None, target=DEPTH):
+    """Name the shot of each bucket: object array [B] of 'many', 'medium' and 'few'.
+
+    Args:
+        counts: training pixels per bucket [B]; None: the lists of the official pairs.
+        target: `target.Target`, with `many` and `few` in per cent of an even share.
+    """
+    if counts is not None:
+        counts = np.asarray(counts)
+        even = counts.sum() / np.count_nonzero(counts)
+        return target.shots_of_counts(100 * counts / even)
     shots = np.full(BUCKETS, "few", dtype=object)
     shots[MANY] = "many"
     shots[MEDIUM] = "medium"
@@ -34,11 +45,13 @@ class BucketSums:
 
     Args:
         device: where the pixels are.
+        shots: of the buckets [100], as `shots_of_buckets` names them; None: of the official pairs.
 
     `sums` is float64 [100, 8], with the columns SUMS; sums of several processes are added.
     """
 
-    def __init__(self, device="cpu"):
+    def __init__(self, device="cpu", shots=None):
+        self.shots = shots_of_buckets() if shots is None else shots
         self.sums = torch.zeros(BUCKETS, len(SUMS), dtype=torch.float64, device=device)
 
     def add(self, preds, labels, mask=None):
@@ -83,13 +96,13 @@ class BucketSums:
         Returns:
             `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pixel.
         """
-        sums, shots = self.sums.cpu().clone(), shots_of_buckets()
+        sums = self.sums.cpu().clone()
         if balanced:
             sums[BUCKET_START] += sums[:BUCKET_START].sum(0)
             sums[:BUCKET_START] = 0
         result = {}
         for shot in SHOTS:
-            part = sums if shot == "overall" else sums[torch.from_numpy(shots == shot)]
+            part = sums if shot == "overall" else sums[torch.from_numpy(self.shots == shot)]
             result[shot] = _metrics(part[part[:, 0] > 0], balanced)
         return result
 

@@ -14,6 +14,8 @@ SUBSET = "nyu2_train_FDS_subset.csv"
 MASK = "test_balanced_mask.npy"
 HELD_OUT = 0.1  # share of the training scenes that are held out to choose the epoch
 BLOCK = 25  # consecutive files that stand for a scene where nothing tells the scene
+# Rows of both lists, of the official archive and of the labelled file: their shots are fixed.
+OFFICIAL_PAIRS = ((50_688, 654), (795, 654))
 LABELED = 1449  # pairs of the labelled file of NYU Depth v2
 # One bit per pair, in the file's order: the 654 test pairs of the official split, which is the data
 # set's own (testNdxs of its splits.mat).

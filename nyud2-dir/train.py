@@ -16,8 +16,6 @@ Evaluation of a checkpoint, ours or an official one; here the first run's (half 
 import argparse
 import logging
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import flags
 import loss_flags
@@ -31,7 +29,6 @@ FDS_KS, FDS_SIGMA = 5, 2
 BUCKET_NUM, BUCKET_START = 100, 7  # buckets of 0.1 m, from 0.7 m to 10 m
 VARIANT = "paper"  # what the released code computes here, and so the published numbers
 LOG = "training_log.log"
-TARGET = {"name": "depth", "unit": "m"}
 FDS_CLIP = (0.2, 5.0)  # bounds of the variance ratio (released code)
 LR_FACTOR = 0.1  # each --lr_step epochs
 LOSSES = ("mse", "gai", "bni")  # bmc would compare each pixel with all of a batch
@@ -132,40 +129,27 @@ import results
 import run_folder
 import utils
 from batches import Sharing, Steps, gather
-from datasets import LDS_RULE, TRAIN_COUNTS, TRAIN_PAIRS, Loader, count_pixels
-from depth_cache import Pairs
-from depth_maps import BUCKETS, label_to_bucket
+from datasets import (
+    LDS_RULE,
+    TRAIN_COUNTS,
+    TRAIN_PAIRS,
+    Data,
+    Loader,
+    count_pixels,
+    open_pairs,
+)
+from depth_maps import BUCKETS, DEPTH, label_to_bucket
 from depth_net import DepthNet, feature_dim_of
 from fds import FDS
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, BucketSums, shots_of_buckets
-from pair_lists import SUBSET, TEST, TRAIN, hold_out, read_mask, read_pairs, rows_of_subset
+from pair_lists import OFFICIAL_PAIRS, SUBSET, TEST, TRAIN, hold_out, read_mask, rows_of_subset
 
 # ---- 5 builders ----------------------------------------------------------------------------
 
 
-class Data(NamedTuple):
-    """A run's data."""
-
-    loaders: dict  # `Loader` of test and, but for an evaluation, of train, val and FDS's subset
-    paths: dict  # paths of the images of val and test, [N] each
-    counts: np.ndarray | None = None  # training pixels per bucket, long [100]
-    density: tuple = ()  # label density before and after LDS, [100] each
-    weights: np.ndarray | None = None  # weight of a pixel by its bucket, float32 [100]
-
-
-def build_pairs(run, name, bits):
-    """Return a csv's rows and the decoded pairs that they name."""
-    args = run.args
-    table, root = read_pairs(args.data_dir, name), Path(args.data_dir)
-    cache = Path(args.cache or root / "cache") if args.cache != "none" else None
-    options = {name: getattr(args, name) for name in ("workers", "allow_outside")}
-    options["quiet"] = not run.accelerator.is_local_main_process
-    return table, Pairs(root, table, bits, cache, Path(name).stem, args.downscale, **options)
-
-
 def build_test_data(run):
     """Return only the test set, which is all that an evaluation needs, as `Data`."""
-    table, pairs = build_pairs(run, TEST, bits=16)
+    table, pairs = open_pairs(run, TEST, bits=16)
     mask = read_mask(run.args.data_dir, len(table), run.args.downscale)
     sharing = Sharing.of(run.args, run.accelerator)
     loader = Loader(pairs, np.arange(len(table)), sharing, mask=mask)
@@ -175,7 +159,8 @@ def build_test_data(run):
 def build_data(run):
     """Return the run's `Data`; val is missing where the test set chooses the epoch."""
     args, sharing = run.args, Sharing.of(run.args, run.accelerator)
-    table, pairs = build_pairs(run, TRAIN, bits=8)
+    table, pairs = open_pairs(run, TRAIN, bits=8)
+    test = build_test_data(run)
     images = table["image"].to_numpy()
     held_out = np.zeros(len(images), dtype=bool)
     if args.select == "heldout":
@@ -185,6 +170,10 @@ def build_data(run):
     counts = TRAIN_COUNTS
     if args.counts == "data" or (args.counts == "auto" and len(images) != TRAIN_PAIRS):
         counts = count_pixels(pairs, train)
+    pixels = None
+    if (len(images), test.loaders["test"].N) not in OFFICIAL_PAIRS:
+        own = count_pixels(pairs, train) if counts is TRAIN_COUNTS else counts
+        pixels = own.tolist()
     rule = LDS_RULE | {"start": args.bucket_start}
     density = criterion.density_of(args, counts, rule)
     middles = np.arange(BUCKETS) / 10 + 0.05
@@ -198,8 +187,7 @@ def build_data(run):
     if args.select == "heldout":
         loaders["val"] = Loader(pairs, np.flatnonzero(held_out), sharing)
         paths["val"] = images[held_out]
-    test = build_test_data(run)
-    return Data(loaders | test.loaders, paths | test.paths, counts, density, weights)
+    return Data(loaders | test.loaders, paths | test.paths, counts, density, weights, pixels)
 
 
 def build_model(args, fresh=False):
@@ -312,7 +300,8 @@ def evaluate(run, model, data, split, sample=None):
     """
     utils.broadcast_buffers(model)
     model.eval()
-    loader, sums = data.loaders[split], BucketSums(run.accelerator.device)
+    loader, shots = data.loaders[split], shots_of_buckets(data.pixels)
+    sums = BucketSums(run.accelerator.device, shots)
     for batch in loader.evaluate():
         preds = predict(run, model, batch)
         sums.add(preds, batch.depths, batch.mask)
@@ -374,7 +363,7 @@ def finish(run, model, data, progress):
         for name, tables in (("predictions", pixels), ("error_by_depth", errors)):
             text = pd.concat(tables).to_csv(index=False, lineterminator="\n")
             utils.write_atomically(folder / f"{name}.csv", text.encode())
-        depths, shots = np.arange(BUCKETS) / 10, shots_of_buckets()
+        depths, shots = np.arange(BUCKETS) / 10, shots_of_buckets(data.pixels)
         results.write_label_density(folder, depths, shots, data.counts, data.density, data.weights)
         if args.fds:
             buckets = depths[args.bucket_start : args.bucket_num]
@@ -383,7 +372,7 @@ def finish(run, model, data, progress):
             run,
             metrics,
             benchmark=BENCHMARK,
-            target=TARGET,
+            target=DEPTH.record,
             main_metrics=MAIN_METRICS,
             higher_is_better=HIGHER_IS_BETTER,
             best_epoch=progress["best_epoch"],
@@ -406,7 +395,8 @@ def run_evaluation(run):
     model = build_model(run.args)
     checkpoints.load_weights(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)
-    metrics, _ = evaluate(run, model, build_test_data(run), "test")
+    data = build_test_data(run)._replace(pixels=checkpoints.pixels_of(checkpoint, path, BUCKETS))
+    metrics, _ = evaluate(run, model, data, "test")
     logging.info("%s, test set:\n%s", path, results.metrics_table(metrics))
     released.log_expected(path, metrics)
     return metrics
@@ -434,6 +424,7 @@ def main(argv=None):
     optimizer = build_optimizer(args, model)
     net, optimizer = utils.prepare(run, model, optimizer)
     progress = {"epoch": 0, "error": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
+    progress["pixels"] = data.pixels
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     progress["epoch"] = args.start_epoch or progress["epoch"]
