@@ -267,7 +267,7 @@ def test_vocabulary_beside_a_checkpoint_is_used(tmp_path):
         text.check_rows({text.WORDS: torch.zeros(len(made.words), 3)}, words, "file.th")
     text.check_rows({f"module.{text.WORDS}": torch.zeros(len(words), 3)}, words, "file.th")
     (tmp_path / "vocab.txt").write_text("no\nvocabulary\n")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="restore it, or remove it"):
         text.read_corpus(arguments(data), tmp_path / "model_state_best.th")
 
 
