@@ -123,7 +123,9 @@ import torch
 
 import checkpoints
 import criterion
+import evaluation
 import heads
+import metrics as measured
 import regularizers
 import released
 import report
@@ -148,17 +150,17 @@ class Data(NamedTuple):
     target: Target
     meta: pd.DataFrame  # rows of the meta file
     labels: np.ndarray  # those of its training images [N], which decide the shots
-    loaders: dict  # `Loader` of each split
-    counts: np.ndarray  # training images of each bucket, with the synthetic ones, long [B]
-    density: tuple  # label density before and after LDS, [B] each
-    weights: np.ndarray  # weight of a sample by its bucket, float32 [B]
+    loaders: dict  # `Loader` of each split, for an evaluation of val and test, as far as they exist
+    counts: np.ndarray | None = None  # training images by bucket, with synthetic ones, long [B]
+    density: tuple = ()  # label density before and after LDS, [B] each
+    weights: np.ndarray | None = None  # weight of a sample by its bucket, float32 [B]
 
 
-def build_data(run):
-    """Return the run's `Data`."""
+def build_data(run, evaluated=None):
+    """Return the run's `Data`; for an evaluation, what `evaluated` needs: a path, its content."""
     args, accelerator = run.args, run.accelerator
     target = TARGET.of(args)
-    meta = read_meta(args.data_dir, args.dataset, target)
+    meta = read_meta(args.data_dir, args.dataset, target, () if evaluated else SPLITS)
     cache = Path(args.cache or Path(args.data_dir) / "cache") if args.cache != "none" else None
     quiet = not accelerator.is_local_main_process
     options = {"workers": args.workers, "quiet": quiet, "allow_outside": args.allow_outside}
@@ -170,6 +172,16 @@ def build_data(run):
         rows = np.flatnonzero(meta["split"] == split)
         parts[split] = images, rows, all_labels[rows]
     labels = parts["train"][2]
+    sharing = Sharing.of(args, accelerator)
+    if evaluated:
+        if not len(labels):
+            counts = evaluation.training_of(*evaluated)["counts"]
+            labels = measured.labels_of(counts, target)
+        ones = np.ones(len(target.buckets))
+        splits = evaluation.splits_in(meta["split"])
+        loaders = {split: Loader(*parts[split], ones, sharing, target) for split in splits}
+        return Data(target, meta, labels, loaders)
+    run.training = {"counts": measured.count_groups(labels, target)}
     if args.resample != "none":
         shots = shot_of(labels, labels, target)
         parts["train"] = with_synthetic_faces(*parts["train"], shots, args)
@@ -182,7 +194,7 @@ def build_data(run):
     loaders = {}
     for split, part in parts.items():
         own = weights if split == "train" else np.ones(len(counts))
-        loaders[split] = Loader(*part, own, Sharing.of(args, accelerator), target)
+        loaders[split] = Loader(*part, own, sharing, target)
     values = target.scaled(trained), target.scaled(target.middles)
     loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(target, meta, labels, loaders, counts, density, weights)
@@ -323,6 +335,17 @@ def evaluate(run, model, data, split):
     return shot_metrics(answers[:, 0], loader.labels, data.labels, data.target), answers
 
 
+def evaluate_splits(run, model, data):
+    """Evaluate val and test, as far as they exist: metrics by split, and all predictions."""
+    metrics, answers = evaluation.on_splits(evaluate, run, model, data)
+    tables = []
+    for split, found in answers.items():
+        rows = data.meta.iloc[data.loaders[split].rows]
+        columns = criterion.columns_of(found)
+        tables.append(rows.assign(label=rows[data.target.name], **columns))
+    return metrics, pd.concat(tables)[["path", "label", *columns, "split"]]
+
+
 # ---- 9 train -------------------------------------------------------------------------------
 
 
@@ -354,20 +377,11 @@ def train(run, net, model, optimizer, data, progress):
 def finish(run, model, data, progress):
     """Evaluate the best epoch and write results, predictions and figures."""
     run.accelerator.wait_for_everyone()
-    args = run.args
-    folder = run.folder
-    best = run.folder / checkpoints.BEST
+    args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
-    metrics, tables = {}, []
-    for split in ("val", "test"):
-        metrics[split], answers = evaluate(run, model, data, split)
-        rows = data.meta.iloc[data.loaders[split].rows]
-        columns = criterion.columns_of(answers)
-        tables.append(rows.assign(label=rows[data.target.name], **columns))
+    metrics, predictions = evaluate_splits(run, model, data)
     if run.is_main:
-        text = pd.concat(tables)[["path", "label", *columns, "split"]]
-        text = text.to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(folder / "predictions.csv", text.encode())
+        results.write_predictions(folder, predictions)
         shots = shots_of_buckets(data.labels, data.target)
         edges = data.target.edges
         results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
@@ -375,16 +389,9 @@ def finish(run, model, data, progress):
             buckets = range(model.FDS.bucket_start, model.FDS.bucket_num)
             buckets = edges[buckets] if data.target.own else buckets
             results.write_fds_statistics(folder, model.FDS, buckets)
-        results.write_results(
-            run,
-            metrics,
-            benchmark=BENCHMARK,
-            target=data.target.record,
-            main_metrics=MAIN_METRICS,
-            higher_is_better=[],
-            best_epoch=progress["best_epoch"],
-            wall_seconds=progress["wall_seconds"],
-        )
+        facts = {"benchmark": BENCHMARK, "target": data.target.record, "main_metrics": MAIN_METRICS}
+        facts |= {name: progress[name] for name in ("best_epoch", "wall_seconds")}
+        results.write_results(run, metrics, higher_is_better=[], **facts)
         report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
         logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
@@ -393,7 +400,7 @@ def finish(run, model, data, progress):
 
 
 def run_evaluation(run):
-    """Evaluate a checkpoint on validation and test set and print both by shot."""
+    """Evaluate a checkpoint on what exists of validation and test set."""
     args = run.args
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
     model = build_model(args)
@@ -402,12 +409,8 @@ def run_evaluation(run):
     if before != args.dataset:
         logging.warning("%s was trained on %s, this is %s", path, before, args.dataset)
     model.to(run.accelerator.device)
-    data, metrics = build_data(run), {}
-    for split in ("val", "test"):
-        metrics[split], _ = evaluate(run, model, data, split)
-        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
-    released.log_expected(path, metrics["test"])
-    return metrics["test"]
+    data = build_data(run, (path, checkpoint))
+    return evaluation.finish(run, path, *evaluate_splits(run, model, data))
 
 
 # ---- 11 main -------------------------------------------------------------------------------

@@ -64,13 +64,14 @@ def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5,
 # ---- meta file -----------------------------------------------------------------------------
 
 
-def read_meta(data_dir, dataset, target=AGE):
+def read_meta(data_dir, dataset, target=AGE, needed=SPLITS):
     """Read and check `<data_dir>/<dataset>.csv`.
 
     Args:
         data_dir: folder of the csv; its paths are relative to it.
         dataset: name of the csv without ending.
         target: `target.Target`, whose name is that of the column of labels.
+        needed: splits that must have rows.
 
     Returns:
         DataFrame with columns age (float32) or your own, path, split (one of SPLITS).
@@ -104,7 +105,7 @@ def read_meta(data_dir, dataset, target=AGE):
             raise ValueError(
                 f"{file}: {rows.sum()} rows with {fault} (lines {lines}): correct or remove them"
             )
-    empty = [split for split in SPLITS if not (meta["split"] == split).any()]
+    empty = [split for split in needed if not (meta["split"] == split).any()]
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: prepare.py makes a split")
     paths = meta[["path", "split"]].drop_duplicates()["path"]

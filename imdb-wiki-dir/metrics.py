@@ -37,6 +37,26 @@ def shot_of(labels, train_labels, target=AGE):
     return target.shots_of_counts(counts)
 
 
+def count_groups(labels, target=AGE):
+    """Return the number of training labels [N] in each group, as a list; `labels_of` inverts it."""
+    return np.bincount(groups_of(labels, target)).tolist()
+
+
+def labels_of(counts, target=AGE):
+    """Return labels [N] with these counts of groups: each the lower end of its group.
+
+    Raises:
+        ValueError: if there are more groups than buckets of your own target.
+    """
+    if target.own and len(counts) > len(target.buckets):
+        raise ValueError(
+            f"{len(counts)} training counts for {len(target.buckets)} buckets of {target.words}: "
+            "evaluate with the training rows"
+        )
+    starts = target.edges if target.own else np.arange(len(counts))
+    return np.repeat(starts[: len(counts)], counts)
+
+
 def shots_of_buckets(train_labels, target=AGE):
     """Name the shot of each bucket of `datasets.label_to_bucket`: object array [B].
 

@@ -121,6 +121,7 @@ from torch.nn.functional import interpolate
 import checkpoints
 import criterion
 import depth_figures
+import evaluation
 import heads
 import loss as losses
 import released
@@ -174,6 +175,7 @@ def build_data(run):
     if (len(images), test.loaders["test"].N) not in OFFICIAL_PAIRS:
         own = count_pixels(pairs, train) if counts is TRAIN_COUNTS else counts
         pixels = own.tolist()
+    run.training = {"pixels": pixels}
     rule = LDS_RULE | {"start": args.bucket_start}
     density = criterion.density_of(args, counts, rule)
     middles = np.arange(BUCKETS) / 10 + 0.05
@@ -311,6 +313,17 @@ def evaluate(run, model, data, split, sample=None):
     return sums.metrics(balanced=loader.mask is None), sums
 
 
+def evaluate_splits(run, model, data):
+    """Evaluate val and test, as far as they are held: metrics, a sample of pixels, errors."""
+    metrics, pixels, errors = {}, [], []
+    for split, paths in data.paths.items():
+        sample = depth_figures.PixelSample(run.args.seed, split)
+        metrics[split], sums = evaluate(run, model, data, split, sample)
+        pixels.append(sample.table(gather(run.accelerator, sample.rows), paths))
+        errors.append(depth_figures.error_by_depth(sums, split))
+    return metrics, pd.concat(pixels), errors
+
+
 @torch.no_grad()
 def predict(run, model, batch):
     """Return a batch's depths in metres at the size of its true ones."""
@@ -353,31 +366,19 @@ def finish(run, model, data, progress):
     run.accelerator.wait_for_everyone()
     args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
     checkpoints.load_weights(model, utils.weights_of(utils.load_checkpoint(best), best), best)
-    metrics, pixels, errors = {}, [], []
-    for split, paths in data.paths.items():
-        sample = depth_figures.PixelSample(args.seed, split)
-        metrics[split], sums = evaluate(run, model, data, split, sample)
-        pixels.append(sample.table(gather(run.accelerator, sample.rows), paths))
-        errors.append(depth_figures.error_by_depth(sums, split))
+    metrics, pixels, errors = evaluate_splits(run, model, data)
     if run.is_main:
-        for name, tables in (("predictions", pixels), ("error_by_depth", errors)):
-            text = pd.concat(tables).to_csv(index=False, lineterminator="\n")
-            utils.write_atomically(folder / f"{name}.csv", text.encode())
+        results.write_predictions(folder, pixels)
+        text = pd.concat(errors).to_csv(index=False, lineterminator="\n")
+        utils.write_atomically(folder / "error_by_depth.csv", text.encode())
         depths, shots = np.arange(BUCKETS) / 10, shots_of_buckets(data.pixels)
         results.write_label_density(folder, depths, shots, data.counts, data.density, data.weights)
         if args.fds:
             buckets = depths[args.bucket_start : args.bucket_num]
             results.write_fds_statistics(folder, model.FDS, buckets)
-        results.write_results(
-            run,
-            metrics,
-            benchmark=BENCHMARK,
-            target=DEPTH.record,
-            main_metrics=MAIN_METRICS,
-            higher_is_better=HIGHER_IS_BETTER,
-            best_epoch=progress["best_epoch"],
-            wall_seconds=progress["wall_seconds"],
-        )
+        facts = {"benchmark": BENCHMARK, "target": DEPTH.record, "main_metrics": MAIN_METRICS}
+        facts |= {name: progress[name] for name in ("best_epoch", "wall_seconds")}
+        results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)
         report.draw_run(folder)
         batch = data.loaders["test"].pick(depth_figures.EXAMPLES)
         title = f"{BENCHMARK}: {results.method_name(args, run.parser)}, seed {args.seed}\ntest set"
@@ -390,16 +391,15 @@ def finish(run, model, data, progress):
 
 
 def run_evaluation(run):
-    """Evaluate a checkpoint on the test set and print it by shot."""
+    """Evaluate a checkpoint on the test set, which is all that it needs."""
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
     model = build_model(run.args)
     checkpoints.load_weights(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)
-    data = build_test_data(run)._replace(pixels=checkpoints.pixels_of(checkpoint, path, BUCKETS))
-    metrics, _ = evaluate(run, model, data, "test")
-    logging.info("%s, test set:\n%s", path, results.metrics_table(metrics))
-    released.log_expected(path, metrics)
-    return metrics
+    noted = evaluation.noted_in(path, checkpoint) | checkpoint
+    data = build_test_data(run)._replace(pixels=checkpoints.pixels_of(noted, path, BUCKETS))
+    metrics, pixels, _ = evaluate_splits(run, model, data)
+    return evaluation.finish(run, path, metrics, pixels)
 
 
 # ---- 11 main -------------------------------------------------------------------------------

@@ -72,11 +72,12 @@ def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5,
 # ---- meta file and nights ------------------------------------------------------------------
 
 
-def read_meta(data_dir):
+def read_meta(data_dir, needed=SPLITS):
     """Read and check `<data_dir>/shhs.csv`.
 
     Args:
         data_dir: folder of the csv; its paths are relative to it.
+        needed: splits that must have rows.
 
     Returns:
         DataFrame with columns id, score (float32, 0 to 100), path, split ('train', 'val', 'test').
@@ -112,7 +113,7 @@ def read_meta(data_dir):
             f"{len(absent)} of {len(meta)} nights are not in {data_dir}: {first}; "
             "`python prepare.py --overwrite` makes those that are missing"
         )
-    empty = [split for split in SPLITS if not (meta["split"] == split).any()]
+    empty = [split for split in needed if not (meta["split"] == split).any()]
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: more nights are needed")
     return meta.reset_index(drop=True)

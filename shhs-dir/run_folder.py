@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +40,7 @@ class Run:
     folder: Path
     facts: dict  # commit, command and versions at its start
     data: str = ""  # digest of the rows it trains and is judged on
+    training: dict = field(default_factory=dict)  # what shots need: training samples per bucket
     lock: FileLock | None = None  # of the folder, in the process that writes files
     group: object = None  # of all processes, to wait in; None with one
     held: dict | None = None  # what its checkpoint has of an interrupted epoch

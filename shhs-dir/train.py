@@ -112,6 +112,7 @@ import torch
 
 import checkpoints
 import criterion
+import evaluation
 import heads
 import regularizers
 import released
@@ -141,31 +142,37 @@ class Data(NamedTuple):
     """A run's data."""
 
     meta: pd.DataFrame  # rows of the meta file
-    loaders: dict  # `Loader` of each split
-    counts: np.ndarray  # training nights of each score, long [100]
-    density: tuple  # label density before and after LDS, [100] each
-    weights: np.ndarray  # weight of a sample by its score, float32 [100]
+    labels: np.ndarray  # scores of its training nights [N], which decide the shots
+    loaders: dict  # `Loader` of each split, for an evaluation of val and test, as far as they exist
+    counts: np.ndarray | None = None  # training nights of each score, long [100]
+    density: tuple = ()  # label density before and after LDS, [100] each
+    weights: np.ndarray | None = None  # weight of a sample by its score, float32 [100]
 
 
-def build_data(run):
-    """Return the run's `Data`."""
+def build_data(run, evaluated=None):
+    """Return the run's `Data`; for an evaluation, what `evaluated` needs: a path, its content."""
     args, accelerator = run.args, run.accelerator
-    meta = read_meta(args.data_dir)
+    meta = read_meta(args.data_dir, () if evaluated else SPLITS)
     run.note_data(meta)
     nights = Nights(args.data_dir, meta["path"], args.allow_outside)
     scores = meta["score"].to_numpy()
     trained = scores[meta["split"] == "train"]
+    if evaluated and not len(trained):
+        noted = evaluation.training_of(*evaluated)["counts"]
+        trained = np.repeat(np.arange(len(noted), dtype=np.float32), noted)
     counts = label_counts(trained)
+    run.training = {"counts": counts.tolist()}
     density = criterion.density_of(args, counts, LDS_RULE)
     values = np.arange(BUCKETS)
     weights = criterion.weights_of(args, trained, values, counts, LDS_RULE)
     loaders = {}
-    for split in SPLITS:
+    for split in evaluation.splits_in(meta["split"]) if evaluated else SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
         own = weights if split == "train" else np.ones(BUCKETS)
         loaders[split] = Loader(nights, rows, scores[rows], own, Sharing.of(args, accelerator))
-    loaders["train"].prior = criterion.prior_of(args, trained, values, density)
-    return Data(meta, loaders, counts, density, weights)
+    if not evaluated:
+        loaders["train"].prior = criterion.prior_of(args, trained, values, density)
+    return Data(meta, trained, loaders, counts, density, weights)
 
 
 def build_model(args):
@@ -283,7 +290,18 @@ def evaluate(run, model, data, split):
         with run.accelerator.autocast():
             answers.extend(model(batch.signals, batch.frames)[0].float().tolist())
     answers = np.asarray(gather(run.accelerator, answers), dtype=np.float32)
-    return shot_metrics(answers[:, 0], loader.labels, data.loaders["train"].labels), answers
+    return shot_metrics(answers[:, 0], loader.labels, data.labels), answers
+
+
+def evaluate_splits(run, model, data):
+    """Evaluate val and test, as far as they exist: metrics by split, and all predictions."""
+    metrics, answers = evaluation.on_splits(evaluate, run, model, data)
+    tables = []
+    for split, found in answers.items():
+        rows = data.meta.iloc[data.loaders[split].rows].rename(columns={"score": "label"})
+        columns = criterion.columns_of(found)
+        tables.append(rows.assign(**columns))
+    return metrics, pd.concat(tables)[["path", "label", *columns, "split"]]
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -321,18 +339,10 @@ def finish(run, model, data, progress):
     args, folder = run.args, run.folder
     best = folder / checkpoints.BEST
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
-    metrics = {}
-    tables = []
-    for split in ("val", "test"):
-        metrics[split], answers = evaluate(run, model, data, split)
-        rows = data.meta.iloc[data.loaders[split].rows].rename(columns={"score": "label"})
-        columns = criterion.columns_of(answers)
-        tables.append(rows.assign(**columns))
+    metrics, predictions = evaluate_splits(run, model, data)
     if run.is_main:
-        text = pd.concat(tables)[["path", "label", *columns, "split"]]
-        text = text.to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(folder / "predictions.csv", text.encode())
-        shots = shots_of_buckets(data.loaders["train"].labels)
+        results.write_predictions(folder, predictions)
+        shots = shots_of_buckets(data.labels)
         scores = np.arange(BUCKETS)
         results.write_label_density(folder, scores, shots, data.counts, data.density, data.weights)
         if args.fds:
@@ -356,18 +366,13 @@ def finish(run, model, data, progress):
 
 
 def run_evaluation(run):
-    """Evaluate a checkpoint on validation and test set and print both by shot."""
+    """Evaluate a checkpoint on what exists of validation and test set."""
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
     model = build_model(run.args)
     utils.load_state(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)
-    data = build_data(run)
-    metrics = {}
-    for split in ("val", "test"):
-        metrics[split], _ = evaluate(run, model, data, split)
-        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
-    released.log_expected(path, metrics["test"])
-    return metrics["test"]
+    data = build_data(run, (path, checkpoint))
+    return evaluation.finish(run, path, *evaluate_splits(run, model, data))
 
 
 # ---- 11 main -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from datasets import BUCKETS, EDGES, edges_of, label_counts, label_to_bucket
+from evaluation import training_of
 from pair_file import OFFICIAL, SIMILARITY
 from target import Target
 
@@ -39,18 +40,33 @@ class ShotRule(NamedTuple):
 OFFICIAL_RULE = ShotRule()
 
 
-def rule_of(args, pairs, target):
+def rule_of(args, pairs, target, evaluated=None):
     """Return a run's `ShotRule`, with fixed lists for files of the official counts, and its bins.
 
     Args:
         args, target: the flags and the `target.Target`.
         pairs: what `pair_file.read_pairs` returns.
+        evaluated: path and content of a checkpoint, which says the counts of an evaluation
+            without training pairs: none where the lists are fixed.
+
+    Raises:
+        ValueError: if it does not, or says those of other bins.
     """
     if target == SIMILARITY and pairs["split"].value_counts().to_dict() == OFFICIAL:
         return OFFICIAL_RULE, edges_of(args, target)
     edges = edges_of(args, target) if target.own else EDGES
     labels = pairs["label"][pairs["split"] == "train"].to_numpy()
-    return ShotRule(edges, label_counts(labels, edges), target), edges_of(args, target)
+    counts = label_counts(labels, edges)
+    if evaluated is not None and not len(labels):
+        counts = training_of(*evaluated)["counts"]
+        if not len(counts) and target == SIMILARITY:
+            return OFFICIAL_RULE, edges_of(args, target)
+        if len(counts) != len(edges) - 1:
+            raise ValueError(
+                f"{evaluated[0]} has {len(counts)} training counts for {len(edges) - 1} bins: "
+                "evaluate it with the training pairs"
+            )
+    return ShotRule(edges, counts, target), edges_of(args, target)
 
 
 def shot_of(labels, rule=OFFICIAL_RULE):

@@ -27,13 +27,14 @@ def from_unit(values, target):
     return target.unscaled(values * SPAN) if target.own else values * MAX_SCORE
 
 
-def read_pairs(data_dir, target=SIMILARITY):
+def read_pairs(data_dir, target=SIMILARITY, needed=tuple(FILES)):
     """Read and check the three files of the split.
 
     Args:
         data_dir: folder of `train_new.tsv`, `dev_new.tsv` and `test_new.tsv`: tab-separated, with
             a header that names at least sentence1, sentence2 and score.
         target: `target.Target` of the scores.
+        needed: splits whose file must exist.
 
     Returns:
         DataFrame with columns sentence1, sentence2, label (float32), split ('train', 'val',
@@ -43,10 +44,12 @@ def read_pairs(data_dir, target=SIMILARITY):
         FileNotFoundError: without one of them.
         ValueError: naming file and lines that cannot be used.
     """
-    parts = []
+    parts, held = [], any((Path(data_dir) / name).is_file() for name in FILES.values())
     for split, name in FILES.items():
         file = Path(data_dir) / name
         if not file.is_file():
+            if split not in needed and held:
+                continue
             raise FileNotFoundError(
                 f"{file} is missing: `python download.py` fetches the official split, `python "
                 "prepare.py` makes one, `python demo_data.py` generates data; --data_dir chooses "

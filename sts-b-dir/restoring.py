@@ -58,7 +58,8 @@ def write_checkpoint(run, files):
 
 def training_state(run, optimizer):
     """Return what a checkpoint holds apart from weights and progress."""
-    state = {"optimizer": optimizer.state_dict(), "config": vars(run.args), "data": run.data}
+    state = {"optimizer": optimizer.state_dict(), "config": vars(run.args)}
+    state |= {"data": run.data, "training": run.training}
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
     return state

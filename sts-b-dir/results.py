@@ -162,11 +162,18 @@ def write_results(run, metrics, **facts):
         "metrics": metrics,
         "config": vars(run.args),
         "data": run.data,
+        "training": run.training,
         "place_flags": without_effect,  # those of config that change no result
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     text = json.dumps(json.loads(to_json(results)), indent=1, ensure_ascii=False)
     write_atomically(run.folder / "results.json", text.encode() + b"\n")
+
+
+def write_predictions(folder, table):
+    """Write `predictions.csv`, a DataFrame, into a folder."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    write_atomically(folder / "predictions.csv", text.encode())
 
 
 def write_label_density(folder, labels, shots, counts, density, weights):

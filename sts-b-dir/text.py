@@ -85,18 +85,19 @@ class Corpus(NamedTuple):
     padding: int  # id behind a sentence's end
 
 
-def read_corpus(args, checkpoint=None):
+def read_corpus(args, checkpoint=None, needed=tuple(FILES)):
     """Read the pairs and turn words into ids.
 
     Args:
         args: of train.py.
         checkpoint: path whose neighbour `vocab.txt`, if it exists, says the words; or None.
+        needed: splits whose file must exist.
 
     Raises:
         FileNotFoundError, ValueError: as `pair_file.read_pairs`, and for an unusable vocabulary or
             encoder.
     """
-    pairs = read_pairs(args.data_dir, SIMILARITY.of(args))
+    pairs = read_pairs(args.data_dir, SIMILARITY.of(args), needed)
     columns = [pairs[name].tolist() for name in ("sentence1", "sentence2")]
     if args.encoder:
         tokenizer = load_pretrained("AutoTokenizer", args.encoder)
@@ -210,11 +211,10 @@ def load_encoder(name, fresh):
     return encoder
 
 
-def write_predictions(folder, pairs, predictions):
-    """Write `predictions.csv`: both sentences, label, prediction (0 ... 5) and split.
+def table_of(pairs, predictions):
+    """Return the table of `predictions.csv`: both sentences, label, prediction (0 ... 5), split.
 
     Args:
-        folder: the run folder.
         pairs: what `pair_file.read_pairs` returns.
         predictions: {split: array [N, 1] in the rows' order, or [N, 2] with a deviation, `std`}.
     """
@@ -224,5 +224,4 @@ def write_predictions(folder, pairs, predictions):
     ]
     answers = [name for name in ("prediction", "std") if name in tables[0]]
     columns = ["sentence1", "sentence2", "label", *answers, "split"]
-    text = pd.concat(tables)[columns].to_csv(index=False, lineterminator="\n")
-    write_atomically(folder / "predictions.csv", text.encode())
+    return pd.concat(tables)[columns]

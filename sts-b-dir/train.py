@@ -142,6 +142,7 @@ import torch
 
 import checkpoints
 import criterion
+import evaluation
 import heads
 import metrics as measured
 import regularizers
@@ -167,20 +168,26 @@ class Data(NamedTuple):
     """A run's data."""
 
     corpus: text.Corpus  # all pairs as ids, and the words
-    loaders: dict  # `Loader` of each split
+    loaders: dict  # `Loader` of each split, for an evaluation of val and test, as far as they exist
     rule: measured.ShotRule  # bins and shots
-    counts: np.ndarray  # training pairs of each bin, with the synthetic ones, long [B]
-    density: tuple  # label density before and after LDS, [B] each
-    weights: np.ndarray  # weight of a pair by its bin, float32 [B]
+    counts: np.ndarray | None = None  # training pairs by bin, with the synthetic ones, long [B]
+    density: tuple = ()  # label density before and after LDS, [B] each
+    weights: np.ndarray | None = None  # weight of a pair by its bin, float32 [B]
 
 
-def build_data(run, checkpoint=None):
-    """Return the run's `Data`; the words are those of the `vocab.txt` next to a checkpoint."""
+def build_data(run, checkpoint=None, evaluated=None):
+    """Return the run's `Data`, words by a checkpoint's `vocab.txt`; `evaluated` is its content."""
     args = run.args
-    corpus = text.read_corpus(args, checkpoint)
+    corpus = text.read_corpus(args, checkpoint, text.FILES if evaluated is None else ())
     run.note_data(corpus.pairs)
-    rule, edges = measured.rule_of(args, corpus.pairs, TARGET.of(args))
+    rule, edges = measured.rule_of(args, corpus.pairs, TARGET.of(args), (checkpoint, evaluated))
     parts = text.split_rows(corpus)
+    options = Sharing.of(args, run.accelerator), args.group_by_length, corpus.padding
+    if evaluated is not None:
+        splits = evaluation.splits_in(corpus.pairs["split"])
+        own = {split: (*parts[split], np.ones(len(parts[split][1]))) for split in splits}
+        return Data(corpus, {split: Loader(*own[split], *options) for split in splits}, rule)
+    run.training = {"counts": [] if rule.counts is None else rule.counts.tolist()}
     make_loader = dict.fromkeys(parts, Loader)
     if args.resample != "none":
         shots, vectors = shot_of(parts["train"][1], rule), text.vectors_of(args, corpus)
@@ -192,7 +199,6 @@ def build_data(run, checkpoint=None):
     middles = (edges[1:] + edges[:-1]) / 2
     weights = criterion.weights_of(args, trained, middles, counts, LDS_RULE)
     check_counts(rule.target, counts, args, weights, trained)
-    options = Sharing.of(args, run.accelerator), args.group_by_length, corpus.padding
     loaders = {}
     for split, (ids, y) in parts.items():
         own = np.ones(len(y))
@@ -370,20 +376,17 @@ def finish(run, model, data, progress):
     args, folder, rule = run.args, run.folder, data.rule
     best = folder / checkpoints.BEST
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
-    metrics, predictions = {}, {}
-    for split in ("val", "test"):
-        metrics[split], predictions[split] = evaluate(run, model, data, split)
+    metrics, answers = evaluation.on_splits(evaluate, run, model, data)
     if run.is_main:
-        text.write_predictions(folder, data.corpus.pairs, predictions)
+        results.write_predictions(folder, text.table_of(data.corpus.pairs, answers))
         edges = edges_of(args, rule.target)
         per_bin = shots_of_buckets(edges, rule), data.counts, data.density, data.weights
         results.write_label_density(folder, edges[:-1], *per_bin)
         if args.fds:
             results.write_fds_statistics(folder, model.FDS, edges[model.FDS.bucket_start : -1])
-        facts = {name: progress[name] for name in ("best_step", "wall_seconds")}
-        facts["benchmark"] = BENCHMARK
+        facts = {"benchmark": BENCHMARK, "target": rule.target.record, "main_metrics": MAIN_METRICS}
+        facts |= {name: progress[name] for name in ("best_step", "wall_seconds")}
         facts["best_epoch"] = progress["best_step"] / len(data.loaders["train"])
-        facts |= {"target": rule.target.record, "main_metrics": MAIN_METRICS}
         results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)
         report.draw_run(folder)
         table = results.metrics_table(metrics["test"])
@@ -393,19 +396,16 @@ def finish(run, model, data, progress):
 
 
 def run_evaluation(run):
-    """Evaluate a checkpoint on validation and test set and print both by shot."""
+    """Evaluate a checkpoint on what exists of validation and test set."""
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
     state = utils.weights_of(checkpoint, path)
-    data, metrics = build_data(run, path), {}
+    data = build_data(run, path, checkpoint)
     text.check_rows(state, data.corpus.words, path)
     model = build_model(run.args, data.corpus)
     utils.load_state(model, state, path)
     model.to(run.accelerator.device)
-    for split in ("val", "test"):
-        metrics[split], _ = evaluate(run, model, data, split)
-        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
-    released.log_expected(path, metrics["test"])
-    return metrics["test"]
+    metrics, answers = evaluation.on_splits(evaluate, run, model, data)
+    return evaluation.finish(run, path, metrics, text.table_of(data.corpus.pairs, answers))
 
 
 # ---- 11 main -------------------------------------------------------------------------------

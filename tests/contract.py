@@ -135,6 +135,17 @@ def make_table(folder):
     return folder / "data"
 
 
+def keep_test(folder):
+    """Delete the training and validation rows of any benchmark's data."""
+    for path in (*folder.glob("nyu2_train*.csv"), *folder.glob("*_new.tsv")):
+        if path.name != "test_new.tsv":
+            path.unlink()
+    for path in folder.glob("*.csv"):
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
+        if "split" in table:
+            table[table["split"] == "test"].to_csv(path, index=False)
+
+
 # ---- new inputs ----------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from conftest import ROOT, load
-from contract import CONTRACTS, weights_in
+from contract import CONTRACTS, keep_test, weights_in
 from plain import PlainFDS
 
 LEFT_BY_ALL = {
@@ -223,11 +223,70 @@ def test_a_run_leaves_all_its_files(contract, finished):
 
 @pytest.mark.slow
 def test_evaluation_gives_the_runs_own_metrics(contract, data, finished, tmp_path):
-    """By the checkpoint's path, without the flags that make the network, and nothing is written."""
+    """By the checkpoint's path, without the flags that make the network; predictions are left."""
     store = tmp_path / "store"
     found = here(contract, data, store, "--evaluate", "--eval_model", finished / contract.best)
     assert_same_metrics(found, results_of(finished))
-    assert not store.exists()
+    assert [path.name for path in only_run(store).iterdir()] == ["evaluation"]
+    own = pd.read_csv(finished / "predictions.csv")
+    if contract.folder == "nyud2-dir":  # only the test set is evaluated
+        own = own[own["split"] == "test"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(evaluated_in(store), own)
+
+
+def evaluated_in(store):
+    return pd.read_csv(only_run(store) / "evaluation" / "predictions.csv")
+
+
+def test_evaluation_needs_no_training_rows(contract, data, finished, tmp_path):
+    """The test rows alone get the run's own metrics by shot, and its own predictions."""
+    alone, store, published = (tmp_path / name for name in ("data", "store", "published"))
+    shutil.copytree(data, alone)
+    keep_test(alone)
+    load("tools", "publish").main([str(finished), "--out", str(published)])
+    own = pd.read_csv(finished / "predictions.csv")
+    own = own[own["split"] == "test"].drop(columns="row", errors="ignore")
+    for model in (finished, published):
+        found = here(contract, alone, store, "--evaluate", "--eval_model", model)
+        assert_same_metrics(found, results_of(finished))
+        left = evaluated_in(store).drop(columns="row", errors="ignore")  # numbers in the table
+        pd.testing.assert_frame_equal(left, own.reset_index(drop=True))
+    if contract.folder == "nyud2-dir":  # without them its shots are fixed lists
+        return
+    (published / "results.json").unlink()  # an earlier version's files lack the counts
+    with pytest.raises(ValueError, match="does not say how many training samples"):
+        here(contract, alone, store, "--evaluate", "--eval_model", published)
+
+
+def test_counts_of_training_labels_say_their_shots():
+    """Ages beyond the last bucket have a count of their own; your own target has its buckets."""
+    metrics = load("agedb-dir", "metrics")
+    target = load("agedb-dir", "target").Target
+    labels = np.repeat([3.5, 20.0, 120.0, 130.25, 186.0], [1, 101, 20, 19, 100])
+    asked = np.array([3.0, 4.0, 20.9, 120.5, 130.0, 186.0, 190.0])
+    own = target("price", "", 1.0, 1000.0, 0.1, scale="log", own=True)
+    for given in (metrics.AGE, own):
+        counts = metrics.count_groups(labels, given)
+        assert sum(counts) == len(labels)
+        again = metrics.labels_of(np.array(counts), given)
+        before, after = (metrics.shot_metrics(asked, asked, x, given) for x in (labels, again))
+        np.testing.assert_equal(after, before)
+        assert before["many"]["num_samples"]
+        assert before["interpolation"]["num_samples"]
+    with pytest.raises(ValueError, match="31 training counts for 30 buckets"):
+        metrics.labels_of(np.ones(31, dtype=int), own)
+
+
+def test_an_evaluation_of_training_rows_alone_says_so():
+    with pytest.raises(ValueError, match="no row of split val or test"):
+        load("agedb-dir", "evaluation").splits_in(["train"])
+
+
+@pytest.mark.parametrize("counts", [[1.5], [-1], "3", [[1]], [10**9], ["a"], [1, [2]]])
+def test_damaged_training_counts_are_an_error(counts):
+    evaluation = load("agedb-dir", "evaluation")
+    with pytest.raises(ValueError, match="evaluate it with the training rows"):
+        evaluation.training_of("a.tar", {"training": {"counts": counts}})
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("outside.py", "checkpoint_file.py", "restoring.py", "within.py"), FOLDERS),
     (("loss_flags.py", "criterion.py", "heads.py"), FOLDERS),
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
-    (("run_files.py",), FOLDERS),
+    (("run_files.py", "evaluation.py"), FOLDERS),
     (("buckets.py",), FOLDERS),
     (("target.py",), (*AGE_PAIR, "sts-b-dir", "nyud2-dir")),
     (("held_out.py",), (*AGE_PAIR, "sts-b-dir")),

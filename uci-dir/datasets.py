@@ -130,8 +130,12 @@ class TargetScale:
 # ---- prepared table ------------------------------------------------------------------------
 
 
-def read_prepared(data_dir, dataset):
+def read_prepared(data_dir, dataset, needed=SPLITS):
     """Read and check `<data_dir>/<dataset>.csv` and `.json`, as `prepare.py` writes them.
+
+    Args:
+        data_dir, dataset: folder and name of both.
+        needed: splits that must have rows.
 
     Returns:
         DataFrame with the inputs, the target (float64) and `split`; and the preparation, a
@@ -161,7 +165,7 @@ def read_prepared(data_dir, dataset):
     if wrong.any():
         lines = (np.flatnonzero(wrong)[:10] + 2).tolist()
         raise ValueError(f"{file} has rows without a label or a split (lines {lines}): {again}")
-    empty = [split for split in SPLITS if not (frame["split"] == split).any()]
+    empty = [split for split in needed if not (frame["split"] == split).any()]
     if empty:
         raise ValueError(f"{file} has no row of split {', '.join(empty)}: {again}")
     return frame.assign(**{target: labels}), preparation

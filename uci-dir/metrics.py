@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets import Bins, label_counts, label_to_bucket
+from outside import reading
 from regions import zero_shot_parts
 from relevance import relevance, relevance_points
 
@@ -41,6 +42,29 @@ def sera(preds, labels, points):
     return float(np.sum(relevance(labels, points) * (preds - labels) ** 2))
 
 
+# ---- for an evaluation without training rows ------------------------------------------------
+
+
+def training_facts(labels, bins):
+    """Return what a run notes of its training labels [N]: counts by bucket, SERA's relevance."""
+    points = [[float(x), float(y)] for x, y in relevance_points(labels)]
+    return {"counts": label_counts(labels, bins).tolist(), "relevance": points}
+
+
+def training_of(noted, bins, path):
+    """Return labels [N] in the same buckets as the training set's, and its relevance points.
+
+    Args:
+        noted: `training_facts`, from the checkpoint `path`.
+        bins: `Bins`.
+    """
+    with reading(path, "evaluate it with the training rows"):
+        if len(noted["counts"]) != bins.number:
+            raise ValueError(f"{len(noted['counts'])} training counts for {bins.number} buckets")
+        points = sorted((float(x), float(y)) for x, y in noted["relevance"])
+    return np.repeat(bins.middles, noted["counts"]), points
+
+
 # ---- by shot -------------------------------------------------------------------------------
 
 
@@ -63,13 +87,14 @@ def groups_of(labels, rule):
     return np.where((labels < rule.bins.low) | (labels > rule.bins.high), beyond, inside)
 
 
-def shot_metrics(preds, labels, train_labels=None, rule=None):
+def shot_metrics(preds, labels, train_labels=None, rule=None, points=None):
     """Compute every metric over all rows and by shot.
 
     Args:
         preds, labels: arrays or lists [N], in the unit of the target.
         train_labels: of the training set; without them there is only 'overall', and no SERA.
         rule: `ShotRule`, needed with them; without it bMAE is the mean over distinct labels.
+        points: of SERA's relevance, where `train_labels` say no more than their buckets.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has too few rows. Where
@@ -85,12 +110,12 @@ def shot_metrics(preds, labels, train_labels=None, rule=None):
     if not np.isfinite(labels).all():
         raise ValueError("labels must be finite: remove those that are NaN or infinite first")
     parts = {"overall": np.ones(len(labels), dtype=bool)}
-    points = []
+    points = points or []
     buckets = np.unique(labels, return_inverse=True)[1]
     if rule is not None:
         buckets = label_to_bucket(labels, rule.bins)
     if train_labels is not None:
-        points = relevance_points(train_labels)
+        points = points or relevance_points(train_labels)
         shots = shots_of_buckets(train_labels, rule)[buckets]
         parts |= {shot: shots == shot for shot in SHOTS[1:]}
         parts |= zero_shot_parts(groups_of(labels, rule), groups_of(train_labels, rule))

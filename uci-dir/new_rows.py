@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from batches import Sharing, gather
-from columns import encode
+from columns import check_preparation, encode
 from criterion import columns_of, in_unit
 from datasets import Loader, TargetScale
 from files import write_atomically
+from outside import reading
 from table_file import read_table
 
 
@@ -91,13 +92,26 @@ def predict_rows(run, model, loader, scale):
     return np.float32(in_unit(answers, scale.invert))
 
 
-def run_prediction(run, path, preparation, model):
-    """Write the rows of --predict with a column `prediction`; returns the path of that file."""
-    args = run.args
-    rows = read_rows(args.predict, preparation, args.overwrite)
+def preparation_of(checkpoint, path):
+    """Return how a checkpoint's table was prepared; a ValueError if its content does not say."""
+    preparation = checkpoint.get("config", {}).get("preparation")
+    with reading(path, "it does not say how its table was prepared; give one of this folder"):
+        check_preparation(preparation)
+    return preparation
+
+
+def run_prediction(run, loaded):
+    """Write the rows of --predict with a column `prediction`; returns the path of that file.
+
+    Args:
+        run: `run_folder.Run`.
+        loaded: path, content and model of the checkpoint.
+    """
+    args, (path, _, model) = run.args, loaded
+    rows = read_rows(args.predict, args.preparation, args.overwrite)
     nothing = np.zeros(len(rows.inputs))
     loader = Loader(rows.inputs, nothing, nothing, nothing, Sharing.of(args, run.accelerator))
-    scale = TargetScale(args.target_scale, preparation["target"])
+    scale = TargetScale(args.target_scale, args.preparation["target"])
     answers = predict_rows(run, model, loader, scale)
     if run.is_main:
         write(rows, columns_of(answers), path)

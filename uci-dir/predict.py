@@ -32,7 +32,7 @@ import train
 from columns import encode
 from criterion import columns_of, in_unit
 from datasets import TargetScale
-from new_rows import with_columns
+from new_rows import preparation_of, with_columns
 from table_file import read_table
 
 
@@ -50,7 +50,7 @@ class Predictor:
 
     def __init__(self, name, device="auto"):
         path, checkpoint, self.args = new_inputs.find_model(train, name)
-        self.preparation = train.preparation_of(checkpoint, path)
+        self.preparation = preparation_of(checkpoint, path)
         self.args.preparation = self.preparation
         self.scale = TargetScale(self.args.target_scale, self.preparation["target"])
         self.device = new_inputs.device_of(device)

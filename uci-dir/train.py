@@ -125,7 +125,9 @@ import checkpoints
 import compare
 import criterion
 import datasets
+import evaluation
 import heads
+import metrics as measured
 import new_rows
 import prepare
 import regularizers
@@ -137,12 +139,11 @@ import trees
 import utils
 from batches import Sharing, Steps
 from checkpoint_file import dictionary_of
-from columns import check_preparation, width_of
+from columns import width_of
 from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
 from fds import FDS
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
 from mlp import MLP
-from outside import reading
 from synthetic_rows import with_synthetic_rows
 
 # ---- 5 builders ----------------------------------------------------------------------------
@@ -153,28 +154,38 @@ class Data(NamedTuple):
 
     table: pd.DataFrame  # rows of the prepared table
     labels: np.ndarray  # of its training rows [N], which decide the shots
-    loaders: dict  # `Loader` of each split
+    loaders: dict  # `Loader` of each split, for an evaluation of val and test, as far as they exist
     rule: ShotRule  # buckets and shots
     scale: TargetScale
-    counts: np.ndarray  # training rows of each bucket, with the synthetic ones, long [B]
-    density: tuple  # label density before and after LDS, [B] each
-    weights: np.ndarray  # weight of a sample by its bucket, float32 [B]
+    counts: np.ndarray | None = None  # training rows by bucket, with the synthetic ones, long [B]
+    density: tuple = ()  # label density before and after LDS, [B] each
+    weights: np.ndarray | None = None  # weight of a sample by its bucket, float32 [B]
+    points: list | None = None  # of SERA's relevance, where `labels` say only their buckets
 
 
-def build_data(run, preparation=None):
-    """Return the run's `Data`, by the table's own preparation or by that of a checkpoint.
-
-    The flags get the preparation, so that checkpoints hold it.
-    """
+def build_data(run, evaluated=None):
+    """Return the run's `Data`; for an evaluation, what `evaluated` needs: a path, its content."""
     args = run.args
-    table, own = read_prepared(args.data_dir, args.dataset)
+    table, own = read_prepared(args.data_dir, args.dataset, () if evaluated else datasets.SPLITS)
     run.note_data(table)
-    args.preparation = preparation = preparation or own
+    if not evaluated:
+        args.preparation = own  # so that checkpoints hold it
+    preparation, sharing = args.preparation, Sharing.of(args, run.accelerator)
     bins = Bins(*preparation["bins"])
     rule = ShotRule(bins, **preparation["shots"])
     scale = TargetScale(args.target_scale, preparation["target"])
     parts = datasets.split_rows(table, preparation, f"{args.dataset}.csv")
     labels = parts["train"][1]
+    if evaluated:
+        points, loaders = None, {}
+        if not len(labels):
+            noted = evaluation.training_of(*evaluated)
+            labels, points = measured.training_of(noted, bins, evaluated[0])
+        for split in evaluation.splits_in(table["split"]):
+            inputs, y = parts[split]
+            loaders[split] = Loader(inputs, y, scale.scale(y), np.ones(len(y)), sharing)
+        return Data(table, labels, loaders, rule, scale, points=points)
+    run.training = measured.training_facts(labels, bins)
     if args.resample != "none":
         shots = shots_of_buckets(labels, rule)[label_to_bucket(labels, bins)]
         parts["train"] = with_synthetic_rows(*parts["train"], shots, args)
@@ -187,7 +198,7 @@ def build_data(run, preparation=None):
         own = np.ones(len(y))
         if split == "train":
             own = criterion.weights_at(args, y, label_to_bucket(y, bins), weights)
-        loaders[split] = Loader(inputs, y, scale.scale(y), own, Sharing.of(args, run.accelerator))
+        loaders[split] = Loader(inputs, y, scale.scale(y), own, sharing)
     targets = loaders["train"].targets.cpu().numpy().ravel()
     loaders["train"].prior = criterion.prior_of(args, targets, scale.scale(bins.middles), density)
     return Data(table, labels, loaders, rule, scale, counts, density, weights)
@@ -302,7 +313,20 @@ def evaluate(run, model, data, split):
     utils.broadcast_buffers(model)
     loader = data.loaders[split]
     answers = new_rows.predict_rows(run, model, loader, data.scale)
-    return shot_metrics(answers[:, 0], loader.labels, data.labels, data.rule), answers
+    return shot_metrics(answers[:, 0], loader.labels, data.labels, data.rule, data.points), answers
+
+
+def evaluate_splits(run, model, data):
+    """Evaluate val and test, as far as they exist: metrics by split, and all predictions."""
+    metrics, answers = evaluation.on_splits(evaluate, run, model, data)
+    target = run.args.preparation["target"]["name"]
+    tables = []
+    for split, found in answers.items():
+        rows = np.flatnonzero(data.table["split"] == split)
+        columns = {"row": rows, "label": data.table[target].iloc[rows]}
+        columns |= criterion.columns_of(found)
+        tables.append(pd.DataFrame(columns).assign(split=split))
+    return metrics, pd.concat(tables)
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -339,16 +363,10 @@ def finish(run, model, data, progress):
     run.accelerator.wait_for_everyone()
     args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
-    target, metrics, tables = args.preparation["target"], {}, []
-    for split in ("val", "test"):
-        metrics[split], answers = evaluate(run, model, data, split)
-        rows = np.flatnonzero(data.table["split"] == split)
-        columns = {"row": rows, "label": data.table[target["name"]].iloc[rows]}
-        columns |= criterion.columns_of(answers)
-        tables.append(pd.DataFrame(columns).assign(split=split))
+    metrics, predictions = evaluate_splits(run, model, data)
     if run.is_main:
-        text = pd.concat(tables).to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(folder / "predictions.csv", text.encode())
+        target = args.preparation["target"]
+        results.write_predictions(folder, predictions)
         edges = data.rule.bins.edges
         shots = shots_of_buckets(data.labels, data.rule)
         results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
@@ -366,33 +384,21 @@ def finish(run, model, data, progress):
     return metrics["test"]
 
 
-def preparation_of(checkpoint, path):
-    """Return how a checkpoint's table was prepared; a ValueError if its content does not say."""
-    preparation = checkpoint.get("config", {}).get("preparation")
-    with reading(path, "it does not say how its table was prepared; give one of this folder"):
-        check_preparation(preparation)
-    return preparation
-
-
 def load_model(run):
-    """Return the checkpoint's path, its preparation, and its model, ready to predict."""
+    """Return the checkpoint's path, its content, and its model, ready to predict."""
     path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
-    run.args.preparation = preparation = preparation_of(checkpoint, path)
+    run.args.preparation = new_rows.preparation_of(checkpoint, path)
     state = utils.weights_of(checkpoint, path)
     model = build_model(run.args, state)
     utils.load_state(model, state, path)
-    return path, preparation, model.to(run.accelerator.device)
+    return path, checkpoint, model.to(run.accelerator.device)
 
 
 def run_evaluation(run):
-    """Evaluate a checkpoint on validation and test set and print both by shot."""
-    path, preparation, model = load_model(run)
-    data, metrics = build_data(run, preparation), {}
-    for split in ("val", "test"):
-        metrics[split], _ = evaluate(run, model, data, split)
-        logging.info("%s, %s set:\n%s", path, split, results.metrics_table(metrics[split]))
-    released.log_expected(path, metrics["test"])
-    return metrics["test"]
+    """Evaluate a checkpoint on what exists of validation and test set."""
+    path, checkpoint, model = load_model(run)
+    data = build_data(run, (path, checkpoint))
+    return evaluation.finish(run, path, *evaluate_splits(run, model, data))
 
 
 # ---- 11 main -------------------------------------------------------------------------------
@@ -437,7 +443,7 @@ def main(argv=None):
     if not args.evaluate:
         return train_and_finish(args)
     run = run_folder.start(args, make_parser(), run_name(args))
-    return new_rows.run_prediction(run, *load_model(run)) if args.predict else run_evaluation(run)
+    return new_rows.run_prediction(run, load_model(run)) if args.predict else run_evaluation(run)
 
 
 if __name__ == "__main__":

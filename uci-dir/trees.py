@@ -105,5 +105,6 @@ def fit(run, model, data):
     progress["wall_seconds"] = time.perf_counter() - started
     if run.is_main:
         state = {**progress, "state_dict": model.state_dict(), "config": vars(args)}
+        state["training"] = run.training
         save_checkpoint(run.folder / checkpoints.BEST, state)
     return progress
