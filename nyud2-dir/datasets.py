@@ -4,18 +4,15 @@ A batch is read as uint8 (see `depth_cache.py`) and augmented on the device (see
 the weight of a pixel is looked up there by its bucket.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from batches import Batches, Part
-from depth_cache import Pairs
 from depth_maps import BUCKET_START, BUCKETS, TEST_UNIT, TRAIN_UNIT, crop_of, label_to_bucket
 from lds import bucket_weights as weights_of_density
 from lds import label_density
-from pair_lists import read_pairs
 from transforms import Draws, draw_augmentation, transform_test, transform_train
 
 LDS_RULE = {"mode": "reflect"}  # LDS mirrors the density at its ends (released code)
@@ -92,16 +89,6 @@ class Data(NamedTuple):
     density: tuple = ()  # label density before and after LDS, [100] each
     weights: np.ndarray | None = None  # weight of a pixel by its bucket, float32 [100]
     pixels: list | None = None  # training pixels that say the shots; None: the fixed lists do
-
-
-def open_pairs(run, name, bits):
-    """Return a csv's rows and the decoded pairs that they name."""
-    args = run.args
-    table, root = read_pairs(args.data_dir, name), Path(args.data_dir)
-    cache = Path(args.cache or root / "cache") if args.cache != "none" else None
-    options = {name: getattr(args, name) for name in ("workers", "allow_outside")}
-    options["quiet"] = not run.accelerator.is_local_main_process
-    return table, Pairs(root, table, bits, cache, Path(name).stem, args.downscale, **options)
 
 
 # ---- batches -------------------------------------------------------------------------------

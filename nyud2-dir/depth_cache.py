@@ -77,10 +77,14 @@ class Pairs(ArrayCache):
     def __init__(self, data_dir, table, bits, cache, name, downscale=1, **options):
         self.bits = bits
         self.downscale = downscale
-        self.shape = (SIZE[0] // downscale, SIZE[1] // downscale, 3 + bits // 8)
-        self.settings = f"{CACHE_VERSION} {downscale} {bits}"
+        self.describe()
         columns = [table["image"], table["depth"]]
         super().__init__(data_dir, columns, cache, f"{name}_{downscale}", **options)
+
+    def describe(self):
+        """Say what a row is, for the cache."""
+        self.shape = *(side // self.downscale for side in SIZE), 3 + self.bits // 8
+        self.settings = f"{CACHE_VERSION} {self.downscale} {self.bits}"
 
     def load_row(self, image_file, depth_file):
         """Return a pair as `load_pair` does."""

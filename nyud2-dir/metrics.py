@@ -9,14 +9,16 @@ pixels that rule gives the same lists. Only sums per bucket are kept.
 import numpy as np
 import torch
 
-from datasets import BUCKET_START, BUCKETS, label_to_bucket
-from depth_maps import DEPTH
+from datasets import BUCKET_START, BUCKETS
+from depth_maps import DEPTH, buckets_of, known
 
 MANY = [*range(9, 46), 47, 49]  # lists of the released code
 MEDIUM = [7, 8, 46, 48, *range(50, 57), 58, 60, 61, 63]
 SHOTS = ("overall", "many", "medium", "few")
 METRICS = ("mse", "rmse", "abs_rel", "log10", "mae", "delta1", "delta2", "delta3", "bmae")
+RATIOS = ("abs_rel", "log10", "delta1", "delta2", "delta3")
 MAIN_METRICS = ("rmse", "delta1")  # the columns of the paper's table
+OWN_METRICS = ("rmse", "mae")  # of your own target
 HIGHER_IS_BETTER = ["delta1", "delta2", "delta3"]
 SUMS = ("count", "mse", "mae", "abs_rel", "log10", "delta1", "delta2", "delta3")
 # A prediction of zero or less has no ratio and no logarithm: there it counts as this.
@@ -45,14 +47,16 @@ class BucketSums:
 
     Args:
         device: where the pixels are.
-        shots: of the buckets [100], as `shots_of_buckets` names them; None: of the official pairs.
+        shots: of the buckets [B], as `shots_of_buckets` names them; None: of the official pairs.
+        target: `target.Target`.
 
-    `sums` is float64 [100, 8], with the columns SUMS; sums of several processes are added.
+    `sums` is float64 [B, 8], with the columns SUMS; sums of several processes are added.
     """
 
-    def __init__(self, device="cpu", shots=None):
+    def __init__(self, device="cpu", shots=None, target=DEPTH):
+        self.target = target
         self.shots = shots_of_buckets() if shots is None else shots
-        self.sums = torch.zeros(BUCKETS, len(SUMS), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self.shots), len(SUMS), dtype=torch.float64, device=device)
 
     def add(self, preds, labels, mask=None):
         """Add the pixels of a batch.
@@ -67,9 +71,9 @@ class BucketSums:
         if preds.shape != labels.shape or (mask is not None and mask.shape != labels.shape):
             shapes = [tuple(x.shape) for x in (preds, labels, mask) if x is not None]
             raise ValueError(f"predictions, depths and mask must have one shape, got {shapes}")
-        mask = labels > 0 if mask is None else mask & (labels > 0)
+        mask = known(labels, mask, self.target)
         preds, labels = preds[mask].float(), labels[mask].float()
-        bucket = label_to_bucket(labels)
+        bucket = buckets_of(self.target)(labels)
         error = (preds - labels).abs()
         positive = preds.clamp(min=SMALLEST_DEPTH)
         ratio = torch.maximum(positive / labels, labels / positive)
@@ -84,7 +88,7 @@ class BucketSums:
             ratio < 1.25**3,
         ]
         for total, column in zip(self.sums.T, columns):
-            total += torch.bincount(bucket, weights=column.double(), minlength=BUCKETS)
+            total += torch.bincount(bucket, weights=column.double(), minlength=len(self.sums))
 
     def metrics(self, balanced=False):
         """Compute every metric over all pixels and by shot.
@@ -97,17 +101,23 @@ class BucketSums:
             `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no pixel.
         """
         sums = self.sums.cpu().clone()
-        if balanced:
+        if balanced and not self.target.own:
             sums[BUCKET_START] += sums[:BUCKET_START].sum(0)
             sums[:BUCKET_START] = 0
         result = {}
         for shot in SHOTS:
             part = sums if shot == "overall" else sums[torch.from_numpy(self.shots == shot)]
-            result[shot] = _metrics(part[part[:, 0] > 0], balanced)
+            found = _metrics(part[part[:, 0] > 0], balanced)
+            result[shot] = {name: found[name] for name in found if name not in self.left_out}
         return result
 
+    @property
+    def left_out(self):
+        """Metrics that labels of zero or less do not have."""
+        return RATIOS if self.target.own and self.target.low <= 0 else ()
+
     def by_bucket(self):
-        """Return the mean of every column of SUMS per bucket [100, 8], NaN where it is empty."""
+        """Return the mean of every column of SUMS per bucket [B, 8], NaN where it is empty."""
         sums = self.sums.cpu().clone()
         sums[:, 1:] /= sums[:, :1]
         return sums

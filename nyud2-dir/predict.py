@@ -21,6 +21,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
 
+import functools
 import io
 
 import numpy as np
@@ -31,11 +32,12 @@ from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
 import train
-from depth_maps import SIZE, crop_of
+from depth_maps import DEPTH, SIZE, crop_of
 from files import write_atomically
 from image_file import open_image
-from transforms import transform_test
+from transforms import apply_colour_map, colour_map, transform_test
 
+COLUMNS = ["nearest_m", "mean_m", "farthest_m", "depth_map"]
 MILLIMETRES = 1000  # in a metre; the official test depths are whole ones
 FARTHEST = 10.0  # metres, the end of the preview's colours
 
@@ -58,6 +60,7 @@ class Predictor:
         model = train.build_model(self.args)
         train.checkpoints.load_weights(model, train.utils.weights_of(checkpoint, path), path)
         self.model = model.to(self.device).eval()
+        self.target = DEPTH.of(self.args)
 
     def predict(self, inputs, folder=None, batch_size=16, quiet=True):
         """Predict images.
@@ -70,7 +73,8 @@ class Predictor:
         Returns:
             DataFrame of path, nearest, mean and farthest depth_m, and depth_map: the file, or the
             map, float32 [H, W] in metres. It is 0 outside the part that the network sees. Images
-            that cannot be read are not in it: its `attrs["faults"]` has (path, error) of each.
+            that cannot be read are not in it: its `attrs["faults"]` has (path, error) of each. Of
+            your own target it is lowest, mean, highest and map in its unit, of the whole image.
         """
         files = new_inputs.files_of(inputs, SUFFIXES)
         names = names_of(files)
@@ -78,7 +82,10 @@ class Predictor:
         def answer(read):
             depths = self.answer([image for _, image, _ in read])
             placed = [place(depth, box) for depth, (_, _, box) in zip(depths, read)]
-            return [describe(depth, names[row], folder) for depth, (row, _, _) in zip(placed, read)]
+            tell = describe
+            if self.target.own:
+                tell = functools.partial(describe_own, target=self.target)
+            return [tell(depth, names[row], folder) for depth, (row, _, _) in zip(placed, read)]
 
         def read(row):
             return row, *self.read(files[row])
@@ -86,7 +93,8 @@ class Predictor:
         numbers = list(range(len(files)))
         given = numbers, read, answer, batch_size, quiet
         rows, answers, faults = new_inputs.read_and_answer(*given)
-        table = pd.DataFrame(answers, columns=["nearest_m", "mean_m", "farthest_m", "depth_map"])
+        columns = ["lowest", "mean", "highest", "map"] if self.target.own else COLUMNS
+        table = pd.DataFrame(answers, columns=columns)
         table.insert(0, "path", [str(files[row]) for row in rows])
         table.attrs[new_inputs.FAULTS] = [(files[row], error) for row, error in faults]
         return table
@@ -102,6 +110,10 @@ class Predictor:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}: save it with 8 bits a channel")
             whole = image.size
+            if self.target.own:  # scaled as a whole, as in training
+                size = tuple(self.args.map_size or SIZE)[::-1]
+                image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+                return np.asarray(image), (0, 0, *whole, *whole)
             width, height = fitting(whole)
             size = SIZE[1] // self.args.downscale, SIZE[0] // self.args.downscale
             image = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BILINEAR)
@@ -112,6 +124,14 @@ class Predictor:
     def answer(self, images):
         """Return depths in metres of such images, float32 [n, h, w], 0 outside the central crop."""
         images = torch.from_numpy(np.stack(images)).to(self.device)
+        if self.target.own:
+            pixels = images.permute(0, 3, 1, 2).float()
+            maps = colour_map(len(pixels), pixels.device)
+            pixels = apply_colour_map(pixels, *maps, torch.empty_like(pixels))
+            preds = self.model(pixels)[0].float()
+            size = pixels.shape[2:]
+            preds = interpolate(preds, size=size, mode="bilinear", align_corners=True)[:, 0]
+            return self.target.unscaled(preds).cpu().numpy()
         blank = torch.zeros(images.shape[:3], device=self.device)
         pixels, crop = transform_test(images, blank, downscale=self.args.downscale)
         preds = self.model(pixels)[0].float()
@@ -150,6 +170,27 @@ def names_of(files):
     return names
 
 
+def describe_own(values, name, folder, target):
+    """As `describe`, of your own target: the map as `.npy`, colours from low to high."""
+    row = [float(values.min()), float(values.mean()), float(values.max())]
+    if folder is None:
+        return [*row, values]
+    share = (values - target.low) / (target.high - target.low)
+    pixels = io.BytesIO()
+    np.save(pixels, values)
+    write_atomically(folder / f"{name}.npy", pixels.getvalue())
+    write_preview(share, folder / f"{name}.preview.png")
+    return [*row, str(folder / f"{name}.npy")]
+
+
+def write_preview(share, path):
+    """Write a map from 0 to 1 in colours."""
+    content = io.BytesIO()
+    colours = colormaps["viridis"](np.clip(share, 0, 1), bytes=True)[..., :3]
+    Image.fromarray(colours).save(content, "PNG")
+    write_atomically(path, content.getvalue())
+
+
 def describe(depth, name, folder):
     """Return a map's row in the table, and write map and preview if there is a folder."""
     known = depth[depth > 0] if depth.any() else depth
@@ -157,11 +198,10 @@ def describe(depth, name, folder):
     if folder is None:
         return [*row, depth]
     millimetres = np.clip(np.rint(depth * MILLIMETRES), 0, 2**16 - 1).astype(np.uint16)
-    colours = colormaps["viridis"](np.clip(depth / FARTHEST, 0, 1), bytes=True)[..., :3]
-    for suffix, pixels in ((".png", millimetres), (".preview.png", colours)):
-        content = io.BytesIO()
-        Image.fromarray(pixels).save(content, "PNG")
-        write_atomically(folder / f"{name}{suffix}", content.getvalue())
+    content = io.BytesIO()
+    Image.fromarray(millimetres).save(content, "PNG")
+    write_atomically(folder / f"{name}.png", content.getvalue())
+    write_preview(depth / FARTHEST, folder / f"{name}.preview.png")
     return [*row, str(folder / f"{name}.png")]
 
 

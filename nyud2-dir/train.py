@@ -20,6 +20,9 @@ import time
 import flags
 import loss_flags
 import program
+from depth_maps import DEPTH
+from map_flags import add_maps, check_maps
+from target import check_counts
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "nyud2-dir"
@@ -58,6 +61,7 @@ def make_parser():
     workers_help = "threads that decode, at most one per core"
     add("--workers", type=int, default=32, role=flags.PLACE, help=workers_help)
     add("--allow_outside", action="store_true", role=flags.PLACE, help="paths may leave --data_dir")
+    add_maps(parser)
     flags.add_lds(parser, "buckets of 0.1 m", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser, "head R", "with --retrain_fc all but R")
@@ -93,6 +97,7 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     flags.check(parser, args, positive=("epochs", "lr_step", "workers"), buckets=BUCKET_NUM)
+    check_maps(parser, args)
     if not 0 <= args.start_epoch < args.epochs:
         parser.error(f"--start_epoch {args.start_epoch} must be from 0 to --epochs - 1")
     loss_flags.check_losses(parser, args)
@@ -130,19 +135,12 @@ import results
 import run_folder
 import utils
 from batches import Sharing, Steps, gather
-from datasets import (
-    LDS_RULE,
-    TRAIN_COUNTS,
-    TRAIN_PAIRS,
-    Data,
-    Loader,
-    count_pixels,
-    open_pairs,
-)
-from depth_maps import BUCKETS, DEPTH, label_to_bucket
+from datasets import LDS_RULE, Data
+from depth_maps import buckets_of, edges_of, known, middles_of
 from depth_net import DepthNet, feature_dim_of
 from fds import FDS
-from metrics import HIGHER_IS_BETTER, MAIN_METRICS, BucketSums, shots_of_buckets
+from maps import counts_of, loader_of, open_pairs
+from metrics import HIGHER_IS_BETTER, MAIN_METRICS, OWN_METRICS, BucketSums, shots_of_buckets
 from pair_lists import OFFICIAL_PAIRS, SUBSET, TEST, TRAIN, hold_out, read_mask, rows_of_subset
 
 # ---- 5 builders ----------------------------------------------------------------------------
@@ -151,9 +149,11 @@ from pair_lists import OFFICIAL_PAIRS, SUBSET, TEST, TRAIN, hold_out, read_mask,
 def build_test_data(run):
     """Return only the test set, which is all that an evaluation needs, as `Data`."""
     table, pairs = open_pairs(run, TEST, bits=16)
-    mask = read_mask(run.args.data_dir, len(table), run.args.downscale)
+    mask = None  # of your own maps all pixels count, and buckets alike
+    if not DEPTH.of(run.args).own:
+        mask = read_mask(run.args.data_dir, len(table), run.args.downscale)
     sharing = Sharing.of(run.args, run.accelerator)
-    loader = Loader(pairs, np.arange(len(table)), sharing, mask=mask)
+    loader = loader_of(pairs, np.arange(len(table)), sharing, mask=mask)
     return Data({"test": loader}, {"test": table["image"].to_numpy()})
 
 
@@ -168,26 +168,27 @@ def build_data(run):
         held_out = hold_out(images, args.seed)
     run.note_data(table)  # which scenes are held out follows from the flags
     train = np.flatnonzero(~held_out)
-    counts = TRAIN_COUNTS
-    if args.counts == "data" or (args.counts == "auto" and len(images) != TRAIN_PAIRS):
-        counts = count_pixels(pairs, train)
-    pixels = None
-    if (len(images), test.loaders["test"].N) not in OFFICIAL_PAIRS:
-        own = count_pixels(pairs, train) if counts is TRAIN_COUNTS else counts
-        pixels = own.tolist()
+    official = (len(images), test.loaders["test"].N) in OFFICIAL_PAIRS
+    target = DEPTH.of(args)
+    counts, pixels = counts_of(args, pairs, train, official)
     run.training = {"pixels": pixels}
-    rule = LDS_RULE | {"start": args.bucket_start}
+    start = target.fds_options(args, BUCKET_NUM, BUCKET_START).get("bucket_start")
+    start = args.bucket_start if start is None else start
+    rule = LDS_RULE | {"start": start}
     density = criterion.density_of(args, counts, rule)
-    middles = np.arange(BUCKETS) / 10 + 0.05
+    middles = middles_of(target)
     weights = criterion.weights_of(args, None, middles, counts, rule)
-    loaders = {"train": Loader(pairs, train, sharing, weights)}
+    if target.own:
+        check_counts(target, counts, args, weights)
+        middles = target.scaled(torch.from_numpy(middles)).numpy()
+    loaders = {"train": loader_of(pairs, train, sharing, weights)}
     loaders["train"].prior = criterion.prior_of(args, None, middles, density, COMPONENTS)
     paths = {}
     if args.fds and args.fds_stats == "extra_pass":
         subset = rows_of_subset(args.data_dir, SUBSET, images, held_out)
-        loaders["subset"] = Loader(pairs, subset, sharing)
+        loaders["subset"] = loader_of(pairs, subset, sharing)
     if args.select == "heldout":
-        loaders["val"] = Loader(pairs, np.flatnonzero(held_out), sharing)
+        loaders["val"] = loader_of(pairs, np.flatnonzero(held_out), sharing)
         paths["val"] = images[held_out]
     return Data(loaders | test.loaders, paths | test.paths, counts, density, weights, pixels)
 
@@ -196,7 +197,9 @@ def build_model(args, fresh=False):
     """Return the network, with FDS if asked for; only a fresh one fetches ImageNet weights."""
     module = None
     if args.fds:
-        options = flags.fds_options(args) | {"label_to_bucket": label_to_bucket}
+        target = DEPTH.of(args)
+        options = flags.fds_options(args) | {"label_to_bucket": buckets_of(target)}
+        options |= target.fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(feature_dim_of(args.model), **options, clip=FDS_CLIP)
     model = heads.extend(DepthNet(args.model, module, args.pretrained_encoder and fresh), args)
     return model.to(memory_format=torch.channels_last)  # the faster layout, on the CPU too
@@ -228,6 +231,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     """
     args, accelerator = run.args, run.accelerator
     loss_of = criterion.Criterion(run, model, losses.weighted_mse_loss, loader.prior)
+    target = DEPTH.of(args)
     lr = args.lr * LR_FACTOR ** (epoch // args.lr_step)
     heads.set_lr(optimizer, lr)
     net.train()
@@ -238,17 +242,21 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         preds = preds.float()
         depths = batch.depths
         # The empty corners that rotation leaves have depth 0 and count, as in the released code.
-        if args.loss != "mse":
-            seen = depths >= BUCKET_START / 10
+        if batch.mask is not None or args.loss != "mse":
+            seen = depths >= BUCKET_START / 10 if batch.mask is None else batch.mask
             preds, depths = preds[seen], depths[seen]
-        loss = loss_of(preds, depths, batch)
+            if batch.weights is not None:
+                batch = batch._replace(weights=batch.weights[seen])
+        loss = loss_of(preds, target.scaled(depths), batch) if depths.numel() else preds.sum()
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
         optimizer.step()
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             # Those corners have no depth of their own, and would be the first bucket's.
-            model.FDS.accumulate(features, batch.depths, epoch, keep=batch.depths > 0)
+            model.FDS.accumulate(
+                features, batch.depths, epoch, keep=known(batch.depths, batch.mask, target)
+            )
         steps.add(loss, batch.share, batch.size)
     train_loss = steps.mean_loss()
     return {"epoch": epoch, "lr": lr, "train_loss": train_loss, "seconds": steps.seconds}
@@ -279,7 +287,7 @@ def update_fds_statistics(run, model, loader, epoch):
             with run.accelerator.autocast():
                 _, features = model(batch.images, batch.depths, min(epoch, run.args.start_smooth))
             if batch.share:
-                model.FDS.accumulate(features, batch.depths, epoch)
+                model.FDS.accumulate(features, batch.depths, epoch, keep=batch.mask)
     model.FDS.update_last_epoch_stats(epoch)
     model.FDS.update_running_stats(epoch=epoch)
     return {"statistics": time.perf_counter() - start}
@@ -302,8 +310,8 @@ def evaluate(run, model, data, split, sample=None):
     """
     utils.broadcast_buffers(model)
     model.eval()
-    loader, shots = data.loaders[split], shots_of_buckets(data.pixels)
-    sums = BucketSums(run.accelerator.device, shots)
+    loader, target = data.loaders[split], DEPTH.of(run.args)
+    sums = BucketSums(run.accelerator.device, shots_of_buckets(data.pixels, target), target)
     for batch in loader.evaluate():
         preds = predict(run, model, batch)
         sums.add(preds, batch.depths, batch.mask)
@@ -317,7 +325,7 @@ def evaluate_splits(run, model, data):
     """Evaluate val and test, as far as they are held: metrics, a sample of pixels, errors."""
     metrics, pixels, errors = {}, [], []
     for split, paths in data.paths.items():
-        sample = depth_figures.PixelSample(run.args.seed, split)
+        sample = depth_figures.PixelSample(run.args.seed, split, DEPTH.of(run.args))
         metrics[split], sums = evaluate(run, model, data, split, sample)
         pixels.append(sample.table(gather(run.accelerator, sample.rows), paths))
         errors.append(depth_figures.error_by_depth(sums, split))
@@ -326,10 +334,11 @@ def evaluate_splits(run, model, data):
 
 @torch.no_grad()
 def predict(run, model, batch):
-    """Return a batch's depths in metres at the size of its true ones."""
+    """Return a batch's depths in their unit at the size of its true ones."""
     with run.accelerator.autocast():
         preds = model(batch.images)[0].float()
-    return interpolate(preds, size=batch.depths.shape[2:], mode="bilinear", align_corners=True)
+    preds = interpolate(preds, size=batch.depths.shape[2:], mode="bilinear", align_corners=True)
+    return DEPTH.of(run.args).unscaled(preds)
 
 
 # ---- 9 train -------------------------------------------------------------------------------
@@ -354,7 +363,7 @@ def train(run, net, model, optimizer, data, progress):
             progress |= {"error": metric["rmse"], "best_epoch": epoch}
         wall_seconds = time.perf_counter() - started
         progress |= {"epoch": epoch + 1, "metric": metric, "wall_seconds": wall_seconds}
-        results.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, OWN_METRICS if DEPTH.of(args).own else MAIN_METRICS)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 
@@ -365,25 +374,27 @@ def finish(run, model, data, progress):
     """Evaluate the best epoch and write results, a sample of pixels and figures."""
     run.accelerator.wait_for_everyone()
     args, folder, best = run.args, run.folder, run.folder / checkpoints.BEST
+    target = DEPTH.of(args)
     checkpoints.load_weights(model, utils.weights_of(utils.load_checkpoint(best), best), best)
     metrics, pixels, errors = evaluate_splits(run, model, data)
     if run.is_main:
         results.write_predictions(folder, pixels)
         text = pd.concat(errors).to_csv(index=False, lineterminator="\n")
         utils.write_atomically(folder / "error_by_depth.csv", text.encode())
-        depths, shots = np.arange(BUCKETS) / 10, shots_of_buckets(data.pixels)
+        depths, shots = edges_of(target), shots_of_buckets(data.pixels, target)
         results.write_label_density(folder, depths, shots, data.counts, data.density, data.weights)
         if args.fds:
-            buckets = depths[args.bucket_start : args.bucket_num]
+            buckets = depths[model.FDS.bucket_start :][: len(model.FDS.running_mean)]
             results.write_fds_statistics(folder, model.FDS, buckets)
-        facts = {"benchmark": BENCHMARK, "target": DEPTH.record, "main_metrics": MAIN_METRICS}
+        facts = {"benchmark": BENCHMARK, "target": target.record}
+        facts["main_metrics"] = OWN_METRICS if target.own else MAIN_METRICS
         facts |= {name: progress[name] for name in ("best_epoch", "wall_seconds")}
         results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)
         report.draw_run(folder)
         batch = data.loaders["test"].pick(depth_figures.EXAMPLES)
         title = f"{BENCHMARK}: {results.method_name(args, run.parser)}, seed {args.seed}\ntest set"
         examples = batch, predict(run, model, batch)
-        depth_figures.draw_run(folder / "figures", title, errors[-1], data.counts, examples)
+        depth_figures.draw_run(folder / "figures", title, errors[-1], data.counts, examples, target)
         table = results.metrics_table(metrics["test"])
         logging.info("Test set, best epoch %s:\n%s", progress["best_epoch"], table)
     run_folder.close(run)
@@ -397,7 +408,8 @@ def run_evaluation(run):
     checkpoints.load_weights(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)
     noted = evaluation.noted_in(path, checkpoint) | checkpoint
-    data = build_test_data(run)._replace(pixels=checkpoints.pixels_of(noted, path, BUCKETS))
+    buckets = len(edges_of(DEPTH.of(run.args)))
+    data = build_test_data(run)._replace(pixels=checkpoints.pixels_of(noted, path, buckets))
     metrics, pixels, _ = evaluate_splits(run, model, data)
     return evaluation.finish(run, path, metrics, pixels)
 

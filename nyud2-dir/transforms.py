@@ -115,6 +115,12 @@ def rotate_and_crop(pixels, draws, crop):
 
     What lies outside of the picture is 0, in the depth too, as in the released code.
     """
+    grid = grid_of(pixels, draws, crop)
+    return grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def grid_of(pixels, draws, crop):
+    """Return where each pixel of the crop is taken from, as `grid_sample` needs it."""
     H, W = pixels.shape[2:]
     top, left, height, width = crop
     dy = torch.arange(height, dtype=torch.float64, device=pixels.device) + top - (H - 1) / 2
@@ -130,7 +136,7 @@ def rotate_and_crop(pixels, draws, crop):
         (1, sin * dx * (2 / (H - 1)), cos * dy * (2 / (H - 1))),
     ):
         torch.add(of_column[:, None], of_row[:, :, None], out=grid[..., k])
-    return grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return grid
 
 
 @functools.cache

@@ -18,8 +18,7 @@ BINS = 50  # buckets of your own range, unless --bin_width says otherwise
 MOST_BUCKETS = 10_000
 FEW_BUCKETS = 10  # filled ones, below which neither weights nor statistics say much
 LARGE_WEIGHT = 50.0
-# What the network predicts of your own target goes from 0 to this over its range. The ages' range
-# is about as long, so that learning rate and losses made for ages fit.
+# The ages' range is about as long, so that learning rate and losses made for ages fit.
 SPAN = 100.0
 WORDS = ("target", "unit")  # flags that are text; the others are numbers, but for the scale
 ENDS = ("low", "high", "scale")  # flags that call for another width of the buckets
@@ -38,6 +37,7 @@ class Target(NamedTuple):
     many: int = 100  # a bucket with more training samples is many-shot (section 4 of the paper)
     few: int = 20  # one with fewer is few-shot
     own: bool = False  # not the benchmark's
+    span: float = SPAN  # what the network predicts of your own target goes from 0 to this
 
     def of(self, args):
         """Return the target with what the flags of `add_target` change."""
@@ -132,14 +132,15 @@ class Target(NamedTuple):
         if not self.own:
             return labels
         low, high = self.ends
-        return (on_scale(labels, self.scale, functions_for(labels)) - low) * (SPAN / (high - low))
+        factor = self.span / (high - low)
+        return (on_scale(labels, self.scale, functions_for(labels)) - low) * factor
 
     def unscaled(self, values):
         """Return labels of what the network predicts, an array or a tensor."""
         if not self.own:
             return values
         low, high = self.ends
-        return from_scale(values * ((high - low) / SPAN) + low, self.scale)
+        return from_scale(values * ((high - low) / self.span) + low, self.scale)
 
     def fds_options(self, args, bucket_num, bucket_start):
         """Return the arguments of `fds.FDS` that your own target changes.
@@ -164,12 +165,13 @@ def buckets_of(target):
     return Buckets(target.edges)
 
 
-def add_target(add, target):
+def add_target(add, target, counted="training samples"):
     """Add the flags of the target.
 
     Args:
         add: what adds a flag, as `add_argument` does.
         target: the benchmark's `Target`.
+        counted: what `many` and `few` are.
     """
     add("--target", metavar="NAME", help=f"your own target, a column's name [{target.name}]")
     add("--unit", help=f"its unit, for tables and figures [{target.unit or 'none'}]")
@@ -179,7 +181,7 @@ def add_target(add, target):
     add("--bin_width", type=float, help=f"{width_help}{BINS} buckets of your own range]")
     scale_help = f"of buckets and network; log or symlog for heavy tails [{target.scale}]"
     add("--scale", choices=SCALES, help=scale_help)
-    many_help = f"many-shot: buckets with more training samples [{target.many}]"
+    many_help = f"many-shot: buckets with more {counted} [{target.many}]"
     add("--many", type=int, help=many_help)
     add("--few", type=int, help=f"few-shot: buckets with fewer [{target.few}]")
 

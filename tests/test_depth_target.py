@@ -1,5 +1,6 @@
 """nyud2-dir on maps of your own: shots, files of any kind, targets of any range."""
 
+import json
 from unittest import mock
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_the_rule_of_shares_gives_the_released_lists_of_the_official_pixels():
     assert shots.tolist() == ["few", "many", "medium", "medium", "many", "few", "many"]
 
 
-def test_shots_of_own_pairs_follow_their_training_pixels(tmp_path):
+def test_shots_of_own_pairs_follow_their_training_pixels(tmp_path, monkeypatch):
     """Most pixels lie beyond 8 m, where the fixed lists say few-shot."""
     rng = np.random.default_rng(0)
     for i, (image, depth) in enumerate(write_lists(tmp_path, "_d.png")):
@@ -56,6 +57,7 @@ def test_shots_of_own_pairs_follow_their_training_pixels(tmp_path):
         values = metres * 25.5 if i < 12 else metres * 1000
         Image.fromarray(np.rint(values).astype(np.uint8 if i < 12 else np.uint16)).save(depth)
     load("nyud2-dir", "prepare").main(["--data_dir", str(tmp_path)])
+    monkeypatch.setattr(load("nyud2-dir", "train").report, "draw_run", lambda folder: None)
     found, folder = train_tiny(tmp_path, "--model", "mini", "--downscale", 4)
     density = pd.read_csv(folder / "label_density.csv")
     even = density["count"].sum() / (density["count"] > 0).sum()
@@ -74,3 +76,130 @@ def test_shots_of_own_pairs_follow_their_training_pixels(tmp_path):
     assert again == found
     with pytest.raises(ValueError, match="no 100 counts"):
         load("nyud2-dir", "checkpoints").pixels_of({"pixels": [1, -2]}, "x", 100)
+
+
+# ---- maps of any kind ----------------------------------------------------------------------
+
+
+def save_map(path, values):
+    """Write a map in the format of its name."""
+    if path.suffix == ".npy":
+        np.save(path, values)
+    elif path.suffix == ".npz":
+        np.savez(path, values)
+    else:
+        Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.npy", "f8"), ("a.npz", "i2"), ("a.tif", "f4"), ("a.png", "u1"), ("b.png", "u2")],
+)
+def test_a_map_of_any_kind_keeps_its_values(name, kind, tmp_path):
+    values = np.arange(12).reshape(3, 4).astype(kind)
+    save_map(tmp_path / name, values)
+    found = load("nyud2-dir", "maps").read_map(tmp_path / name, 7)
+    expected = np.where(values == 7, np.nan, values.astype("f4"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_no_map_is_refused(tmp_path):
+    read_map = load("nyud2-dir", "maps").read_map
+    np.save(tmp_path / "three.npy", np.zeros((3, 4, 2)))
+    np.savez(tmp_path / "two.npz", a=np.zeros((3, 4)), b=np.zeros((3, 4)))
+    Image.new("RGB", (4, 3)).save(tmp_path / "colour.png")
+    for name, message in (("three.npy", r"\[3, 4, 2\]"), ("two.npz", "2 arrays"),
+                          ("colour.png", "mode is RGB")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_map(tmp_path / name)
+
+
+OWN = {
+    # Rain of which most pixels are true zeros: 256 x 256, symlog; -1 is a pixel no radar saw.
+    "rain": (".npy", (256, 256), "--target rain --unit mm --low 0 --high 200 --scale symlog "
+             "--no_label -1 --map_size 64 64 --reweight sqrt_inv --lds --fds"),
+    # Depths in millimetres as float TIFF, 3:2, where NaN is no label.
+    "depth": (".tif", (80, 120), "--unit mm --low 500 --high 9000 --map_size 64 96 "
+              "--reweight inverse --lds --fds --fds_stats online"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch):
+    suffix, shape, words = OWN[name]
+    rng = np.random.default_rng(0)
+    for image, path in write_lists(tmp_path, suffix):
+        bright = np.kron(rng.random((8, 8)), np.ones((shape[0] // 8, shape[1] // 8)))
+        noise = rng.normal(0, 5, (*shape, 3))
+        pixels = np.clip(255 * bright[..., None] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(image)
+        labels = 500 + 8500 * bright
+        if name == "rain":
+            labels = np.where(bright < 0.6, 0.0, 10 ** (5.75 * (bright - 0.6)) - 1)
+        labels[: shape[0] // 8] = -1 if name == "rain" else np.nan
+        save_map(path, labels.astype(np.float32))
+    if name == "depth":  # one set of figures will do
+        monkeypatch.setattr(load("nyud2-dir", "train").report, "draw_run", lambda folder: None)
+    own = [*words.split(), "--model", "mini"]
+    load("nyud2-dir", "prepare").main(["--data_dir", str(tmp_path), "--subset"])
+    found, folder = train_tiny(tmp_path, *own)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["target"]["name"] == name
+    assert results["target"]["unit"] == "mm"
+    assert results["main_metrics"] == ["rmse", "mae"]
+    assert ("delta1" in found["overall"]) == (name == "depth")  # zeros have no ratio
+    assert np.isfinite(found["overall"]["rmse"])
+    # Seven eighths of each test map have a label, zeros too; 10 training maps are counted.
+    size = np.prod([int(side) for side in words.split("--map_size ")[1].split()[:2]])
+    assert found["overall"]["num_samples"] == 4 * size * 7 // 8
+    density = pd.read_csv(folder / "label_density.csv")
+    assert density["count"].sum() == 10 * size * 7 // 8
+    assert len(density) == 50
+    assert len(np.load(folder / "fds_statistics.npz")["label"]) == 50
+    pixels = pd.read_csv(folder / "predictions.csv")
+    assert (pixels["label"] == 0).any() == (name == "rain")
+    assert (pixels["label"] >= 0).all()
+    assert (folder / "figures" / "examples.png").exists()
+    # An evaluation takes the target from the checkpoint, and so does predict.py.
+    again, _ = train_tiny(tmp_path, "--evaluate", "--eval_model", folder)
+    pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(found))
+    predict = load("nyud2-dir", "predict")
+    net = lambda name, module, fresh: tiny_depth_net.TinyNet(module)  # noqa: E731
+    with mock.patch.multiple(predict.train, DepthNet=net, feature_dim_of=lambda name: 8):
+        out = str(tmp_path / "out.csv")
+        new = [str(tmp_path / "s_0007_out" / "15.png"), "--model", str(folder), "--out", out]
+        assert predict.main([*new, "--device", "cpu"]) == 0
+    table = pd.read_csv(out)
+    values = np.load(table["map"][0])
+    assert values.shape == shape
+    kept = pixels[(pixels["split"] == "test") & pixels["path"].str.endswith("15.png")]
+    height, width = (int(side) for side in words.split("--map_size ")[1].split()[:2])
+    y = (2 * kept["y"] + 1) * shape[0] // (2 * height)
+    x = (2 * kept["x"] + 1) * shape[1] // (2 * width)
+    np.testing.assert_allclose(values[y, x], kept["prediction"], rtol=1e-3, atol=1e-3)
+
+
+def test_maps_that_do_not_fit_are_refused_with_what_helps(tmp_path):
+    maps, train = load("nyud2-dir", "maps"), load("nyud2-dir", "train")
+    Image.new("RGB", (64, 64)).save(tmp_path / "i.png")
+    np.save(tmp_path / "m.npy", np.full((64, 64), -9999.0))
+    np.save(tmp_path / "other.npy", np.zeros((64, 32)))
+    args = train.parse_args("--target x --low 0 --high 1 --map_size 32 32 --model mini".split())
+    table = pd.DataFrame([["i.png", "m.npy"]], columns=["image", "depth"])
+    for file, message in (("m.npy", "-9999.*--no_label"), ("other.npy", "64×64, its map 32×64")):
+        table["depth"] = file
+        with pytest.raises(ValueError, match=message):
+            maps.Maps(tmp_path, table, args, None, "x", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--map_size 64 64", "your own --target"), ("--high 80 --downscale 2", "no --downscale"),
+        ("--target x --map_size 8 8", "from 32"),
+    ],
+)  # fmt: skip
+def test_flags_of_maps_that_contradict(words, message, capsys):
+    with pytest.raises(SystemExit):
+        load("nyud2-dir", "train").parse_args(words.split())
+    assert message in capsys.readouterr().err

@@ -1,0 +1,27 @@
+"""Flags of maps of your own target; without torch, so that --help answers fast."""
+
+import flags
+from depth_maps import DEPTH, SIZE
+from target import add_target, check_target
+
+SMALLEST = 32  # height and width of maps: the encoder divides them by 32
+
+
+def add_maps(parser):
+    """Add the flags."""
+    add = parser.section("target", flags.NETWORK)
+    add_target(add, DEPTH, "%% of an even share of the training pixels")
+    no_label_help = "value of pixels without a label in your own maps; NaN always is one"
+    add("--no_label", type=float, metavar="V", help=no_label_help)
+    size_help = "to which your own images and maps are scaled [240 320]"
+    add("--map_size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
+
+
+def check_maps(parser, args):
+    """End with a message where the flags cannot be used."""
+    check_target(parser, args, DEPTH)
+    own = DEPTH.of(args).own
+    if not own and (args.map_size or args.no_label is not None):
+        parser.error("--map_size and --no_label go with your own --target, --low or --high")
+    if own and (args.downscale > 1 or min(args.map_size or SIZE) < SMALLEST):
+        parser.error(f"--map_size is the size of your own maps, from {SMALLEST}: no --downscale")
