@@ -398,7 +398,7 @@ def save(folder, step):
     """Write the checkpoint of a step whose weight is the step's number, the best so far."""
     accelerator = SimpleNamespace(num_processes=1, scaler=None)
     run = SimpleNamespace(folder=folder, is_main=True, within=None, accelerator=accelerator)
-    run.args, run.data = SimpleNamespace(), ""
+    run.args, run.data, run.training = SimpleNamespace(), "", {}
     checkpoints.save(run, Stub(step), Stub(0), {"step": step}, is_best=True)
 
 
