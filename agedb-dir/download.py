@@ -82,7 +82,7 @@ def match_names(data_dir):
     pages 866 and 437. Number, age and gender tell which face is meant.
     """
     faces = Path(data_dir) / "AgeDB"
-    paths = read_ages(Path(data_dir) / "agedb.csv", ("path", "age"))["path"]
+    paths = read_ages(Path(data_dir) / "agedb.csv", ("age", "path"))["path"]
     missing = [NAME.fullmatch(Path(path).name) for path in missing_paths(data_dir, paths)]
     wanted = {match.group(1, 3, 4): match.group() for match in missing if match}
     known, renamed = {Path(path).name for path in paths}, 0

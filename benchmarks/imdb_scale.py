@@ -41,6 +41,7 @@ class Stub(nn.Module):
     def __init__(self, module):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
+        self.regularizer = load(FOLDER, "regularizers").NoRegularizer()
         self.hidden, self.linear, self.FDS = nn.Linear(3, 2048), nn.Linear(2048, 1), module
 
     def forward(self, images, labels=None, epoch=None):
@@ -225,8 +226,8 @@ def short_training(folder, img_size, batch_size, steps, network):
         def __len__(self):
             return min(steps, super().__len__())
 
-        def train(self, epoch, statistics=False):
-            return itertools.islice(super().train(epoch, statistics), len(self))
+        def train(self, *arguments, **options):
+            return itertools.islice(super().train(*arguments, **options), len(self))
 
     work, one_epoch = [], train.train_one_epoch
 
@@ -304,11 +305,12 @@ class Resident:
 
     def __init__(self, loader):
         self.batch, self.length = next(iter(loader.train(0))), len(loader)
+        self.prior = loader.prior
 
     def __len__(self):
         return self.length
 
-    def train(self, epoch, statistics=False):
+    def train(self, *_, **__):
         return itertools.repeat(self.batch, self.length)
 
 

@@ -46,8 +46,7 @@ def make_setting(device, extra=()):
 
 def steps_of(run, model, net, optimizer, batches, epoch):
     """Take the steps of train_one_epoch on batches that have been read."""
-    train = load("agedb-dir", "train")
-    criterion = train.losses.weighted_l1_loss
+    criterion = load("agedb-dir", "loss").weighted_l1_loss
     for batch in batches:
         preds, features = net(batch.images, batch.labels, min(epoch, run.args.start_smooth))
         loss = criterion(preds.float(), batch.labels, batch.weights)

@@ -89,6 +89,8 @@ def test_round_trip(data, format, before, capsys):
     assert unpack(data, content) == 6
     expected = {info.name.removeprefix(before): c for info, c in members if info.isreg()}
     del expected["imdb_crop/read me.txt"]
+    matlab = hashlib.sha256(expected["imdb_crop/imdb.mat"]).hexdigest()
+    expected["imdb_crop/imdb.mat.sha256"] = f"{matlab}  imdb.mat\n".encode()
     assert files_below(data / "imdb_crop") == {
         n[len("imdb_crop/") :]: c for n, c in expected.items()
     }
@@ -164,10 +166,10 @@ def test_another_archive_than_the_first_is_refused(data):
         unpack(data, make_tar(crop()))
     with pytest.raises(ValueError, match=r"is not the file of .*sha256"):
         unpack(data, make_tar(crop(n=7)), overwrite=True)
-    assert len(files_below(data / "imdb_crop")) == 7  # the first one's, with its .mat
+    assert len(files_below(data / "imdb_crop")) == 8  # the first one's, and two of the .mat
     (data / "imdb_crop.tar.sha256").unlink()
     assert unpack(data, make_tar(crop(n=7)), overwrite=True) == 7
-    assert len(files_below(data / "imdb_crop")) == 8
+    assert len(files_below(data / "imdb_crop")) == 9
 
 
 def test_a_full_disk_is_told_before_anything_is_written(data, monkeypatch):
@@ -263,7 +265,7 @@ def test_two_at_once_take_turns(data, server):
     assert line.startswith(f"another process fetches or unpacks in {data}")
     assert out.count("exists: --overwrite") == 2
     for source in ("imdb", "wiki"):
-        assert len(files_below(data / f"{source}_crop")) == 7
+        assert len(files_below(data / f"{source}_crop")) == 8
     assert sorted(path for path, _ in server.asked) == sorted(server.pages)
 
 
@@ -298,6 +300,7 @@ def test_a_download_is_resumed_after_breaks(data, server):
     assert (data / "imdb_crop.tar").read_bytes() == server.pages["/m/imdb_crop.tar"]
     for source in ("imdb", "wiki"):
         names = {info.name for info, _ in crop(source) if info.isreg()}
+        names.add(f"{source}_crop/{source}.mat.sha256")
         assert {f"{source}_crop/{name}" for name in files_below(data / f"{source}_crop")} == names
     # Given again, the command leaves alone what is there.
     asked = len(server.asked)

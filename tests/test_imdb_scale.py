@@ -73,7 +73,7 @@ def decoded_by(faces, monkeypatch):
         )
         images = open_images(faces)
     np.testing.assert_array_equal(images.read(range(10)), plain(faces))
-    assert sorted(p.suffix for p in (faces[0] / "cache").iterdir()) == [".lock", ".npy"]
+    assert sorted(p.suffix for p in (faces[0] / "cache").iterdir()) == [".lock", ".npy", ".rows"]
     return sorted(int(file.split("/")[-1].split(".")[0]) for file in calls)
 
 

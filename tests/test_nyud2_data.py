@@ -6,6 +6,7 @@ import io
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,10 +92,10 @@ def test_labelled_file(tmp_path):
 
 def test_another_labelled_file_is_refused(tmp_path):
     write_labeled(tmp_path / "labeled.mat", 1, ["kitchen_0001"])
-    with pytest.raises(ValueError, match="of 1449 pairs are needed"):
+    with pytest.raises(ValueError, match="1449 are needed"):
         prepare.main(["--data_dir", str(tmp_path), "--labeled_mat", str(tmp_path / "labeled.mat")])
     (tmp_path / "broken.mat").write_bytes(b"MATLAB 7.3" * 100)
-    with pytest.raises(ValueError, match=r"no MATLAB 7\.3 file"):
+    with pytest.raises(ValueError, match=r"broken\.mat cannot be read"):
         prepare.unpack_labeled(tmp_path / "broken.mat", tmp_path, np.zeros(1, bool))
     with pytest.raises(FileNotFoundError, match=r"download\.py"):
         prepare.unpack_labeled(tmp_path / "none.mat", tmp_path, np.zeros(1, bool))
@@ -104,7 +105,7 @@ def test_a_scene_that_leads_out_of_the_folder(tmp_path):
     write_labeled(tmp_path / "labeled.mat", 1, ["../../outside"])
     with pytest.raises(ValueError, match="names a scene"):
         prepare.unpack_labeled(tmp_path / "labeled.mat", tmp_path / "data", np.zeros(1, bool))
-    assert not (tmp_path / "data").exists()
+    assert not [path for path in (tmp_path / "data").glob("*") if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_labelled_arrays_of_another_shape_or_type(tmp_path, name, change):
         file.create_dataset(name, data=change(values), dtype=kind if name == "scenes" else None)
     with pytest.raises(ValueError, match=r"uint8 \[N, 3, W, H\]"):
         prepare.unpack_labeled(tmp_path / "labeled.mat", tmp_path / "data", np.zeros(2, bool))
-    assert not (tmp_path / "data").exists()
+    assert not [path for path in (tmp_path / "data").glob("*") if path.suffix != ".lock"]
 
 
 def test_official_split_has_654_test_pairs():
@@ -144,6 +145,7 @@ def test_demo_has_the_official_layout(tmp_path, capsys):
     render([], tmp_path / "a")
     render(["--contact_sheet", str(tmp_path / "sheet.png")], tmp_path / "b")
     files = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    files.discard(Path(".download.lock"))
     assert len(files) == 2 * 6 + 2 * 2 + 5
     for file in files:  # the same seed gives the same files
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file

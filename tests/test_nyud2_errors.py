@@ -18,7 +18,7 @@ DEFAULTS = dict(
     fds_mmt=0.9, reweight="none", retrain_fc=False, pretrained="", store_root="checkpoint",
     store_name="nyud2", lr=1e-4, batch_size=32, resume="", evaluate=False, eval_model="",
     epochs=10, start_epoch=0, weight_decay=1e-4, data_dir="./data", seed=0, device="auto",
-    allow_outside=False,
+    allow_outside=False, debug=False, save_every=0.0,
     precision=None, compile=False, fds_variant="paper", fds_stats="extra_pass",
     overwrite=False, data_changed=False, track="tensorboard", gpu=None, workers=32, print_freq=10,
 )  # fmt: skip

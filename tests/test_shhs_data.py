@@ -246,7 +246,7 @@ def test_a_night_of_no_finite_numbers_is_refused(tmp_path, value):
     night = read(faulty(None, tmp_path / "a.edf"))
     night["ecg"][3, 5] = value
     edf_night.write_night(tmp_path / "a.h5", night, "")
-    with pytest.raises(ValueError, match=r"a\.h5 is no night.*ecg is not finite"):
+    with pytest.raises(ValueError, match=r"a\.h5 cannot be read .ecg is not finite"):
         datasets.Nights(tmp_path, ["a.h5"])
 
 

@@ -133,7 +133,7 @@ def test_what_changes_a_run_changes_its_folder():
     same = "--epoch 3 --print_freq 1 --chunk 64 --device cpu --track none --data_dir elsewhere"
     assert name_of(*same.split()) == name_of()
     roles = train.make_parser().flags_of
-    assert roles("network") == ["width", "d_signal", "d_hid", "rnn"]
+    assert roles("network") == ["width", "d_signal", "d_hid", "rnn", "experts"]
     assert {"chunk", "device", "store_root", "print_freq"} <= set(roles("place"))
 
 

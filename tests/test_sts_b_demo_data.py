@@ -18,7 +18,7 @@ HEADER = "index genre filename year old_index source1 source2 sentence1 sentence
 
 
 def contents(out):
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".lock"}
 
 
 def rows_of(path):

@@ -511,7 +511,7 @@ def test_each_process_would_draw_its_own_seed(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         train.parse_args(["--random_seed", "-1"])
-    assert "give one" in capsys.readouterr().err
+    assert "give the run's" in capsys.readouterr().err
 
 
 def test_spans_of_steps_end_with_epochs_and_validations():

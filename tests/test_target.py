@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import sys
 import warnings
 
 import numpy as np
@@ -53,8 +54,15 @@ def test_quantile_buckets_with_ties_are_all_filled():
     assert np.bincount(buckets.quantile_buckets(spread, 20)(spread)).tolist() == [50] * 20
 
 
+@pytest.fixture
+def as_in_a_program(monkeypatch):
+    """The folder's modules under their own names, as where its programs run."""
+    for module, known in ((buckets, buckets.Buckets), (fds, fds.FDS)):
+        monkeypatch.setitem(sys.modules, known.__module__, module)
+
+
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_buckets_keep_shape_and_kind_and_can_be_pickled(kind):
+def test_buckets_keep_shape_and_kind_and_can_be_pickled(as_in_a_program, kind):
     labels = kind([[0.1, 0.3], [0.7, 5.0]])
     ours = pickle.loads(pickle.dumps(buckets.Buckets(np.arange(10) / 10)))
     found = ours(labels)
@@ -69,7 +77,7 @@ def test_edges_that_do_not_rise_are_refused(edges):
         buckets.Buckets(edges)
 
 
-def test_a_network_with_log_buckets_is_saved_whole(tmp_path):
+def test_a_network_with_log_buckets_is_saved_whole(as_in_a_program, tmp_path):
     module = fds.FDS(3, 8, ks=3, label_to_bucket=buckets.log_buckets(1, 1e4, 8))
     torch.save(module, tmp_path / "module.pt")
     back = torch.load(tmp_path / "module.pt", weights_only=False)

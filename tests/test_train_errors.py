@@ -36,7 +36,7 @@ DEFAULTS = dict(
 def test_flags_and_defaults():
     args = vars(train.parse_args([]))
     assert {name: args[name] for name in DEFAULTS} == DEFAULTS
-    assert set(args) - set(DEFAULTS) == {"cache", "imagenet_weights", "save_every"}
+    assert set(args) - set(DEFAULTS) == {"cache", "imagenet_weights", "save_every", "debug"}
     assert train.parse_args(["--random_seed", "5"]).seed == 5
     assert train.parse_args(["--epochs", "5"]).epoch == 5
     assert train.parse_args(["--cuda", "-1"]).gpu == -1
