@@ -16,11 +16,12 @@ from batches import Batches
 from lds import bucket_weights, label_density
 from night_signals import SIGNALS
 from outside import check_inside, h5_array, read_table, reading, shown
+from own_signals import layout_fault
+from target import Target
 
-MAX_SCORE = 100  # SF-36 general health, 0 (worst) to 100
+SCORE = Target("health score", "points", 0, 100, 1)  # SF-36 general health, 0 (worst) to 100
 BUCKETS = 100  # of width 1; 100 shares the last one with 99
-# Counts are not clipped. With `inverse`, smoothed ones are truncated, as the released code does in
-# its other benchmarks.
+# Counts are not clipped; with `inverse` smoothed ones are truncated, as in released benchmarks.
 LDS_RULE = {"truncate": True}
 SPLITS = ("train", "val", "test")
 COLUMNS = ["id", "score", "path", "split"]  # of the meta file
@@ -31,37 +32,33 @@ MIN_SPREAD = 1e-3  # a channel that varies less is constant: breathing that no n
 # ---- labels and weights --------------------------------------------------------------------
 
 
-def label_to_bucket(labels):
-    """Return the bucket min(int(score), 99) of each score, as long, same shape and kind."""
-    if hasattr(labels, "clamp"):  # a tensor
-        return labels.long().clamp(max=BUCKETS - 1)
-    return np.minimum(np.asarray(labels).astype(np.int64), BUCKETS - 1)
+def label_to_bucket(labels, target=SCORE):
+    """Return the bucket of each score, SHHS's min(int(score), 99): long, same shape and kind."""
+    return target.buckets(labels)
 
 
-def label_counts(labels):
-    """Return the number of scores in each bucket, long [100].
+def label_counts(labels, target=SCORE):
+    """Return the number of scores in each bucket, long [B].
 
     Args:
-        labels: scores [N], 0 to 100.
+        labels: scores [N].
+        target: `target.Target` of the scores.
 
     Raises:
-        ValueError: for scores that are not finite, or are below 0.
+        ValueError: for scores that are not finite, or are below the range.
     """
     labels = np.asarray(labels).reshape(-1)
-    if not (np.isfinite(labels) & (labels >= 0)).all():
-        raise ValueError("scores must be finite and 0 or more: remove the others first")
-    return np.bincount(label_to_bucket(labels), minlength=BUCKETS)
+    if not (np.isfinite(labels) & (labels >= target.low)).all():
+        raise ValueError(f"scores must be finite and {target.low:g} or more: remove the others")
+    return np.bincount(label_to_bucket(labels, target), minlength=len(target.buckets))
 
 
 def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):
     """Return the weight of each training night's loss, float32 [N] with mean 1.
 
     Args:
-        labels: scores of the training set [N], 0 to 100.
+        labels: scores of the training set [N], as for `label_counts`, which may raise a ValueError.
         reweight, lds, lds_kernel, lds_ks, lds_sigma: as for `lds.label_density`.
-
-    Raises:
-        ValueError: as `label_counts` and `lds.label_density`.
     """
     counts = label_counts(labels)
     density = label_density(counts, reweight, lds, lds_kernel, lds_ks, lds_sigma, **LDS_RULE)
@@ -72,15 +69,16 @@ def sample_weights(labels, reweight, lds=False, lds_kernel="gaussian", lds_ks=5,
 # ---- meta file and nights ------------------------------------------------------------------
 
 
-def read_meta(data_dir, needed=SPLITS):
+def read_meta(data_dir, target=SCORE, needed=SPLITS):
     """Read and check `<data_dir>/shhs.csv`.
 
     Args:
         data_dir: folder of the csv; its paths are relative to it.
+        target: `target.Target` of the scores.
         needed: splits that must have rows.
 
     Returns:
-        DataFrame with columns id, score (float32, 0 to 100), path, split ('train', 'val', 'test').
+        DataFrame with columns id, score (float32), path, split ('train', 'val', 'test').
 
     Raises:
         FileNotFoundError: without that file, or naming the first ten nights that are missing.
@@ -96,7 +94,7 @@ def read_meta(data_dir, needed=SPLITS):
     meta = meta[(meta != "").any(axis=1)]
     meta["score"] = pd.to_numeric(meta["score"], errors="coerce").astype(np.float32)
     checks = {
-        f"a score that is no number from 0 to {MAX_SCORE}": ~meta["score"].between(0, MAX_SCORE),
+        f"a score that is no number from {target.range}": target.outside(meta["score"]),
         f"a split other than {', '.join(SPLITS)}": ~meta["split"].isin(SPLITS),
         "a path that occurs twice": meta["path"].duplicated(),
     }
@@ -108,9 +106,9 @@ def read_meta(data_dir, needed=SPLITS):
             )
     absent = [path for path in meta["path"] if not os.path.isfile(os.path.join(data_dir, path))]
     if absent:
-        first = ", ".join(map(shown, absent[:10]))
         raise FileNotFoundError(
-            f"{len(absent)} of {len(meta)} nights are not in {data_dir}: {first}; "
+            f"{len(absent)} of {len(meta)} nights are not in {data_dir}: "
+            f"{', '.join(map(shown, absent[:10]))}; "
             "`python prepare.py --overwrite` makes those that are missing"
         )
     empty = [split for split in needed if not (meta["split"] == split).any()]
@@ -125,23 +123,29 @@ class Nights:
     Args:
         data_dir, paths: folder, and paths relative to it.
         allow_outside: let paths lead out of it.
+        signals: their layout, as `own_signals.signals_of` returns it.
 
     Raises:
         ValueError: naming a file that is no night of `prepare.py`, or paths that lead out.
     """
 
-    def __init__(self, data_dir, paths, allow_outside=False):
+    def __init__(self, data_dir, paths, allow_outside=False, signals=SIGNALS):
         check_inside(data_dir, paths, allow_outside)
+        self.signals = signals
         self.files = [Path(data_dir) / path for path in paths]
         self.frames = np.zeros(len(self.files), dtype=np.int64)
         # Mean and mean square of each channel of each night, [nights, 2, channels].
         self.moments = {
             name: np.zeros((len(self.files), 2, signal.channels))
-            for name, signal in SIGNALS.items()
+            for name, signal in signals.items()
         }
         for row, file in enumerate(self.files):
             with reading(file, NO_NIGHT), h5py.File(file) as night:
-                self._look_at(row, night)
+                fault = layout_fault(night.attrs.get("layout", ""), signals)
+                if not fault:
+                    self._look_at(row, night)
+            if fault:
+                raise ValueError(f"{shown(str(file))}: {fault}; give the same flags")
 
     def _look_at(self, row, night):
         """Take a night's length and moments, and check that its signals are of that length."""
@@ -149,7 +153,7 @@ class Nights:
         if frames < 1:
             raise ValueError("it has no frame")
         self.frames[row] = frames
-        for name, signal in SIGNALS.items():
+        for name, signal in self.signals.items():
             array = h5_array(night, name)
             if array.shape != (signal.channels, frames * signal.frame) or array.dtype.kind != "f":
                 raise ValueError(f"{name} is {array.dtype} of the shape {array.shape}")
@@ -166,19 +170,20 @@ class Nights:
         for name, moments in self.moments.items():
             mean, square = (moments[rows] * share).sum(axis=0)
             std = np.sqrt(np.maximum(square - mean**2, 0))
-            std[std < MIN_SPREAD] = 1.0
+            least = 1e-7 * np.abs(mean) + 1e-30 if name == "own" else MIN_SPREAD  # own: any unit
+            std[std < least] = 1.0
             result[name] = tuple(torch.from_numpy(x.astype(np.float32)) for x in (mean, std))
         return result
 
     def read(self, rows):
-        """Return `{signal: float16 [n, channels, columns]}`, padded with zeros to the longest."""
+        """Return `{signal: [n, channels, columns]}`, padded with zeros to the longest."""
         import torch
 
         longest = self.frames[rows].max()
         batch = {}
-        for name, signal in SIGNALS.items():
+        for name, signal in self.signals.items():
             shape = (len(rows), signal.channels, longest * signal.frame)
-            batch[name] = torch.zeros(shape, dtype=torch.float16)
+            batch[name] = torch.zeros(shape, dtype=getattr(torch, signal.dtype))
         for k, row in enumerate(rows):
             with reading(self.files[row], NO_NIGHT), h5py.File(self.files[row]) as night:
                 for name, padded in batch.items():
@@ -197,7 +202,7 @@ class Batch(NamedTuple):
 
     signals: dict  # float16 [n, channels, columns] by signal
     frames: object  # tensor, long [n], real frames of each night, on the CPU
-    labels: object  # tensor, float32 [n, 1], 0 to 100
+    labels: object  # tensor, float32 [n, 1], in the target's unit
     weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
     size: int
@@ -210,16 +215,17 @@ class Loader(Batches):
         nights: `Nights`.
         rows: row numbers of the split in the meta file.
         labels: scores of the split [N].
-        weights: weight of a sample by its bucket [100].
+        weights: weight of a sample by its bucket [B].
         sharing: `batches.Sharing`.
+        target: `target.Target` of the scores.
     """
 
-    def __init__(self, nights, rows, labels, weights, sharing):
+    def __init__(self, nights, rows, labels, weights, sharing, target=SCORE):
         super().__init__(len(rows), sharing)
         self.nights = nights
         self.rows = np.asarray(rows)
         self.labels = np.asarray(labels, dtype=np.float32)
-        self.weights = np.asarray(weights, dtype=np.float32)[label_to_bucket(self.labels)]
+        self.weights = np.asarray(weights, dtype=np.float32)[label_to_bucket(self.labels, target)]
 
     def train(self, epoch, statistics=False):
         """Yield shuffled batches; the statistics pass draws its own order."""

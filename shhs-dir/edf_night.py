@@ -81,6 +81,17 @@ def check_length(path):
         raise Fault("truncated", f"{size:,} of {expected:,} bytes")
 
 
+def open_edf(path):
+    """Return the open reader of an EDF file, or raise a Fault."""
+    import pyedflib  # training needs no EDF reader
+
+    try:
+        check_length(path)
+        return pyedflib.EdfReader(str(path))
+    except OSError as error:
+        raise Fault("unreadable", str(error).replace(str(path), Path(path).name)) from None
+
+
 def flat_share(samples, rate):
     """Return the share of the seconds in which a signal [n] does not move."""
     step = max(1, round(rate))
@@ -158,14 +169,7 @@ def read_night(path, min_minutes=120.0, unit=""):
     Raises:
         Fault: if the night cannot be used.
     """
-    import pyedflib  # training needs no EDF reader
-
-    try:
-        check_length(path)
-        reader = pyedflib.EdfReader(str(path))
-    except OSError as error:
-        raise Fault("unreadable", str(error).replace(str(path), Path(path).name)) from None
-    with reader:
+    with open_edf(path) as reader:
         minutes = reader.file_duration / 60
         least = max(min_minutes, FRAME_SECONDS / 60)
         if not least <= minutes <= 60 * LONGEST_HOURS:
@@ -194,7 +198,7 @@ def read_night(path, min_minutes=120.0, unit=""):
     return night
 
 
-def source_of(path, min_minutes, unit):
+def source_of(path, min_minutes, unit, layout=""):
     """Return facts that tell whether an earlier night still matches its EDF file, or a Fault."""
     try:
         facts = os.stat(path)
@@ -202,22 +206,25 @@ def source_of(path, min_minutes, unit):
         raise Fault("unreadable", error.strerror) from None
     if not stat.S_ISREG(facts.st_mode):  # reading a pipe would never end
         raise Fault("unreadable", "it is no file")
-    return f"{VERSION} {facts.st_size} {facts.st_mtime_ns} {min_minutes:g} {unit}"
+    return f"{VERSION} {facts.st_size} {facts.st_mtime_ns} {min_minutes:g} {unit}{layout}"
 
 
-def write_night(path, night, source):
+def write_night(path, night, source, layout=""):
     """Write a night as HDF5: an array per signal with its moments, whole or not at all.
 
     Args:
         path: of the file.
         night: as `read_night` returns it.
         source: as `source_of` returns it.
+        layout: flags of your own signals, as `own_signals.words_of` returns them.
     """
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(source=source, lacking=night["lacking"], frames=len(night["stages"]))
         file.create_dataset("stages", data=night["stages"], fletcher32=True)
-        for name in SIGNALS:
+        if layout:
+            file.attrs["layout"] = layout
+        for name in [name for name in night if name not in ("stages", "lacking")]:
             # Not compressed: noise hardly packs, and every training epoch reads every night. A
             # checksum lets damage be found when it is read.
             whole = {"chunks": night[name].shape, "fletcher32": True}

@@ -2,15 +2,14 @@
 
 Shots follow the training set's count at a night's score, as a bucket of width 1: many > 100,
 few < 20, medium between. The score has no unit: MAE is in points of 0 to 100, GM is the geometric
-mean of the absolute error, bMAE the mean over buckets of each bucket's MAE.
+mean of the absolute error, bMAE the mean over buckets of each bucket's MAE. Your own target has its
+own buckets and unit.
 """
 
 import numpy as np
 
-from datasets import label_counts, label_to_bucket
+from datasets import SCORE, label_counts, label_to_bucket
 
-MANY_SHOT = 100  # section 4 of the paper: more than 100 training samples in that bucket
-FEW_SHOT = 20  # fewer than 20
 SHOTS = ("overall", "many", "medium", "few")
 METRICS = ("mse", "mae", "gm", "bmae")
 MAIN_METRICS = ("mae", "gm")  # the columns of the paper's table
@@ -18,22 +17,23 @@ MAIN_METRICS = ("mae", "gm")  # the columns of the paper's table
 SMALLEST_ERROR = 1e-10
 
 
-def shots_of_buckets(train_labels):
-    """Name the shot of each bucket: object array [100] of 'many', 'medium' and 'few'.
+def shots_of_buckets(train_labels, target=SCORE):
+    """Name the shot of each bucket: object array [B] of 'many', 'medium' and 'few'.
 
     Args:
         train_labels: scores of the training set [N].
+        target: `target.Target` of the scores.
     """
-    counts = label_counts(train_labels)
-    return np.select([counts > MANY_SHOT, counts < FEW_SHOT], ["many", "few"], "medium")
+    return target.shots_of_counts(label_counts(train_labels, target))
 
 
-def shot_metrics(preds, labels, train_labels=None):
+def shot_metrics(preds, labels, train_labels=None, target=SCORE):
     """Compute every metric over all samples and by shot.
 
     Args:
-        preds, labels: arrays or lists [N] of scores, 0 to 100.
+        preds, labels: arrays or lists [N] of scores.
         train_labels: scores of the training set, which decide the shots; None gives only overall.
+        target: `target.Target` of the scores.
 
     Returns:
         `{shot: {metric: float, 'num_samples': int}}`; NaN where a shot has no sample.
@@ -49,17 +49,17 @@ def shot_metrics(preds, labels, train_labels=None):
         raise ValueError("labels must be finite: remove those that are NaN or infinite first")
     parts = {"overall": np.ones(len(labels), dtype=bool)}
     if train_labels is not None:
-        shots = shots_of_buckets(train_labels)[label_to_bucket(labels)]
+        shots = shots_of_buckets(train_labels, target)[label_to_bucket(labels, target)]
         parts |= {shot: shots == shot for shot in SHOTS[1:]}
-    return {shot: _metrics(preds[part], labels[part]) for shot, part in parts.items()}
+    return {shot: _metrics(preds[part], labels[part], target) for shot, part in parts.items()}
 
 
-def _metrics(preds, labels):
+def _metrics(preds, labels, target):
     """Metrics of one group of samples."""
     if len(labels) == 0:
         return {metric: float("nan") for metric in METRICS} | {"num_samples": 0}
     error = np.abs(preds - labels)
-    _, bucket = np.unique(label_to_bucket(labels), return_inverse=True)
+    _, bucket = np.unique(label_to_bucket(labels, target), return_inverse=True)
     return {
         "mse": float(np.mean(error**2)),
         "mae": float(np.mean(error)),

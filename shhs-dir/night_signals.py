@@ -26,17 +26,19 @@ BLOCK = 4096  # columns computed at a time, which bounds the memory for a night
 
 
 class Signal(NamedTuple):
-    """How one signal is laid out; `columns` per second."""
+    """How one signal is laid out; `columns` per second. Your own are made by `own_signals.py`."""
 
-    channels: int  # frequencies, or breathing channels
+    channels: int  # frequencies, or breathing channels, or your own
     columns: int
     window: int  # samples of a spectrogram's window at SPECTRUM_RATE; 0 for none
     channel_names: tuple  # of the EDF file's channels, each one of CHANNELS
+    seconds: float = FRAME_SECONDS  # of a frame
+    dtype: str = "float16"
 
     @property
     def frame(self):
         """Columns of a frame."""
-        return self.columns * FRAME_SECONDS
+        return round(self.columns * self.seconds)
 
 
 SIGNALS = {

@@ -1,4 +1,4 @@
-"""Health scores of new nights by a trained model; no scores are needed.
+"""Health scores, or your own target, of new nights by a trained model; no scores are needed.
 
     python predict.py --model checkpoint/RUN nights/*.edf --out predictions.csv
 
@@ -9,14 +9,15 @@ import new_inputs
 import program
 
 SUFFIXES = (".edf", ".h5")
+OWN_SUFFIXES = (".csv", ".npy", *SUFFIXES)  # of a model of your own signals
 
 
 def parse_args(argv=None):
     """Parse the command line."""
-    inputs = "recordings (EDF), nights that prepare.py wrote (.h5), folders of them, or patterns"
+    inputs = "recordings (EDF; your own signals also CSV or .npy), .h5 of prepare.py, or folders"
     parser = new_inputs.make_parser(__doc__, inputs, 8)
     minutes_help = "shorter recordings are left out, as in prepare.py"
-    parser.add_argument("--min_minutes", type=float, default=120.0, help=minutes_help)
+    parser.add_argument("--min_minutes", type=float, help=minutes_help)
     unit_help = "of EEG and ECG where a file gives none"
     parser.add_argument("--unit", default="", choices=("", "uV", "mV", "V"), help=unit_help)
     return new_inputs.parse_args(parser, argv)
@@ -33,9 +34,9 @@ import pandas as pd
 import torch
 
 import train
-from criterion import columns_of
-from edf_night import read_night
-from night_signals import SIGNALS
+from criterion import columns_of, in_unit
+from own_signals import layout_fault, least_minutes, signals_of
+from recordings import read_recording
 
 
 class Predictor:
@@ -44,15 +45,17 @@ class Predictor:
     Args:
         name: run folder, file of a checkpoint, or OWNER/NAME on the Hugging Face Hub.
         device: 'auto', 'cpu', 'cuda' or 'mps'.
-        min_minutes, unit: as for `edf_night.read_night`.
+        min_minutes, unit: as for `recordings.read_recording`; None takes 120, or one frame of
+            your own signals.
 
     Raises:
         FileNotFoundError, ValueError: without such a checkpoint.
     """
 
-    def __init__(self, name, device="auto", min_minutes=120.0, unit=""):
+    def __init__(self, name, device="auto", min_minutes=None, unit=""):
         path, checkpoint, self.args = new_inputs.find_model(train, name)
-        self.min_minutes = min_minutes
+        self.signals = signals_of(self.args)
+        self.min_minutes = least_minutes(min_minutes, self.signals)
         self.unit = unit
         self.device = new_inputs.device_of(device)
         model = train.build_model(self.args)
@@ -67,10 +70,10 @@ class Predictor:
             batch_size, quiet: nights of a batch; show no progress bar.
 
         Returns:
-            DataFrame of path and prediction, in points, and of experts `std`. Nights that cannot
-            be used are not in it: its `attrs["faults"]` is a list of (path, error).
+            DataFrame of path and prediction, in the target's unit, and of experts `std`. Nights
+            that cannot be used are not in it: its `attrs["faults"]` lists (path, error).
         """
-        files = new_inputs.files_of(inputs, SUFFIXES)
+        files = new_inputs.files_of(inputs, OWN_SUFFIXES if self.args.channels else SUFFIXES)
         given = files, self.read, self.answer, batch_size, quiet
         rows, answers, faults = new_inputs.read_and_answer(*given)
         table = pd.DataFrame({"path": [str(files[row]) for row in rows], **columns_of(answers)})
@@ -78,26 +81,30 @@ class Predictor:
         return table
 
     def read(self, file):
-        """Return what the network sees of a night: {signal: float16 [channels, columns]}."""
+        """Return what the network sees of a night: {signal: [channels, columns]}."""
         if Path(file).suffix.lower() != ".h5":
-            night = read_night(file, self.min_minutes, self.unit)
-            return {name: night[name] for name in SIGNALS}
+            night = read_recording(file, self.signals, self.min_minutes, self.unit)
+            return {name: night[name] for name in self.signals}
         with h5py.File(file) as night:
-            return {name: night[name][()] for name in SIGNALS}
+            if fault := layout_fault(night.attrs.get("layout", ""), self.signals):
+                raise ValueError(fault)
+            return {name: night[name][()] for name in self.signals}
 
     @torch.inference_mode()
     def answer(self, nights):
-        """Return the answers to such nights, [n, 1] or [n, 2], in points."""
-        first = next(iter(SIGNALS))
-        frames = [night[first].shape[1] // SIGNALS[first].frame for night in nights]
+        """Return the answers to such nights, [n, 1] or [n, 2], in the target's unit."""
+        first, layout = next(iter(self.signals.items()))
+        frames = [night[first].shape[1] // layout.frame for night in nights]
         signals = {}
-        for name, signal in SIGNALS.items():
+        for name, signal in self.signals.items():
             shape = (len(nights), signal.channels, max(frames) * signal.frame)
-            padded = np.zeros(shape, dtype=np.float16)
+            padded = np.zeros(shape, dtype=signal.dtype)
             for row, night in zip(padded, nights):
                 row[:, : night[name].shape[1]] = night[name]
             signals[name] = torch.from_numpy(padded).to(self.device)
-        return self.model(signals, torch.tensor(frames))[0].float().tolist()
+        answers = self.model(signals, torch.tensor(frames))[0].float().cpu().numpy()
+        target = train.TARGET.of(self.args)
+        return (in_unit(answers, target.unscaled) if target.own else answers).tolist()
 
 
 load = Predictor

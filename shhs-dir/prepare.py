@@ -32,27 +32,32 @@ import pandas as pd
 from tqdm import tqdm
 
 import program
-from datasets import MAX_SCORE, SPLITS, Nights, read_meta
-from edf_night import Fault, read_night, source_of, write_night
+from datasets import SCORE, SPLITS, Nights, read_meta
+from edf_night import Fault, source_of, write_night
 from fetch import sole_use
 from files import write_atomically
+from own_signals import add_signals, check_signals, least_minutes, signals_of, words_of
+from recordings import SUFFIXES, read_recording
 from score_table import EXPECTED, SCORE_COLUMNS, balanced_split, read_scores
+from target import add_target, check_target
+
+SKIPPED = ["id", "path", "reason", "detail"]  # columns of skipped.csv
 
 
-def find_files(raw):
-    """Return {file name in lower case: path} of the EDF files below a folder."""
+def find_files(raw, suffix, scores):
+    """Return {name in lower case: path} of files with a suffix below a folder, but their scores."""
     files = {}
     for folder, _, names in os.walk(raw):
         for name in sorted(names):
-            if name.lower().endswith(".edf"):
-                path = Path(folder) / name
+            path = Path(folder) / name
+            if name.lower().endswith(suffix) and path.resolve() != scores.resolve():
                 if name.lower() in files:
                     raise ValueError(f"{files[name.lower()]} and {path} have one name: keep one")
                 files[name.lower()] = path
     if not files:
         raise FileNotFoundError(
-            f"no .edf file below {raw}: `python download.py` says how to get the nights, `python "
-            "demo_data.py` writes simulated ones"
+            f"no {suffix} file below {raw}: `python download.py` says how to get the nights, "
+            "`python demo_data.py` writes simulated ones"
         )
     return files
 
@@ -62,7 +67,7 @@ def version_of(path):
     return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
-def choose_nights(table, files, template):
+def choose_nights(table, files, template, target=SCORE):
     """Return the rows that have one file and a score, with `file`, and the others' faults.
 
     Returns:
@@ -85,8 +90,8 @@ def choose_nights(table, files, template):
             fault = ("no_file", f"{name} is not there")
         elif not np.isfinite(score):
             fault = ("no_score", "the score is missing or no number")
-        elif not 0 <= score <= MAX_SCORE:
-            fault = ("score_range", f"{score} is outside 0 to {MAX_SCORE}")
+        elif not target.low <= score <= target.high:
+            fault = ("score_range", f"{score} is outside {target.range}")
         if fault:
             skipped.append((night, str(file or ""), *fault))
         else:
@@ -97,18 +102,19 @@ def choose_nights(table, files, template):
 
 def prepare_night(task):
     """Make one night; returns (reason, detail) of its fault, or what it lacks as ('', text)."""
-    file, target, min_minutes, unit = task
+    file, target, signals, min_minutes, unit = task
+    layout = words_of(signals)
     try:
-        source = source_of(file, min_minutes, unit)
+        source = source_of(file, min_minutes, unit, layout and f" {layout}")
         # A damaged one is made again.
         with contextlib.suppress(OSError, KeyError), h5py.File(target) as made:
             if made.attrs["source"] == source:
                 return "", made.attrs["lacking"]
-        night = read_night(file, min_minutes, unit)
+        night = read_recording(file, signals, min_minutes, unit)
     except Fault as fault:
         target.unlink(missing_ok=True)  # made from the file as it was before
         return fault.reason, fault.detail
-    write_night(target, night, source)
+    write_night(target, night, source, layout)
     return "", night["lacking"]
 
 
@@ -126,7 +132,8 @@ def prepare_nights(args, nights):
     """Make all nights in parallel; returns (reason, detail) of each, in order."""
     folder = args.data_dir / "nights"
     files = zip(nights["id"], nights["file"])
-    tasks = [(file, folder / f"{n}.h5", args.min_minutes, args.unit) for n, file in files]
+    how = signals_of(args), args.min_minutes, args.signal_unit
+    tasks = [(file, folder / f"{n}.h5", *how) for n, file in files]
     if args.workers == 1:
         return [prepare_night(task) for task in tqdm(tasks, "nights", unit="night")]
     # A worker holds one night at a time.
@@ -158,10 +165,15 @@ def parse_args(argv=None):
     add("--raw", type=Path, help="folder below which the .edf files lie [<data_dir>/shhs]")
     add("--covariates", type=Path, help="scores [newest <raw>/datasets/shhs2-dataset*.csv]")
     add("--id_column", default="nsrrid", help="column of the ids")
-    add("--score_column", help=f"column of the scores [{' or '.join(SCORE_COLUMNS)}]")
-    add("--edf_name", default="shhs2-{id}.edf", help="name of an id's file")
-    add("--unit", default="", choices=("", "uV", "mV", "V"), help="of EEG, ECG if a file says none")
-    add("--min_minutes", type=float, default=120.0, help="a shorter recording is left out")
+    add("--score_column", help=f"column of the scores [--target, or {' or '.join(SCORE_COLUMNS)}]")
+    add("--edf_name", "--file_name", default="shhs2-{id}.edf", help="name of an id's file")
+    unit_help = "of EEG and ECG if a file says none; the score's unit is a flag of train.py"
+    add("--unit", dest="signal_unit", default="", choices=("", "uV", "mV", "V"), help=unit_help)
+    # The target's unit changes no file.
+    add_target(lambda flag, **facts: flag == "--unit" or add(flag, **facts), SCORE)
+    minutes_help = "a shorter recording is left out [120, of your own signals one frame]"
+    add("--min_minutes", type=float, help=minutes_help)
+    add_signals(add)
     add("--cap", type=int, help="most nights per score in val, and in test [about 14 %% in each]")
     add("--seed", type=int, default=666, help="of the split")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes, a night each")
@@ -171,6 +183,15 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if "{id}" not in args.edf_name or args.workers < 1 or (args.cap is not None and args.cap < 1):
         parser.error("--edf_name must hold {id}; --workers and --cap must be 1 or more")
+    check_target(parser, args, SCORE)
+    check_signals(parser, args)
+    suffix = Path(args.edf_name).suffix.lower()
+    if suffix not in (SUFFIXES if args.channels else (".edf",)):
+        parser.error(
+            f"--file_name must end in .edf or, with --channels, .csv or .npy: got {suffix}"
+        )
+    args.min_minutes = least_minutes(args.min_minutes, signals_of(args))
+    args.score_column = args.score_column or args.target
     args.raw = args.raw or args.data_dir / "shhs"
     return args
 
@@ -179,9 +200,10 @@ def main(argv=None):
     """Make the nights and the meta file, or check them; returns the exit status."""
     args = parse_args(argv)
     path = args.data_dir / "shhs.csv"
+    target = SCORE.of(args)
     if args.check:
-        meta = read_meta(args.data_dir)
-        nights = Nights(args.data_dir, meta["path"], args.allow_outside)
+        meta = read_meta(args.data_dir, target)
+        nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
         for row in tqdm(range(len(meta)), "nights", unit="night"):
             nights.read([row])  # which verifies its checksums
         report_counts(meta, [], [])
@@ -191,14 +213,14 @@ def main(argv=None):
     tables = sorted((args.raw / "datasets").glob("shhs2-dataset*.csv"), key=version_of)
     covariates = args.covariates or (tables or [args.raw / "datasets" / "shhs2-dataset.csv"])[-1]
     table = read_scores(covariates, args.id_column, args.score_column)
-    nights, skipped = choose_nights(table, find_files(args.raw), args.edf_name)
+    files = find_files(args.raw, Path(args.edf_name).suffix.lower(), covariates)
+    nights, skipped = choose_nights(table, files, args.edf_name, target)
     with sole_use(args.data_dir / "nights"):
         results = prepare_nights(args, nights)
     for (night, _, file), (reason, detail) in zip(nights.itertuples(index=False), results):
         if reason:
             skipped.append((night, str(file), reason, detail))
-    text = pd.DataFrame(skipped, columns=["id", "path", "reason", "detail"])
-    text = text.to_csv(index=False, lineterminator="\n")
+    text = pd.DataFrame(skipped, columns=SKIPPED).to_csv(index=False, lineterminator="\n")
     with sole_use(args.data_dir):
         write_atomically(args.data_dir / "skipped.csv", text.encode())
     usable = np.array([not reason for reason, _ in results], dtype=bool)
@@ -206,7 +228,7 @@ def main(argv=None):
     meta["path"] = [f"nights/{night}.h5" for night in meta["id"]]
     if meta.empty:
         raise ValueError(f"no night can be used: {args.data_dir / 'skipped.csv'} says why")
-    meta["split"], cap = balanced_split(meta["score"], args.cap, args.seed)
+    meta["split"], cap = balanced_split(meta["score"], args.cap, args.seed, target)
     with sole_use(args.data_dir):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} nights, at most {cap} of a score in val, and in test")

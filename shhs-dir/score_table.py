@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pandas as pd
 
-from datasets import label_to_bucket
+from datasets import SCORE, label_to_bucket
 from outside import shown
 
 EXPECTED = {"train": 1_892, "val": 369, "test": 369}  # from notes on the paper, not verified
@@ -18,22 +18,23 @@ SHARE = EXPECTED["val"] / sum(EXPECTED.values())  # of the nights that go to val
 SCORE_COLUMNS = ("gh_s2", "gh_s1")
 
 
-def balanced_split(scores, cap=None, seed=666):
+def balanced_split(scores, cap=None, seed=666, target=SCORE):
     """Assign each night to train, val or test so that val and test are balanced over the scores.
 
     For each bucket of the score in turn its nights are shuffled in row order. Then
     n = min(count // 3, cap) go to val, the next n to test and the rest to train.
 
     Args:
-        scores: [N] scores, 0 to 100.
+        scores: [N] scores.
         cap: largest number of nights per bucket in val, and in test; None takes the one that brings
             val closest to 369 of 2,630 nights.
         seed: of the shuffles.
+        target: `target.Target` of the scores.
 
     Returns:
         N strings, 'train', 'val' or 'test', and the cap.
     """
-    buckets = label_to_bucket(np.asarray(scores, dtype=np.float64))
+    buckets = label_to_bucket(np.asarray(scores, dtype=np.float64), target)
     counts = np.bincount(buckets)
     if cap is None:
         held = np.minimum(counts[:, None] // 3, np.arange(1, max(counts.max() // 3, 1) + 1))

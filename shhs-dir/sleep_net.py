@@ -23,7 +23,11 @@ from night_signals import SIGNALS
 
 CHUNK = 4096  # frames that a CNN takes at a time: four nights of 8 hours and a half
 SCALE = 100.0  # the linear layer predicts the score's hundredth, so that it starts near the range
-STEM_STRIDES = {"eeg": 1, "ecg": 2, "breathing": 4}  # a frame has 30, 120, 300 columns
+STEM_STRIDES = (
+    (240, 4),
+    (80, 2),
+    (0, 1),
+)  # of frames with so many columns; a night's: 300, 120, 30
 GROUPS = 8  # of the group norm
 
 
@@ -55,7 +59,7 @@ class SignalEncoder(nn.Module):
     """One signal of a night -> one vector.
 
     Args:
-        name: key of SIGNALS.
+        signal: its layout, a `night_signals.Signal`.
         width: channels of the first block, a multiple of 8; the later ones have twice as many.
         d_signal: length of the vector, even.
         rnn: 'gru' or 'lstm', bidirectional.
@@ -63,14 +67,14 @@ class SignalEncoder(nn.Module):
             chunk's inner values again in the backward pass, so memory does not grow with the night.
     """
 
-    def __init__(self, name, width=64, d_signal=256, rnn="gru", chunk=CHUNK):
+    def __init__(self, signal, width=64, d_signal=256, rnn="gru", chunk=CHUNK):
         super().__init__()
-        signal = SIGNALS[name]
         self.frame, self.chunk = signal.frame, chunk
         # Mean and spread of each input channel in the training set.
         self.register_buffer("input_mean", torch.zeros(signal.channels))
         self.register_buffer("input_std", torch.ones(signal.channels))
-        self.stem = nn.Conv1d(signal.channels, width, 7, STEM_STRIDES[name], padding=3)
+        stride = next(stride for columns, stride in STEM_STRIDES if signal.frame >= columns)
+        self.stem = nn.Conv1d(signal.channels, width, 7, stride, padding=3)
         self.blocks = nn.Sequential(
             ResidualBlock(width, width, 1),
             ResidualBlock(width, 2 * width, 2),
@@ -106,19 +110,23 @@ class SignalEncoder(nn.Module):
 
 
 class SleepNet(nn.Module):
-    """Three signals of a night -> health score, optionally with FDS.
+    """Three signals of a night, or your own -> score, optionally with FDS.
 
     Args:
         fds: an `fds.FDS` of `d_hid` features, or None.
-        width, d_signal, rnn, chunk: as for `SignalEncoder`.
+        width, d_signal: as for `SignalEncoder`.
         d_hid: features before the last layer, and width of the MLP.
+        signals: their layout, as `own_signals.signals_of` returns it.
+        encoder: `rnn` and `chunk` of `SignalEncoder`.
 
     Raises:
         ValueError: for sizes that cannot be used, an unknown `rnn`, or FDS of another width.
     """
 
-    def __init__(self, fds=None, width=64, d_signal=256, d_hid=256, rnn="gru", chunk=CHUNK):
+    def __init__(self, fds=None, width=64, d_signal=256, d_hid=256, signals=SIGNALS, **encoder):
         super().__init__()
+        rnn = encoder.get("rnn", "gru")
+        chunk = encoder.get("chunk", CHUNK)
         if width < 1 or width % GROUPS or d_signal < 2 or d_signal % 2 or d_hid < 1 or chunk < 1:
             raise ValueError(
                 f"width {width} must be a multiple of {GROUPS}, d_signal {d_signal} even, d_hid "
@@ -129,10 +137,10 @@ class SleepNet(nn.Module):
         if fds is not None and fds.feature_dim != d_hid:
             raise ValueError(f"the network has {d_hid} features, FDS {fds.feature_dim}")
         self.encoders = nn.ModuleDict(
-            {name: SignalEncoder(name, width, d_signal, rnn, chunk) for name in SIGNALS}
+            {name: SignalEncoder(s, width, d_signal, rnn, chunk) for name, s in signals.items()}
         )
         self.mlp = nn.Sequential(
-            nn.Linear(len(SIGNALS) * d_signal, d_hid), nn.ReLU(),
+            nn.Linear(len(signals) * d_signal, d_hid), nn.ReLU(),
             nn.Linear(d_hid, d_hid), nn.ReLU(),
         )  # fmt: skip
         self.linear = nn.Linear(d_hid, 1)

@@ -21,7 +21,9 @@ from typing import NamedTuple
 import flags
 import loss_flags
 import program
+from own_signals import add_signals, check_signals, signals_of
 from regularizer_flags import add_regularizer, check_regularizer
+from target import Target, add_target, check_target
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
 BENCHMARK = "shhs-dir"
@@ -29,7 +31,9 @@ LDS_KS, LDS_SIGMA = 5, 2  # what the paper's results use
 FDS_KS, FDS_SIGMA = 5, 2
 BUCKET_NUM, BUCKET_START = 100, 0  # of width 1 on [0, 100]
 VARIANT = "official"  # what the published numbers of the released benchmarks come from
-TARGET = {"name": "health score", "unit": "points"}  # SF-36 general health, 0 (worst) to 100
+# SF-36 general health, 0 (worst) to 100, unless --target and the like say otherwise.
+TARGET = Target("health score", "points", 0, 100, 1)
+GRID = range(101)  # points; your own target is predicted from 0 to 100
 # The paper names Adam at 1e-3, 80 epochs and L1 (from notes, not verified). Left open, and so ours:
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio, as for ages, the nearest in range
 FOCAL_BETA = 0.2  # 1 / points, as for ages
@@ -48,6 +52,8 @@ def make_parser():
     add("--data_dir", default="./data", appended=False, help="folder of shhs.csv and of the nights")
     outside_help = "paths in shhs.csv may lead out of --data_dir"
     add("--allow_outside", action="store_true", role=flags.PLACE, help=outside_help)
+    add_signals(parser.section("signals", flags.NETWORK))
+    add_target(parser.section("target", flags.NETWORK), TARGET)
     flags.add_lds(parser, "points", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
@@ -82,7 +88,9 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     positive = ("epoch", "width", "d_signal", "d_hid", "chunk")
-    flags.check(parser, args, positive, buckets=BUCKET_NUM)
+    check_target(parser, args, TARGET)
+    check_signals(parser, args)
+    flags.check(parser, args, positive, buckets=None if TARGET.of(args).own else BUCKET_NUM)
     check_regularizer(parser, args)
     loss_flags.check_losses(parser, args, weighted_rrt=True)
     if args.width % 8:
@@ -121,19 +129,11 @@ import results
 import run_folder
 import utils
 from batches import Sharing, Steps, gather
-from datasets import (
-    BUCKETS,
-    LDS_RULE,
-    SPLITS,
-    Loader,
-    Nights,
-    label_counts,
-    label_to_bucket,
-    read_meta,
-)
+from datasets import LDS_RULE, SPLITS, Loader, Nights, label_counts, label_to_bucket, read_meta
 from fds import FDS
 from metrics import MAIN_METRICS, shot_metrics, shots_of_buckets
 from sleep_net import SleepNet
+from target import check_counts
 
 # ---- 5 builders ----------------------------------------------------------------------------
 
@@ -141,47 +141,53 @@ from sleep_net import SleepNet
 class Data(NamedTuple):
     """A run's data."""
 
+    target: Target
     meta: pd.DataFrame  # rows of the meta file
     labels: np.ndarray  # scores of its training nights [N], which decide the shots
     loaders: dict  # `Loader` of each split, for an evaluation of val and test, as far as they exist
-    counts: np.ndarray | None = None  # training nights of each score, long [100]
-    density: tuple = ()  # label density before and after LDS, [100] each
-    weights: np.ndarray | None = None  # weight of a sample by its score, float32 [100]
+    counts: np.ndarray  # training nights of each bucket, long [B]
+    density: tuple  # label density before and after LDS, [B] each
+    weights: np.ndarray  # weight of a sample by its bucket, float32 [B]
 
 
 def build_data(run, evaluated=None):
     """Return the run's `Data`; for an evaluation, what `evaluated` needs: a path, its content."""
     args, accelerator = run.args, run.accelerator
-    meta = read_meta(args.data_dir, () if evaluated else SPLITS)
+    target = TARGET.of(args)
+    meta = read_meta(args.data_dir, target, () if evaluated else SPLITS)
     run.note_data(meta)
-    nights = Nights(args.data_dir, meta["path"], args.allow_outside)
+    nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
     scores = meta["score"].to_numpy()
     trained = scores[meta["split"] == "train"]
     if evaluated and not len(trained):
         noted = evaluation.training_of(*evaluated)["counts"]
-        trained = np.repeat(np.arange(len(noted), dtype=np.float32), noted)
-    counts = label_counts(trained)
+        trained = np.repeat(np.float32(target.middles), noted)
+    counts = label_counts(trained, target)
     run.training = {"counts": counts.tolist()}
     density = criterion.density_of(args, counts, LDS_RULE)
-    values = np.arange(BUCKETS)
-    weights = criterion.weights_of(args, trained, values, counts, LDS_RULE)
+    weights = criterion.weights_of(args, trained, target.middles, counts, LDS_RULE)
     loaders = {}
     for split in evaluation.splits_in(meta["split"]) if evaluated else SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
-        own = weights if split == "train" else np.ones(BUCKETS)
-        loaders[split] = Loader(nights, rows, scores[rows], own, Sharing.of(args, accelerator))
+        own = weights if split == "train" else np.ones(len(counts))
+        sharing = Sharing.of(args, accelerator)
+        loaders[split] = Loader(nights, rows, scores[rows], own, sharing, target)
     if not evaluated:
-        loaders["train"].prior = criterion.prior_of(args, trained, values, density)
-    return Data(meta, trained, loaders, counts, density, weights)
+        check_counts(target, counts, args, weights, trained)
+        values = target.scaled(trained), target.scaled(target.middles)
+        loaders["train"].prior = criterion.prior_of(args, *values, density)
+    return Data(target, meta, trained, loaders, counts, density, weights)
 
 
 def build_model(args):
     """Return the network, with FDS if asked for."""
     module = None
     if args.fds:
-        options = flags.fds_options(args)
-        module = FDS(args.d_hid, **options, label_to_bucket=label_to_bucket, clip=FDS_CLIP)
-    model = SleepNet(module, args.width, args.d_signal, args.d_hid, args.rnn, args.chunk)
+        options = flags.fds_options(args) | {"label_to_bucket": label_to_bucket}
+        options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
+        module = FDS(args.d_hid, **options, clip=FDS_CLIP)
+    encoder = {"rnn": args.rnn, "chunk": args.chunk}
+    model = SleepNet(module, args.width, args.d_signal, args.d_hid, signals_of(args), **encoder)
     return heads.extend(model, args)
 
 
@@ -217,18 +223,20 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
     args, accelerator = run.args, run.accelerator
     done = epoch / args.epoch
     loss_of = criterion.Criterion(run, model, build_loss(args), loader.prior, done)
+    target = TARGET.of(args)
     lr = args.lr * LR_FACTOR ** sum(epoch >= milestone for milestone in args.schedule)
     heads.set_lr(optimizer, lr)
     net.train()
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     steps = Steps(run, loader, loader.train(epoch), f"Epoch {epoch}")
     for batch in steps:
+        targets = target.scaled(batch.labels)
         with accelerator.autocast():
             preds, features = net(
                 batch.signals, batch.frames, batch.labels, min(epoch, args.start_smooth)
             )
-            loss = loss_of(preds.float(), batch.labels, batch)
-            loss = loss + model.regularizer(features, batch.labels, preds, batch.weights)
+            loss = loss_of(preds.float(), targets, batch)
+            loss = loss + model.regularizer(features, targets, preds, batch.weights)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -290,7 +298,9 @@ def evaluate(run, model, data, split):
         with run.accelerator.autocast():
             answers.extend(model(batch.signals, batch.frames)[0].float().tolist())
     answers = np.asarray(gather(run.accelerator, answers), dtype=np.float32)
-    return shot_metrics(answers[:, 0], loader.labels, data.labels), answers
+    if data.target.own:
+        answers = criterion.in_unit(answers, data.target.unscaled)
+    return shot_metrics(answers[:, 0], loader.labels, data.labels, data.target), answers
 
 
 def evaluate_splits(run, model, data):
@@ -342,17 +352,18 @@ def finish(run, model, data, progress):
     metrics, predictions = evaluate_splits(run, model, data)
     if run.is_main:
         results.write_predictions(folder, predictions)
-        shots = shots_of_buckets(data.labels)
-        scores = np.arange(BUCKETS)
-        results.write_label_density(folder, scores, shots, data.counts, data.density, data.weights)
+        shots = shots_of_buckets(data.labels, data.target)
+        edges = data.target.edges
+        results.write_label_density(folder, edges, shots, data.counts, data.density, data.weights)
         if args.fds:
-            buckets = range(args.bucket_start, args.bucket_num)
+            buckets = range(model.FDS.bucket_start, model.FDS.bucket_num)
+            buckets = edges[buckets] if data.target.own else buckets
             results.write_fds_statistics(folder, model.FDS, buckets)
         results.write_results(
             run,
             metrics,
             benchmark=BENCHMARK,
-            target=TARGET,
+            target=data.target.record,
             main_metrics=MAIN_METRICS,
             higher_is_better=[],
             best_epoch=progress["best_epoch"],
@@ -392,8 +403,8 @@ def main(argv=None):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.",))
-    labels = data.loaders["train"].labels
-    model.regularizer = regularizers.make(run, args.d_hid, labels, range(101))
+    labels = data.target.scaled(train_set.labels)
+    model.regularizer = regularizers.make(run, args.d_hid, labels, GRID)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     optimizer = build_optimizer(args, model)

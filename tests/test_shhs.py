@@ -294,7 +294,7 @@ def test_loader_draws_each_night_once_whatever_the_processes(folder):
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [(",20,", ",120,", r"no number from 0 to 100 \(lines 3\)"), (",20,", ",NaN,", "lines 3"),
+    [(",20,", ",120,", r"no number from 0 to 100 .*\(lines 3\)"), (",20,", ",NaN,", "lines 3"),
      (",20,", ",,", "lines 3"), ("val", "dev", "split other than"), ("id,score", "id,gh", "score"),
      ("nights/1", "nights/0", "occurs twice"), ("nights/1", "nights/9", "not in.*prepare.py"),
      (",val", ",train", "no row of split val")],

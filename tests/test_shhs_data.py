@@ -365,11 +365,11 @@ def test_the_newest_table_is_taken_and_named(tmp_path, capsys):
 def start_workers(body):
     """Start prepare.py's pool in a process, with a task of our own for the nights."""
     script = f"""
-import argparse, os, pathlib, time, pandas, prepare
+import os, time, pandas, prepare
 def task(_):
     {body}
 prepare.prepare_night = task
-args = argparse.Namespace(data_dir=pathlib.Path("x"), workers=2, min_minutes=1, unit="")
+args = prepare.parse_args(["--data_dir", "x", "--workers", "2"])
 prepare.prepare_nights(args, pandas.DataFrame({{"id": ["1", "2"], "file": ["a", "b"]}}))
 """
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT / "shhs-dir", text=True,

@@ -127,13 +127,16 @@ def test_what_changes_a_run_changes_its_folder():
         "--fds --start_smooth 2", "--fds --bucket_num 90", "--fds --bucket_start 3",
         "--fds --fds_mmt 0.5", "--fds --fds_ks 7", "--fds --fds_stats online",
         "--fds --fds_variant paper", "--fds --fds_kernel laplace", "--fds --fds_sigma 1",
+        "--channels ECG --rate 50", "--channels ECG --rate 50 --window 2", "--low 1", "--target x",
     )  # fmt: skip
     assert len({name_of(*flag.split()) for flag in one_flag}) == len(one_flag)
     assert name_of() not in {name_of(*flag.split()) for flag in one_flag}
     same = "--epoch 3 --print_freq 1 --chunk 64 --device cpu --track none --data_dir elsewhere"
     assert name_of(*same.split()) == name_of()
     roles = train.make_parser().flags_of
-    assert roles("network") == ["width", "d_signal", "d_hid", "rnn", "experts"]
+    own = "channels rate window target unit low high bin_width scale many few".split()
+    network = ["width", "d_signal", "d_hid", "rnn", "experts"]
+    assert roles("network") == [*own, *network]
     assert {"chunk", "device", "store_root", "print_freq"} <= set(roles("place"))
 
 

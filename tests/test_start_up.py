@@ -26,6 +26,7 @@ REPEATED = [
     ("nyud2-dir", "BUCKET_NUM", "depth_maps", "BUCKETS"),
     ("sts-b-dir", "BUCKET_NUM", "datasets", "BUCKETS"),
     ("shhs-dir", "BUCKET_NUM", "datasets", "BUCKETS"),
+    ("shhs-dir", "TARGET", "datasets", "SCORE"),
     ("uci-dir", "HIDDEN", "mlp", "HIDDEN"),
     ("uci-dir", "TREES", "trees", "NAME"),
 ]

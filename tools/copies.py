@@ -30,7 +30,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("run_folder.py", "results.py", "released.py", "report.py", "figures.py"), FOLDERS),
     (("run_files.py", "evaluation.py"), FOLDERS),
     (("buckets.py",), FOLDERS),
-    (("target.py",), (*AGE_PAIR, "sts-b-dir", "nyud2-dir")),
+    (("target.py",), (*AGE_PAIR, "sts-b-dir", "nyud2-dir", "shhs-dir")),
     (("held_out.py",), (*AGE_PAIR, "sts-b-dir")),
     (("regions.py", "zero_shot.py"), (*AGE_PAIR, "uci-dir")),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),

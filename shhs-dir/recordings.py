@@ -1,0 +1,115 @@
+"""A recording -> what the network sees of it: a night in EDF, or your own channels of any file.
+
+What cannot be used ends in an `edf_night.Fault`, as there.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from edf_night import Fault, normalized, open_edf, read_night
+from night_signals import resample
+from own_signals import LONGEST_SECONDS
+
+SUFFIXES = (".csv", ".npy", ".edf")  # of your own signals
+
+
+def read_recording(path, signals, min_minutes, unit=""):
+    """Read a file and compute what the network sees of it.
+
+    Args:
+        path: of a night in EDF or, with your own signals, of a file with one of SUFFIXES.
+        signals: as `signals_of` returns them.
+        min_minutes: a shorter one is left out; it needs a frame at least.
+        unit: as for `edf_night.read_night`.
+
+    Returns:
+        As `edf_night.read_night`: your own signal is 'own', float32 [channels, columns].
+
+    Raises:
+        Fault: if it cannot be used.
+    """
+    if "own" not in signals:
+        return read_night(path, min_minutes, unit)
+    own = signals["own"]
+    kind = Path(path).suffix.lower()
+    if kind not in SUFFIXES:
+        raise Fault("unreadable", f"its name ends in {kind}, taken are {' '.join(SUFFIXES)}")
+    read = {".csv": read_csv, ".npy": read_npy, ".edf": read_edf}[kind]
+    samples = read(path, own)
+    frames = samples.shape[1] // own.frame
+    seconds = samples.shape[1] / own.columns
+    if frames < 1 or not 60 * min_minutes <= seconds <= LONGEST_SECONDS:
+        limits = f"{max(60 * min_minutes, own.seconds):g} seconds to 24 hours"
+        raise Fault("length", f"{seconds:.2f} seconds, taken are {limits}")
+    with np.errstate(over="ignore"):
+        samples = samples[:, : frames * own.frame].astype(np.float32)
+    if not np.isfinite(samples).all():
+        bad = own.channel_names[int(np.argmin(np.isfinite(samples).all(axis=1)))]
+        raise Fault("range", f"{bad} has values that are no finite numbers")
+    return {"own": samples, "stages": np.full(frames, -1, dtype=np.int8), "lacking": ""}
+
+
+def read_csv(path, own):
+    """Return the channels [C, T] of a CSV file, by name where it has a header, else in order."""
+    import pandas as pd
+
+    try:
+        header = pd.read_csv(path, nrows=1, header=None, dtype=str).iloc[0]
+        named = pd.to_numeric(header, errors="coerce").isna().any()
+        table = pd.read_csv(path, header=0 if named else None, skipinitialspace=True)
+        if named:
+            labels = {normalized(str(label)): label for label in reversed(table.columns)}
+            table = table[[labels[found] for found in find_channels(own, labels)]]
+        samples = table.to_numpy(dtype=np.float64)
+    except (ValueError, OSError) as error:
+        if isinstance(error, Fault):
+            raise
+        raise Fault("unreadable", f"it is no table of numbers ({error})") from None
+    return in_order(samples, own)
+
+
+def read_npy(path, own):
+    """Return the channels [C, T] of an array [T, C], or [T] of one, in the order of --channels."""
+    try:
+        samples = np.load(path, allow_pickle=False)
+        if samples.dtype.kind not in "iufb":
+            raise ValueError(f"its numbers are {samples.dtype}")
+    except (ValueError, OSError, EOFError) as error:
+        raise Fault("unreadable", f"it is no array of numbers ({error})") from None
+    return in_order(samples[:, None] if samples.ndim == 1 else samples, own)
+
+
+def in_order(samples, own):
+    """Return samples [T, C] as [C, T], or a Fault if there are more or fewer channels."""
+    if samples.ndim != 2 or samples.shape[1] != own.channels:
+        shape = list(samples.shape)
+        raise Fault("missing_channel", f"it is {shape}, needed is [T, {own.channels}]")
+    return samples.T
+
+
+def read_edf(path, own):
+    """Return the channels [C, T] of an EDF file at the rate of --rate."""
+    with open_edf(path) as reader:
+        numbers = {
+            normalized(label): number for number, label in enumerate(reader.getSignalLabels())
+        }
+        found = [numbers[label] for label in find_channels(own, numbers)]
+        # A channel that has the rate already stays as it is.
+        channels = []
+        for number in found:
+            samples = reader.readSignal(number)
+            rate = reader.getSampleFrequency(number)
+            same = rate == own.columns
+            channels.append(samples if same else resample(samples, rate, own.columns))
+    shortest = min(map(len, channels))
+    return np.stack([samples[:shortest] for samples in channels])
+
+
+def find_channels(own, labels):
+    """Return the normalized names of the channels, all of them among the labels, or a Fault."""
+    names = [normalized(name) for name in own.channel_names]
+    for shown, name in zip(own.channel_names, names):
+        if name not in labels:
+            raise Fault("missing_channel", f"no {shown} among {', '.join(labels)}")
+    return names

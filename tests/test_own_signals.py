@@ -1,0 +1,162 @@
+"""shhs-dir on your own signals and scores: any channels, rate, window, range; CSV, .npy and EDF."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import load
+from test_shhs_data import write_edf
+
+recordings = load("shhs-dir", "recordings")
+own_signals = load("shhs-dir", "own_signals")
+Fault = load("shhs-dir", "edf_night").Fault
+prepare = load("shhs-dir", "prepare")
+train = load("shhs-dir", "train")
+predict = load("shhs-dir", "predict")
+RATE, SECONDS, N = 50, 10, 120
+RNG = np.random.default_rng(0)
+# Name of the score, its values, its flags, and the kind of the files.
+SCORES = {
+    "interval": (
+        RNG.lognormal(6.5, 0.4, N).clip(300, 2000),
+        "--low 300 --high 2000 --scale log",
+        "csv",
+    ),
+    "mood": (RNG.normal(3, 4, N).clip(-2, 16), "--low -2 --high 16 --many 9 --few 4", "npy"),
+}
+
+
+def signals(text):
+    """The layout that a command line's flags make."""
+    return own_signals.signals_of(train.parse_args(text.split()))
+
+
+def make_recordings(folder, kind, scores):
+    """Write ECGs of ten seconds, in volts: the higher the score, the further apart the beats."""
+    rng = np.random.default_rng(1)
+    ranks = np.argsort(np.argsort(scores)) / len(scores)
+    for number, rank in enumerate(ranks):
+        lead = 1e-4 * rng.normal(size=RATE * SECONDS)
+        lead[:: int(15 + 60 * rank)] += 1e-3
+        both = np.stack([lead, -lead / 2], axis=1)
+        if kind == "npy":
+            np.save(folder / f"{number}.npy", both)
+            continue
+        table = {"time": np.arange(len(lead)) / RATE, "V2": both[:, 1], "lead II": both[:, 0]}
+        pd.DataFrame(table).to_csv(folder / f"{number}.csv", index=False)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch):
+    scores, words, kind = SCORES[name]
+    (tmp_path / "raw").mkdir()
+    make_recordings(tmp_path / "raw", kind, scores)
+    table = tmp_path / "raw" / "scores.csv"
+    pd.DataFrame({"id": range(N), name: scores}).to_csv(table, index=False)
+    own = ["--target", name, *words.split(), "--data_dir", str(tmp_path)]
+    own += ["--channels", "lead II,V2", "--rate", str(RATE), "--window", "2"]
+    raw = ["--raw", str(table.parent), "--covariates", str(table), "--id_column", "id"]
+    raw += ["--file_name", f"{{id}}.{kind}", "--workers", "1", "--cap", "2"]
+    assert prepare.main([*own, *raw]) == 0
+    assert prepare.main([*own, "--check"]) == 0
+    assert len(pd.read_csv(tmp_path / "skipped.csv")) == 0
+    meta = pd.read_csv(tmp_path / "shhs.csv")
+    np.testing.assert_allclose(meta["score"], scores)
+
+    if name == "interval":  # one set of figures will do
+        monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
+    small = "--width 8 --d_signal 8 --d_hid 16 --batch_size 16 --epoch 2 --lr 0.01 --device cpu"
+    small += f" --reweight sqrt_inv --lds --fds --track none --store_root {tmp_path}/runs"
+    train.main([*own, "--unit", "ms", *small.split()])
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["target"]["name"] == name
+    assert results["target"]["unit"] == "ms"
+    density = pd.read_csv(folder / "label_density.csv")
+    assert len(density) == len(np.load(folder / "fds_statistics.npz")["label"]) == 50
+    many, few = (9, 4) if name == "mood" else (100, 20)
+    shots = np.select([density["count"] > many, density["count"] < few], ["many", "few"], "medium")
+    assert density["shot"].tolist() == shots.tolist()
+    assert density["weight"].max() > 1.2 * density["weight"].min()
+    told = pd.read_csv(folder / "predictions.csv")
+    told = told[told["split"] == "test"]
+    error = (told["prediction"] - told["label"]).abs().mean()
+    assert results["metrics"]["test"]["overall"]["mae"] == pytest.approx(error, rel=1e-4)
+    spread = (told["label"] - np.median(scores)).abs().mean()
+    assert error < 1.5 * spread  # in the unit of the scores
+    # The checkpoint holds channels, rate, window and target: no flag is needed for new recordings.
+    model = predict.load(folder, "cpu")
+    stems = [path.split("/")[1].removesuffix(".h5") for path in told["path"]]
+    new = model.predict([table.parent / f"{stem}.{kind}" for stem in stems])
+    np.testing.assert_allclose(new["prediction"], told["prediction"], rtol=1e-3, atol=1e-3)
+    made = model.predict([tmp_path / path for path in told["path"]])
+    np.testing.assert_allclose(made["prediction"], told["prediction"], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"prepared with --channels lead II,V2 --rate 50"):
+        train.main(["--data_dir", str(tmp_path), *own[2 : 2 + len(words.split())], *small.split()])
+
+
+def test_every_kind_of_file_gives_the_same_samples(tmp_path):
+    seen = signals("--channels ECG,EEG --rate 100 --window 0.5")
+    samples = np.random.default_rng(2).normal(0, 50, (6030, 2)).astype(np.float32)
+    np.save(tmp_path / "a.npy", samples)
+    pd.DataFrame(samples).to_csv(tmp_path / "b.csv", index=False, header=False)
+    table = pd.DataFrame({"eeg": samples[:, 1], "t": 0, " Ecg ": samples[:, 0]})
+    table.to_csv(tmp_path / "c.csv", index=False)
+    files = ["a.npy", "b.csv", "c.csv"]
+    for file in files:
+        night = recordings.read_recording(tmp_path / file, seen, 0)
+        np.testing.assert_allclose(night["own"], samples[:6000].T, rtol=1e-6)
+        assert len(night["stages"]) == 120
+    channels = [("EEG", 100, "uV", samples[:6000, 1]), ("ECG", 100, "mV", samples[:6000, 0])]
+    write_edf(tmp_path / "d.edf", channels)
+    night = recordings.read_recording(tmp_path / "d.edf", seen, 0)
+    np.testing.assert_allclose(night["own"], samples[:6000].T, atol=0.02)
+    # Another rate is brought to that of the flags: a slow tone stays what it is.
+    tone = 50 * np.sin(2 * np.pi * np.arange(6000) / 200)
+    write_edf(tmp_path / "e.edf", [("ECG", 200, "uV", tone)])
+    night = recordings.read_recording(tmp_path / "e.edf", signals("--channels ECG --rate 100"), 0)
+    np.testing.assert_allclose(night["own"][0, 100:-100], tone[::2][100:-100], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", "ECG\n1\n", "length"), ("a.csv", "EKG\n" + "1\n" * 99, "missing_channel"),
+        ("a.csv", "ECG\n" + "1\n" * 99 + "x\n", "unreadable"), ("a.csv", "", "unreadable"),
+        ("a.csv", "ECG\n" + "1\n" * 99 + "inf\n", "range"),
+        ("a.csv", "1,2\n" * 99, "missing_channel"),
+        ("a.npy", "no array", "unreadable"), ("a.wav", "RIFF", "unreadable"),
+        ("a.edf", "0       ", "unreadable"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_has_a_reason(name, content, reason, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Fault) as caught:
+        recordings.read_recording(
+            tmp_path / name, signals("--channels ECG --rate 50 --window 2"), 0
+        )
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--rate 50", "belong to --channels"), ("--channels ECG", "needs --rate"),
+        ("--channels ECG,ECG --rate 50", "different names"),
+        ("--channels ECG --rate 50 --window 0.1", "holds 5 samples"),
+        ("--channels ECG --rate 50 --window -1", "above 0"),
+        ("--channels ECG --rate nan", "needs --rate"),
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be_used(text, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(text.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_table_without_channels_says_what_helps(capsys):
+    with pytest.raises(SystemExit):
+        prepare.parse_args(["--file_name", "{id}.csv"])
+    assert "--channels" in capsys.readouterr().err
