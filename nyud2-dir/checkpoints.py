@@ -60,17 +60,18 @@ def save(run, model, optimizer, progress, is_best):
     restoring.write_checkpoint(run, dict.fromkeys(names, state))
 
 
-def pixels_of(checkpoint, path, buckets):
+def pixels_of(noted, path, buckets):
     """Return the training pixels per bucket of which a run has its shots, None for fixed lists.
 
     Args:
-        checkpoint, path: the content of the file; official and older ones hold none.
+        noted, path: what the run noted of its training set, as `evaluation.noted_in`, and the
+            file; official and older ones hold none.
         buckets: how many there are.
 
     Raises:
         ValueError: if they are no such numbers.
     """
-    pixels = checkpoint.get("pixels")
+    pixels = noted.get("pixels")
     whole = isinstance(pixels, list) and all(type(n) is int and n >= 0 for n in pixels)
     if pixels is not None and not (whole and len(pixels) == buckets and any(pixels)):
         raise ValueError(f"{path} is damaged: its pixels per bucket are no {buckets} counts")

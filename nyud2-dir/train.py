@@ -407,7 +407,7 @@ def run_evaluation(run):
     model = build_model(run.args)
     checkpoints.load_weights(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)
-    noted = evaluation.noted_in(path, checkpoint) | checkpoint
+    noted = evaluation.noted_in(path, checkpoint)
     buckets = len(edges_of(DEPTH.of(run.args)))
     data = build_test_data(run)._replace(pixels=checkpoints.pixels_of(noted, path, buckets))
     metrics, pixels, _ = evaluate_splits(run, model, data)
@@ -436,7 +436,6 @@ def main(argv=None):
     optimizer = build_optimizer(args, model)
     net, optimizer = utils.prepare(run, model, optimizer)
     progress = {"epoch": 0, "error": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
-    progress["pixels"] = data.pixels
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)
     progress["epoch"] = args.start_epoch or progress["epoch"]
