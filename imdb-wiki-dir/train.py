@@ -367,7 +367,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": val_loss, "best_epoch": epoch}
         progress |= {"epoch": epoch + 1, "wall_seconds": time.perf_counter() - started}
-        results.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, MAIN_METRICS, data.labels)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 

@@ -13,6 +13,7 @@ NO_CHECKPOINT = (
     "use another checkpoint of tensors and plain values, such as the best epoch's, or start again "
     "with --overwrite"
 )
+MOST_SHARED = 10  # times the file's size that its parts may take when none is shared
 
 
 def check_tensors(value, size):
@@ -23,20 +24,23 @@ def check_tensors(value, size):
         size: bytes of the file; no tensor of it may be larger.
 
     Raises:
-        ValueError: for a tensor that is meta, sparse, quantised or complex, or too large.
+        ValueError: for a tensor that is meta, sparse, quantised or complex, or too large, and for
+            parts that are shared so often that following them all would take for ever.
     """
-    left = [value]
-    seen = set()
+    left, cost = [value], 0
     while left:
         item = left.pop()
+        cost += 1
+        if cost > MOST_SHARED * size:
+            raise ValueError("its parts refer to each other without end")
         if isinstance(item, torch.Tensor):
             plain = item.layout == torch.strided and item.device.type == "cpu"
             if not plain or item.is_quantized or item.is_complex():
                 raise ValueError("a tensor is meta, sparse, quantised or complex")
             if item.numel() * item.element_size() > size:
                 raise ValueError(f"a tensor of {list(item.shape)} is larger than the file")
-        elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
-            seen.add(id(item))
+            cost += item.numel() * item.element_size()
+        elif isinstance(item, (dict, list, tuple, set)):
             left.extend(item)
             left.extend(item.values() if isinstance(item, dict) else ())
 

@@ -64,7 +64,7 @@ def new_figure(run, rows=1, cols=1, size=(7.5, 4.8), title=""):
     """Return a titled figure and its axes [rows, cols]; without pyplot, it leaves no state."""
     fig = Figure(size, dpi=150, layout="constrained")
     heading = f"{run['benchmark']}: {run['method']}, seed {run['seed']}"
-    fig.suptitle(heading + title, fontsize="medium")
+    fig.suptitle(heading.replace("$", r"\$") + title, fontsize="medium")
     axes = fig.subplots(rows, cols, squeeze=False)
     for ax in axes.flat:
         ax.grid(alpha=0.3)
@@ -78,7 +78,8 @@ def with_unit(run, metric=None):
     if metric:
         name, unit_of_metric = METRICS.get(metric, (metric.replace("_", " "), ""))
         unit = unit_of_metric.format(unit) if unit else None
-    return f"{name} ({unit})" if unit else name
+    text = f"{name} ({unit})" if unit else name
+    return text.replace("$", r"\$")  # in matplotlib it begins a formula
 
 
 def centres_and_widths(edges):

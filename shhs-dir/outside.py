@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 LONGEST = 300  # letters of a foreign text that a message shows
+ADVICE = re.compile("weights_only|allow_pickle")  # a library's, to run what a file holds
 LARGEST_JSON = 2**26  # bytes; ours have some thousand
 
 # ---- messages ------------------------------------------------------------------------------
@@ -29,6 +30,8 @@ def shown(value):
     if isinstance(value, BaseException):
         text = " ".join(str(value).split()) or type(value).__name__
         text = f"no {text}" if isinstance(value, KeyError) else text
+        if ADVICE.search(text):
+            return "it is damaged, of another kind, or holds more than plain values"
     else:
         text = value if isinstance(value, str) else reprlib.repr(value)
     text = clean(" ".join(text.split()))
@@ -167,6 +170,8 @@ def check_archive(path):
     Raises:
         ValueError, zipfile.BadZipFile: if it does not.
     """
+    if not os.path.getsize(path):
+        raise ValueError("it is empty")
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -7,10 +7,12 @@ import time
 import numpy as np
 import pandas as pd
 
+from batches import EXPLODED
 from files import to_json, write_atomically
 from flags import OPTIONAL, PLACE
 
 STAYS = "the last good checkpoint stays"
+RANGE = 100  # of ages, for which EXPLODED is; other labels have their own
 
 # ---- epochs --------------------------------------------------------------------------------
 
@@ -60,13 +62,13 @@ def check_weights(model, where):
         )
 
 
-def check_epoch(model, row, metric):
-    """Refuse an epoch whose weights, or whose validation error, are not finite.
+def check_epoch(model, row, metric, labels):
+    """Refuse an epoch whose weights are not finite, or whose validation error has exploded.
 
     Args:
         model: the network after the epoch.
-        row: the epoch's, as for `write_epoch`.
-        metric: the one that must be finite.
+        row, labels: as for `write_epoch`.
+        metric: the error that is looked at.
 
     Raises:
         FloatingPointError: as `check_weights`, and for the error.
@@ -79,9 +81,15 @@ def check_epoch(model, row, metric):
             f"the validation {metric} is {value} {where}, though all weights are finite: {STAYS}; "
             "look for NaN and infinities in the validation data"
         )
+    error = np.sqrt(value) if metric == "mse" else value
+    if error * RANGE > EXPLODED * (np.ptp(labels) or RANGE):
+        raise FloatingPointError(
+            f"the validation {metric} is {value:.3g} {where}, so the loss has exploded: {STAYS}; "
+            "try a smaller --lr, or --resume the best epoch's checkpoint"
+        )
 
 
-def write_epoch(run, model, row, main_metrics):
+def write_epoch(run, model, row, main_metrics, labels=(0, 10)):
     """Add a line to `epochs.jsonl`, to the events and to the log, if the epoch is sound.
 
     Args:
@@ -89,11 +97,12 @@ def write_epoch(run, model, row, main_metrics):
         row: dictionary of the epoch: epoch, lr, train_loss, val (metrics by shot), seconds; `step`
             places it among the events where the epoch is no whole number.
         main_metrics: names of the metrics that the log shows.
+        labels: of the training set [N], or their ends, in the unit of the error.
 
     Raises:
         FloatingPointError: as `check_epoch`.
     """
-    check_epoch(model, row, main_metrics[0])
+    check_epoch(model, row, main_metrics[0], labels)
     if run.is_main:
         with open(run.folder / "epochs.jsonl", "a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")

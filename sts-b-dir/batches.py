@@ -244,7 +244,7 @@ class Steps:
             if not abs(value) <= EXPLODED:
                 raise FloatingPointError(
                     f"the loss is {value} at {self.title.lower()}, step {step}: the last good "
-                    "checkpoint stays; try a smaller --lr, or --precision fp32"
+                    "checkpoint stays; try a smaller --lr, --precision fp32, or --resume BEST_CKPT"
                 )
         return values
 

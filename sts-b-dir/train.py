@@ -363,7 +363,7 @@ def train(run, net, model, optimizer, data, progress):
         if is_best:
             progress |= {"best_loss": history[-1], "best_step": row["step"]}
         progress |= {"step": row["step"], "wall_seconds": time.perf_counter() - started}
-        results.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, MAIN_METRICS, loader.labels)
         checkpoints.save(run, model, optimizer, progress, is_best)
 
 

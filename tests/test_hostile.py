@@ -69,6 +69,9 @@ ONE = {"weight": torch.ones(2, 4), "bias": torch.ones(2)}
 LAUGHS = [["ha"] * 10]
 for _ in range(30):
     LAUGHS = [LAUGHS] * 10
+SHARED = ["x"]
+for _ in range(26):
+    SHARED = [SHARED, SHARED]
 CHECKPOINTS = {
     "runs a command": archive_of(pickle.dumps({"state_dict": Call(os.system, "exit 1")}, 2)),
     "evaluates text": archive_of(pickle.dumps(Call(eval, "1"), 2)),
@@ -87,6 +90,9 @@ CHECKPOINTS = {
     "has a list for weights": saved({"state_dict": [torch.ones(2)]}),
     "is a number": saved(5),
     "is nested 200 times": saved({"state_dict": nested(200)}),
+    "shares its lists": saved(
+        {"state_dict": ONE, "epoch": 1, "config": {"a": SHARED}, "digest": ""}
+    ),
     "laughs": saved({"state_dict": ONE, "epoch": LAUGHS}),
     "has text for its epoch": saved({"state_dict": ONE, "epoch": "two"}),
     "has NaN for its epoch": saved({"state_dict": ONE, "epoch": float("nan")}),
@@ -133,6 +139,23 @@ def test_a_payload_is_named_without_the_advice_to_run_it(tmp_path):
     with pytest.raises(ValueError, match=r"it holds \w+\.system, no plain value") as caught:
         load("agedb-dir", "checkpoint_file").load_checkpoint(path)
     assert "weights_only" not in str(caught.value)
+
+
+def test_no_message_has_the_advice_to_trust_a_file(tmp_path):
+    path = tmp_path / "file"
+    run_files, outside = load("agedb-dir", "run_files"), load("agedb-dir", "outside")
+
+    def statistics(path):
+        with outside.reading(path, "again"):
+            run_files.read_statistics(path)
+
+    readers = load("agedb-dir", "checkpoint_file").load_checkpoint, statistics
+    for content in (bytes(1000), b"text", b""):
+        path.write_bytes(content)
+        for read in readers:
+            with pytest.raises(ValueError, match="cannot be read") as caught:
+                read(path)
+            assert not re.search("weights_only|allow_pickle|mmap", str(caught.value))
 
 
 # ---- published folders ---------------------------------------------------------------------
@@ -562,7 +585,7 @@ def test_a_linked_vocabulary_is_not_published(tmp_path):
     (tmp_path / "secret").write_text("key")
     (tmp_path / "run" / "vocab.txt").symlink_to(tmp_path / "secret")
     results = {"benchmark": "sts-b-dir", "config": {}}
-    with pytest.raises(ValueError, match="lead out of"):
+    with pytest.raises(ValueError, match="is a link: replace it"):
         publish.write_folder(
             tmp_path / "out", tmp_path / "run", results, {"weight": torch.ones(2)}, "card"
         )

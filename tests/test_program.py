@@ -74,3 +74,11 @@ def test_a_run_without_data_says_so(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("train.py: ")
     assert "`python demo_data.py` generates a table" in line
+
+
+def test_publishing_ends_alike(tmp_path):
+    command = [sys.executable, "tools/publish.py", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("publish.py: no ")

@@ -290,6 +290,14 @@ def test_figures_show_the_numbers(tmp_path):
     assert shown == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_dollar_sign_in_a_name_is_drawn_as_it_is(tmp_path):
+    name = r"price in $\frac{$"
+    folder = write_run(tmp_path / "run", method="$^$", target={"name": name, "unit": "$"})
+    write_data(folder, range(20))
+    write_epochs(folder, [(0, 9.0)])
+    assert len(report.draw_run(folder)) == 6
+
+
 def test_running_median_and_band(tmp_path):
     folder = write_run(tmp_path / "run")
     # At each label 11 predictions, 5 below to 5 above it: symmetric, so the median is the label.

@@ -130,6 +130,16 @@ def test_killed_run_resumes_bit_identical(finished, tables, tmp_path):
     assert rows == list(range(12))
 
 
+def test_a_finite_explosion_is_not_saved(tables, tmp_path):
+    few = flags(tables, tmp_path / "a", "--hidden", 8, "--batch_size", 2000)
+    train.main([*few, "--epoch", "2"])
+    good = only_run(tmp_path / "a") / "ckpt.pth.tar"
+    again = flags(tables, tmp_path / "b", "--hidden", 8, "--batch_size", 2000, "--lr", 900_000)
+    with pytest.raises(FloatingPointError, match=r"exploded: .* or --resume the best epoch"):
+        train.main([*again, "--epoch", "6", "--resume", str(good)])
+    assert not (only_run(tmp_path / "b") / "ckpt.pth.tar").exists()
+
+
 def test_resuming_on_another_preparation_is_refused(finished, tables, tmp_path):
     store, data = tmp_path / "store", tmp_path / "data"
     shutil.copytree(tables, data)
@@ -276,6 +286,10 @@ def test_from_a_table_to_an_answer(tables, tmp_path, capsys):
         ("--model hist_gradient_boosting --loss huber", "trees have no features"),
         ("--compare --fds", "--compare chooses"),
         ("--seeds 0", "--seeds must be 1"),
+        ("--save_every nan", "--save_every must be 0 or more"),
+        ("--save_every inf", "--save_every must be 0 or more"),
+        ("--schedule -1", "--schedule must be 0 or more"),
+        ("--lds_ks 100000000001", "--lds_ks, --lds_sigma: ks 100000000001 is above 20000"),
         ("--no_such_flag", "unrecognized"),
     ],
 )

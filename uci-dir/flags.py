@@ -201,8 +201,10 @@ def check(parser, args, positive=(), buckets=None):
     for flag in ("print_freq", "batch_size", *positive):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
-    if not min(args.start_update, args.start_smooth, args.save_every) >= 0:
-        parser.error("--start_update, --start_smooth and --save_every must be 0 or more")
+    if min(args.start_update, args.start_smooth, *getattr(args, "schedule", ())) < 0:
+        parser.error("--start_update, --start_smooth and --schedule must be 0 or more")
+    if not 0 <= args.save_every < float("inf"):
+        parser.error(f"--save_every must be 0 or more minutes, got {args.save_every}")
     most = MOST_BUCKETS if buckets is None else buckets
     if not 0 <= args.bucket_start < args.bucket_num <= most:
         parser.error(f"--bucket_start and --bucket_num must rise, from 0 to at most {most}")
@@ -211,6 +213,8 @@ def check(parser, args, positive=(), buckets=None):
     for method in ("lds", "fds"):
         kernel, ks, sigma = (f"{method}_{part}" for part in ("kernel", "ks", "sigma"))
         try:
+            if getattr(args, ks) > 2 * MOST_BUCKETS:
+                raise ValueError(f"ks {getattr(args, ks)} is above {2 * MOST_BUCKETS}")
             get_lds_kernel_window(getattr(args, kernel), getattr(args, ks), getattr(args, sigma))
         except ValueError as error:
             parser.error(f"--{kernel}, --{ks}, --{sigma}: {error}")

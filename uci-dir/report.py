@@ -189,15 +189,12 @@ def parse_args(argv=None):
 def main(argv=None):
     """Draw each run given, print their table and write it if asked to."""
     args = parse_args(argv)
-    try:
-        runs = [load_run(folder) for folder in args.runs]
-        markdown, frame = make_table(runs, args.split)
-        for run in runs:
-            out = args.out / run["folder"].name if args.out else None
-            for path in draw_run(run["folder"], out, args.split, args.anchor):
-                print(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"report.py: {error}") from error
+    runs = [load_run(folder) for folder in args.runs]
+    markdown, frame = make_table(runs, args.split)
+    for run in runs:
+        out = args.out / run["folder"].name if args.out else None
+        for path in draw_run(run["folder"], out, args.split, args.anchor):
+            print(path)
     print(plain_table(fill_table(runs, args.split)[0], sys.stdout.isatty()))
     if args.table:
         args.table.parent.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,7 @@ def fit(run, model, data):
         row["val"] = shot_metrics(data.scale.invert(preds), loader.labels, data.labels, data.rule)
         if row["val"]["overall"][metric] < progress["best_loss"]:
             progress |= {"best_loss": row["val"]["overall"][metric], "best_epoch": epoch}
-        results.write_epoch(run, model, row, MAIN_METRICS)
+        results.write_epoch(run, model, row, MAIN_METRICS, data.labels)
     model.take(fitted, progress["best_epoch"] + 1)
     progress["wall_seconds"] = time.perf_counter() - started
     if run.is_main:
