@@ -65,14 +65,28 @@ def draw_run(run_folder, out=None, split="test", anchor=None):
 # ---- tables --------------------------------------------------------------------------------
 
 
+def flags_older_runs_lack(runs):
+    """Return the flags that some runs lack and all others give one value: added since, unused."""
+    values = {}
+    for run in runs:
+        for key, value in run["config"].items():
+            values.setdefault(key, []).append(json.dumps(value))
+    return {key for key, own in values.items() if len(own) < len(runs) and len(set(own)) == 1}
+
+
 def group_seeds(runs):
     """Return {name of the row: its runs}, a row being one method and configuration."""
     benchmarks = ", ".join(sorted({run["benchmark"] for run in runs}))
     if not runs or benchmarks != runs[0]["benchmark"]:
         raise ValueError(f"a table takes runs of one benchmark, got {benchmarks or 'no run'}")
     groups = {}
+    lacking = {
+        method: flags_older_runs_lack([run for run in runs if run["method"] == method])
+        for method in {run["method"] for run in runs}
+    }
     for run in runs:
         left_out = {"seed", *FORMER_PLACE_FLAGS, *run.get("place_flags", ())}
+        left_out |= lacking[run["method"]]
         config = {key: value for key, value in run["config"].items() if key not in left_out}
         # The path of another run, as in --pretrained, may differ only in that run's seed.
         config = re.sub(r"_seed_\d+", "", json.dumps(config, sort_keys=True))

@@ -173,6 +173,17 @@ def test_rows_keep_the_given_order_and_configurations_apart(tmp_path):
     assert list(frame["seed"]) == ["1; 0", "0", "0"]
 
 
+def test_a_flag_that_came_later_parts_no_rows_unless_it_was_used(tmp_path):
+    """Runs of an older version lack the flag; those of the newer one have its default."""
+    old = write_run(tmp_path / "old", seed=0, config={"lr": 0.1})
+    new = write_run(tmp_path / "new", seed=1, config={"lr": 0.1, "alpha": 1.0})
+    rows, _ = table_of(old, new)
+    assert list(rows) == ["VANILLA"]
+    used = write_run(tmp_path / "used", seed=2, config={"lr": 0.1, "alpha": 2.0})
+    rows, _ = table_of(old, new, used)
+    assert len(rows) == 3
+
+
 def test_what_cannot_be_one_table_is_an_error(tmp_path):
     a, again = write_run(tmp_path / "a"), write_run(tmp_path / "again")
     depth = write_run(tmp_path / "d", benchmark="nyud2-dir")
