@@ -54,6 +54,8 @@ def load_run(folder):
         path = folder / f"{name}.csv"
         with reading(path, AGAIN):
             run[name] = read_numbers(path, columns) if path.is_file() else None
+    with reading(folder / "predictions.csv", AGAIN):
+        check_rows(run)
     path = folder / "fds_statistics.npz"
     with reading(path, AGAIN):
         run["fds_statistics"] = read_statistics(path) if path.is_file() else None
@@ -73,9 +75,22 @@ def check_results(run):
         raise ValueError("its target or best_epoch is none")
     for shots in run["metrics"].values():
         for shot in SHOTS:
-            int(shots[shot]["num_samples"])
+            if int(shots[shot]["num_samples"]) < 0:
+                raise ValueError(f"its num_samples is {shots[shot]['num_samples']}")
             for metric in run["main_metrics"]:
-                float(shots[shot][metric] or 0)
+                if not np.isfinite(float(shots[shot][metric] or 0)):
+                    raise ValueError(f"its {metric} is {shots[shot][metric]}")
+
+
+def check_rows(run):
+    """Refuse predictions of fewer or more samples than the metrics are of; pixels are a sample."""
+    table = run["predictions"]
+    if table is None or "split" not in table or {"y", "x"} <= {*table}:
+        return
+    for split, shots in run["metrics"].items():
+        rows, number = int((table["split"] == split).sum()), int(shots["overall"]["num_samples"])
+        if rows != number:
+            raise ValueError(f"it has {rows} rows of {split}, and the metrics are of {number}")
 
 
 def read_epochs(path):

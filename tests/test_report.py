@@ -1,5 +1,6 @@
 """Tables and figures of run folders: their numbers by hand, and which figures are drawn."""
 
+import io
 import json
 import math
 import subprocess
@@ -52,6 +53,14 @@ def write_epochs(folder, rows):
             file.write(json.dumps(line) + "\n")
 
 
+def write_predictions(folder, table):
+    """Write `predictions.csv` of the test set, and into the results of how many samples it is."""
+    table.to_csv(folder / "predictions.csv", index=False)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results["metrics"]["test"]["overall"]["num_samples"] = len(table)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
 def write_data(folder, edges, lds=True, fds=True, predictions=True, features=12):
     """Write the other files: a skewed density, noisy predictions, features smooth in the label."""
     rng = np.random.default_rng(3)
@@ -67,7 +76,7 @@ def write_data(folder, edges, lds=True, fds=True, predictions=True, features=12)
         labels = np.repeat(edges, np.minimum(counts, 8)).astype(float)
         table = pd.DataFrame({"path": "x", "label": labels, "split": "test"})
         table["prediction"] = labels + rng.normal(0, np.ptp(edges) / 15, len(labels))
-        table.to_csv(folder / "predictions.csv", index=False)
+        write_predictions(folder, table)
     if fds:
         mean = 1 + np.linspace(-1, 1, B)[:, None] * rng.normal(size=features)
         arrays = {"running_mean": mean, "smoothed_mean": mean * 0.9 + 0.1}
@@ -309,13 +318,28 @@ def test_a_dollar_sign_in_a_name_is_drawn_as_it_is(tmp_path):
     assert len(report.draw_run(folder)) == 6
 
 
+def test_a_cut_table_and_impossible_numbers_are_refused(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_data(folder, range(20))
+    file, results = folder / "predictions.csv", folder / "results.json"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-5]))
+    with pytest.raises(ValueError, match=rf"has {len(lines) - 6} rows of test.*{len(lines) - 1}"):
+        report.load_run(folder)
+    text = results.read_text()
+    for old, new in (('"num_samples": 30', '"num_samples": -30'), ('"mae": 9.0', '"mae": 1e999')):
+        results.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=r"its (num_samples is -30|mae is inf)"):
+            report.load_run(folder)
+
+
 def test_running_median_and_band(tmp_path):
     folder = write_run(tmp_path / "run")
     # At each label 11 predictions, 5 below to 5 above it: symmetric, so the median is the label.
     table = pd.DataFrame({"label": np.repeat(np.arange(61), 11), "path": "x", "split": "test"})
     table["prediction"] = table["label"] + np.tile(np.arange(-5, 6), 61)
     table.loc[table["label"].between(20, 40), "label"] = 0  # no label there: a gap in the line
-    table.to_csv(folder / "predictions.csv", index=False)
+    write_predictions(folder, table)
     fig = drawing.make_figures(report.load_run(folder), "test", None)["predictions"]
     x, y = lines_of(fig, 0)["running median"]
     assert np.isnan(y).any()
@@ -413,7 +437,7 @@ def test_predictions_that_are_not_finite_are_counted_not_drawn(tmp_path):
         "c,3,inf,test",
         "d,4,5,test",
     ]
-    (folder / "predictions.csv").write_text("\n".join(rows), encoding="utf-8")
+    write_predictions(folder, pd.read_csv(io.StringIO("\n".join(rows))))
     fig = drawing.make_figures(report.load_run(folder), "test", None)["predictions"]
     assert "2 samples (2 without a finite prediction left out)" in fig.get_suptitle()
     assert fig.axes[0].collections[0].get_offsets().tolist() == [[1, 2], [4, 5]]
