@@ -326,7 +326,11 @@ def test_a_released_file_evaluates(contract, data, finished, tmp_path):
             shutil.copy(finished / name, tmp_path)
     for fds in ((), ("--fds",)):
         found = here(contract, data, tmp_path / "store", "--evaluate", "--eval_model", file, *fds)
-        assert_same_metrics(found, results_of(finished))
+        own = results_of(finished)
+        if contract.folder == "nyud2-dir":  # without a run's note of its pixels: the fixed shots
+            found = {"overall": found["overall"]}
+            own["metrics"]["test"] = {"overall": own["metrics"]["test"]["overall"]}
+        assert_same_metrics(found, own)
 
 
 @pytest.mark.slow
@@ -567,11 +571,12 @@ def test_statistics_are_those_of_the_rules(contract, data, tmp_path, variant):
             held["raw"] = raw.detach().clone()
             return smooth(raw, labels, e)
 
-        def noted_accumulate(given, labels, e):
+        def noted_accumulate(given, labels, e, keep=None):
             assert torch.equal(given, held["raw"])
-            features.append(rows_of_dense(given))
-            buckets.append(module.label_to_bucket(labels).flatten().numpy())
-            return accumulate(given, labels, e)
+            rows = slice(None) if keep is None else keep.flatten().numpy()
+            features.append(rows_of_dense(given)[rows])
+            buckets.append(module.label_to_bucket(labels).flatten().numpy()[rows])
+            return accumulate(given, labels, e, keep)
 
         with (
             mock.patch.object(module, "smooth", noted_smooth),
