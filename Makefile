@@ -44,7 +44,7 @@ fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases 10000
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py --moments 21
 
-# Ratios against plain loops, into benchmarks/README.md; on an idle machine, less than 8 minutes.
+# Ratios against plain loops, into benchmarks/README.md; for an idle machine.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py

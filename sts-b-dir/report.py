@@ -66,7 +66,10 @@ def draw_run(run_folder, out=None, split="test", anchor=None):
 
 
 def flags_older_runs_lack(runs):
-    """Return the flags that some runs lack and all others give one value: added since, unused."""
+    """Return the flags that some runs lack and all others give one value.
+
+    They came later, and that value is taken for the default: a run does not say what it is.
+    """
     values = {}
     for run in runs:
         for key, value in run["config"].items():
