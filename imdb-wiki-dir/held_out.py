@@ -66,12 +66,13 @@ def caps_of(args, counts):
     return caps
 
 
-def describe_split(target, labels, split):
+def describe_split(target, labels, split, helps="--max_held_out or --test_per_bin"):
     """Print what the split of your own data means for training, with what helps.
 
     Args:
         target: `target.Target`.
         labels, split: label and 'train', 'val' or 'test' of each sample [N].
+        helps: flags that hold out more.
     """
     labels = np.asarray(labels)
     split = np.asarray(split)
@@ -84,8 +85,7 @@ def describe_split(target, labels, split):
     if len(tested) < LEAST_TEST or used < LEAST_BUCKETS:
         print(
             f"warning: fewer than {LEAST_TEST} test samples or {LEAST_BUCKETS} buckets, so metrics "
-            "will be noisy: --max_held_out or --test_per_bin holds out more, and --bin_width "
-            "makes other buckets"
+            f"will be noisy: {helps} holds out more, and --bin_width makes other buckets"
         )
     if len(names) == 1:
         print(

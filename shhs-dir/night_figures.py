@@ -1,14 +1,15 @@
-"""A night at a glance: sleep stages, spectrograms of EEG and ECG, breathing.
+"""A night at a glance: sleep stages, spectrograms of EEG and ECG, breathing; or your own signals.
 
     python night_figures.py data/nights/900001.h5              # writes 900001.png here
     python night_figures.py data/nights/*.h5 --out pictures
 
 Sleep stages are drawn where the recording had them as annotations (the simulated nights do). The
 network never sees them; it sees the rest. The ratio of slow to fast waves is drawn for each night:
-it falls and rises with the depth of sleep.
+it falls and rises with the depth of sleep. Of your own signals each channel is drawn.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import h5py
@@ -25,6 +26,7 @@ from outside import h5_array, reading
 LEVELS = {"W": 4, "R": 3, "N1": 2, "N2": 1, "N3": 0}  # height in the hypnogram
 SLOW, FAST = (0.5, 4.0), (16.0, 32.0)  # Hz; delta and beta
 WIDEST = 2000  # columns that are drawn: more than a screen has
+MOST_CHANNELS = 24  # of your own signals that one picture holds
 
 
 def depth_of_sleep(eeg):
@@ -47,13 +49,40 @@ def narrowed(image):
     return np.add.reduceat(image, starts, axis=1) / number, len(starts) * number[0] / columns
 
 
+def draw_own(path, samples, layout):
+    """Draw your own signals: a panel for each channel, over the seconds.
+
+    Args:
+        path: of the HDF5 file.
+        samples: float32 [C, T].
+        layout: its flags, as `own_signals.words_of` returns them.
+    """
+    names, rate = re.match(r"--channels (.*) --rate (\S+)", layout).groups()
+    names = names.split(",")[:MOST_CHANNELS]
+    seconds = samples.shape[1] / float(rate)
+    fig = Figure((11, 1.5 + 1.3 * len(names)), dpi=120, layout="constrained")
+    fig.suptitle(f"{Path(path).stem}, {seconds:.4g} seconds at {rate} Hz", fontsize="medium")
+    axes = np.ravel(fig.subplots(len(names), 1, sharex=True))
+    step = -(-samples.shape[1] // WIDEST)
+    starts = np.arange(0, samples.shape[1], step)
+    for ax, name, row in zip(axes, names, samples):
+        # Both ends of so many neighbours: a short spike stays.
+        ends = [ends.reduceat(row, starts) for ends in (np.minimum, np.maximum)]
+        ax.plot(np.repeat(starts / float(rate), 2), np.stack(ends, axis=1).ravel(), BLUE, lw=0.8)
+        ax.set_ylabel(name.strip())
+    axes[-1].set(xlabel="seconds", xlim=(0, seconds))
+    return fig
+
+
 def draw_night(path):
     """Draw a night: a figure of four panels over hours, or minutes where it is shorter than one.
 
     Args:
-        path: of an HDF5 file that prepare.py wrote.
+        path: of an HDF5 file that prepare.py wrote; `draw_own` draws your own signals.
     """
     with reading(path, "give a night that prepare.py wrote"), h5py.File(path) as file:
+        if "layout" in file.attrs:
+            return draw_own(path, h5_array(file, "own")[()], file.attrs["layout"])
         night = {name: h5_array(file, name)[()].astype(np.float32) for name in SIGNALS}
         stages = h5_array(file, "stages")[()]
         lacking = file.attrs["lacking"]

@@ -36,11 +36,13 @@ from datasets import SCORE, SPLITS, Nights, read_meta
 from edf_night import Fault, source_of, write_night
 from fetch import sole_use
 from files import write_atomically
+from held_out import describe_split
 from own_signals import add_signals, check_signals, least_minutes, signals_of, words_of
 from recordings import SUFFIXES, read_recording
 from score_table import EXPECTED, SCORE_COLUMNS, balanced_split, read_scores
 from target import add_target, check_target
 
+EDF_NAME = "shhs2-{id}.edf"  # of SHHS's files
 SKIPPED = ["id", "path", "reason", "detail"]  # columns of skipped.csv
 
 
@@ -147,13 +149,18 @@ def prepare_nights(args, nights):
             ) from None
 
 
-def report_counts(meta, skipped, lacking):
-    """Print nights by split next to the paper's, and what was left out or is incomplete."""
+def report_counts(args, meta, skipped, lacking):
+    """Print the recordings by split, and what was left out or is incomplete."""
     counts = Counter(meta["split"])
+    target = SCORE.of(args)
+    own = target.own or args.channels or args.edf_name != EDF_NAME
     for name in SPLITS:
-        print(f"{name:>6} {counts[name]:>6,}   paper (from notes, not verified) {EXPECTED[name]:,}")
+        paper = "" if own else f"   paper (from notes, not verified) {EXPECTED[name]:,}"
+        print(f"{name:>6} {counts[name]:>6,}{paper}")
+    if own and {"train", "test"} <= {*counts}:
+        describe_split(target, meta["score"], meta["split"], "--cap")
     for what, found in (("left out", [row[2] for row in skipped]), ("incomplete", lacking)):
-        for reason, number in Counter(found).most_common():
+        for reason, number in Counter(filter(None, found)).most_common():
             print(f"{what}: {number:,} {reason}")
 
 
@@ -166,7 +173,7 @@ def parse_args(argv=None):
     add("--covariates", type=Path, help="scores [newest <raw>/datasets/shhs2-dataset*.csv]")
     add("--id_column", default="nsrrid", help="column of the ids")
     add("--score_column", help=f"column of the scores [--target, or {' or '.join(SCORE_COLUMNS)}]")
-    add("--edf_name", "--file_name", default="shhs2-{id}.edf", help="name of an id's file")
+    add("--edf_name", "--file_name", default=EDF_NAME, help="name of an id's file")
     unit_help = "of EEG and ECG if a file says none; the score's unit is a flag of train.py"
     add("--unit", dest="signal_unit", default="", choices=("", "uV", "mV", "V"), help=unit_help)
     # The target's unit changes no file.
@@ -206,7 +213,7 @@ def main(argv=None):
         nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
         for row in tqdm(range(len(meta)), "nights", unit="night"):
             nights.read([row])  # which verifies its checksums
-        report_counts(meta, [], [])
+        report_counts(args, meta, [], [])
         return 0
     if path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: verify it with --check or replace it with --overwrite")
@@ -232,7 +239,7 @@ def main(argv=None):
     with sole_use(args.data_dir):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} nights, at most {cap} of a score in val, and in test")
-    report_counts(meta, skipped, [detail for reason, detail in results if not reason and detail])
+    report_counts(args, meta, skipped, [lacking for reason, lacking in results if not reason])
     if not {"val", "test"} <= set(meta["split"]):
         print("no score has three nights, so val and test are empty: train.py needs more nights")
     return 0

@@ -224,9 +224,14 @@ def check_counts(target, counts, args, weights, labels=None):
             )
         logging.warning("%s: --low, --high and --bin_width make finer ones", where)
     elif share > 0.5:
-        tail = "a smaller --bin_width or, for a heavy tail, --scale log or symlog cuts it"
-        logging.warning("%s, and one bucket holds %.0f %%: %s", where, 100 * share, tail)
+        log = ", or for a heavy tail --scale log or symlog, cuts it"
+        tail = log if target.scale == "linear" else " cuts it, unless it is one label"
+        text = "%s, and one bucket holds %.0f %%: a smaller --bin_width%s"
+        logging.warning(text, where, 100 * share, tail)
     largest = weights[counts > 0].max()
     if largest > LARGE_WEIGHT:
-        helps = "--scale log or symlog, wider buckets or --reweight sqrt_inv makes weights milder"
-        logging.warning("The largest weight of a sample is %.0f: %s", largest, helps)
+        helps = ["wider buckets"]
+        helps += ["--scale log or symlog"] * (target.scale == "linear")
+        helps += ["--reweight sqrt_inv"] * (args.reweight != "sqrt_inv")
+        text = "The largest weight of a sample is %.0f, made milder by %s"
+        logging.warning(text, largest, " or ".join(helps))

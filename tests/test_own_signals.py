@@ -15,6 +15,7 @@ Fault = load("shhs-dir", "edf_night").Fault
 prepare = load("shhs-dir", "prepare")
 train = load("shhs-dir", "train")
 predict = load("shhs-dir", "predict")
+night_figures = load("shhs-dir", "night_figures")
 RATE, SECONDS, N = 50, 10, 120
 RNG = np.random.default_rng(0)
 # Name of the score, its values, its flags, and the kind of the files.
@@ -49,7 +50,7 @@ def make_recordings(folder, kind, scores):
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch):
+def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     scores, words, kind = SCORES[name]
     (tmp_path / "raw").mkdir()
     make_recordings(tmp_path / "raw", kind, scores)
@@ -61,6 +62,9 @@ def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch):
     raw += ["--file_name", f"{{id}}.{kind}", "--workers", "1", "--cap", "2"]
     assert prepare.main([*own, *raw]) == 0
     assert prepare.main([*own, "--check"]) == 0
+    told = capsys.readouterr().out
+    assert "fewer than 100 test samples" in told
+    assert "paper" not in told
     assert len(pd.read_csv(tmp_path / "skipped.csv")) == 0
     meta = pd.read_csv(tmp_path / "shhs.csv")
     np.testing.assert_allclose(meta["score"], scores)
@@ -95,6 +99,24 @@ def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch):
     np.testing.assert_allclose(made["prediction"], told["prediction"], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match=r"prepared with --channels lead II,V2 --rate 50"):
         train.main(["--data_dir", str(tmp_path), *own[2 : 2 + len(words.split())], *small.split()])
+
+
+def test_your_own_channels_are_drawn(tmp_path):
+    seen = signals("--channels ECG,V2 --rate 50 --window 2")
+    samples = np.random.default_rng(2).normal(0, 1, (50 * 600, 2)).astype(np.float32)
+    samples[12_345, 1] = 40.0  # a spike of one sample in more than a picture is wide
+    np.save(tmp_path / "a.npy", samples)
+    night = recordings.read_recording(tmp_path / "a.npy", seen, 0)
+    layout = own_signals.words_of(seen)
+    load("shhs-dir", "edf_night").write_night(tmp_path / "a.h5", night, "", layout)
+    night_figures.main([str(tmp_path / "a.h5"), "--out", str(tmp_path)])
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    fig = night_figures.draw_night(tmp_path / "a.h5")
+    assert [ax.get_ylabel() for ax in fig.axes] == ["ECG", "V2"]
+    seconds, values = fig.axes[1].lines[0].get_data()
+    assert len(values) < 5000
+    assert values.max() == 40.0
+    assert seconds[values.argmax()] == pytest.approx(12_345 / 50, abs=0.5)
 
 
 def test_every_kind_of_file_gives_the_same_samples(tmp_path):

@@ -160,9 +160,12 @@ def test_flags_that_cannot_be_used_end_with_what_helps(text, message, capsys):
     assert message in capsys.readouterr().err
 
 
+OPTIONS = {"lds": False, "fds": False, "lds_ks": 5, "fds_ks": 5, "reweight": "inverse"}
+
+
 def options(**given):
     """Flags of LDS and FDS."""
-    return argparse.Namespace(**{"lds": False, "fds": False, "lds_ks": 5, "fds_ks": 5, **given})
+    return argparse.Namespace(**{**OPTIONS, **given})
 
 
 def test_labels_in_one_bucket_are_refused_by_lds_and_fds_and_warned_of_else(caplog):
@@ -189,6 +192,16 @@ def test_a_heavy_tail_is_named(caplog):
     assert "one bucket holds" in caplog.text
     assert "--scale log" in caplog.text
     assert "largest weight" in caplog.text
+    assert "--reweight sqrt_inv" in caplog.text
+    # A flag that is set already is no advice.
+    caplog.clear()
+    price = flags("--target price --low 1 --high 1500 --scale log --bin_width 3")
+    counts, weights = np.array([4000, *[10] * 11]), np.full(12, 60.0)
+    target.check_counts(price, counts, options(reweight="sqrt_inv"), weights, labels)
+    assert "one bucket holds" in caplog.text
+    assert "wider buckets" in caplog.text
+    assert "--scale log" not in caplog.text
+    assert "--reweight" not in caplog.text
 
 
 # ---- photos, from files to results ---------------------------------------------------------

@@ -98,14 +98,15 @@ def test_a_changed_number_or_cell_is_noticed(notebook, monkeypatch, tmp_path):
 
 
 def test_a_file_that_cannot_be_used_is_named(notebook, tmp_path, monkeypatch):
-    """Section 8 on a label that is no number, and on a constant one."""
+    """A label that is no number, and a constant one: refused before the first training."""
     cells = notebook.cells_of((TUTORIAL / "tutorial.py").read_text(encoding="utf-8"))
-    (own,) = [content for _, content in cells if content.startswith("if not CSV:")]
+    (place,) = [i for i, (_, content) in enumerate(cells) if content.startswith("def read_own")]
+    assert place < min(i for i, (_, content) in enumerate(cells) if "errors_of(" in content)
     names = {"np": np, "pd": pd, "TARGET": "y"}
     for labels, message in (([1, "?", 3], "lines \\[3\\]"), ([2, 2, 2], "single value")):
         pd.DataFrame({"y": labels}).to_csv(tmp_path / "bad.csv", index=False)
         with pytest.raises(ValueError, match=message):
-            exec(own, names | {"CSV": str(tmp_path / "bad.csv")})
+            exec(cells[place][1], names | {"CSV": str(tmp_path / "bad.csv")})
 
 
 @pytest.mark.parametrize("name", ["overview"])

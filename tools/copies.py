@@ -31,7 +31,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("run_files.py", "evaluation.py"), FOLDERS),
     (("buckets.py",), FOLDERS),
     (("target.py",), (*AGE_PAIR, "sts-b-dir", "nyud2-dir", "shhs-dir")),
-    (("held_out.py",), (*AGE_PAIR, "sts-b-dir")),
+    (("held_out.py",), (*AGE_PAIR, "sts-b-dir", "shhs-dir")),
     (("regions.py", "zero_shot.py"), (*AGE_PAIR, "uci-dir")),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),

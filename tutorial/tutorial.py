@@ -77,6 +77,26 @@ STYLES = {  # colour, line and marker of a method: one meaning each in all pictu
     "best possible": ("black", ":", "x"),
 }
 
+
+# %%
+def read_own(file, target):
+    """Return the table, column and labels of a file; a ValueError says what is wrong with them."""
+    frame = pd.read_csv(file)
+    column = target or frame.columns[-1]
+    if column not in frame or "sample_weight" in frame:
+        raise ValueError(f"need a column {column} and none called sample_weight: {list(frame)}")
+    labels = pd.to_numeric(frame[column], errors="coerce")
+    if not np.isfinite(labels).all():
+        bad = list(frame.index[~np.isfinite(labels)][:5] + 2)
+        raise ValueError(f"{column} is no number in lines {bad}: correct or remove them")
+    if labels.nunique() < 2:
+        raise ValueError(f"{column} has a single value: nothing to regress")
+    return frame, column, labels
+
+
+if CSV:  # a file that section 8 cannot use is refused here, before anything is trained
+    read_own(CSV, TARGET)
+
 # %% [markdown]
 # ## 2 See the imbalance
 #
@@ -520,16 +540,7 @@ if not CSV:
     frame = pd.DataFrame(x, columns=[f"x{i}" for i in range(DIMENSIONS)])
     frame.assign(price=1000 * y).to_csv(CSV, index=False)
 
-frame = pd.read_csv(CSV)
-column = TARGET or frame.columns[-1]
-if column not in frame or "sample_weight" in frame:
-    raise ValueError(f"need a column {column} and none called sample_weight: {list(frame)}")
-labels = pd.to_numeric(frame[column], errors="coerce")
-if not np.isfinite(labels).all():
-    bad = list(frame.index[~np.isfinite(labels)][:5] + 2)
-    raise ValueError(f"{column} is no number in lines {bad}: correct or remove them")
-if labels.nunique() < 2:
-    raise ValueError(f"{column} has a single value: nothing to regress")
+frame, column, labels = read_own(CSV, TARGET)
 bins = 50
 label_to_bucket = UniformBuckets(labels.min(), labels.max(), bins)
 own_bucket = label_to_bucket(torch.tensor(labels.to_numpy())).numpy()
