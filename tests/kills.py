@@ -1,12 +1,13 @@
-"""Kill runs of every folder at random moments, resume them, and compare with an unbroken run.
+"""Kill runs of every folder at random steps, resume them, and compare with an unbroken run.
 
-    python tests/kills.py --moments 21      # of each folder; minutes on two idle cores
+    python tests/kills.py --moments 24      # of each folder; minutes on two idle cores
 
 A run is killed, resumed and killed again until it ends. Its weights, predictions and epochs must
 then be those of the unbroken run, bit for bit. The counts go into benchmarks/RELIABILITY.md.
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from conftest import ROOT
+from conftest import ROOT, load
 from contract import CONTRACTS
 from test_contract import assert_same_run, only_run, start
 
@@ -34,16 +35,21 @@ KINDS = {  # column of the table -> signals to choose from, flags
     "SIGTERM, SIGINT, SIGHUP": (("SIGTERM", "SIGINT", "SIGHUP"), ()),
 }
 STATISTICS = ("extra_pass", "online")
+START = 1.0  # seconds; moments that wait for no step fall into the first of them
 TEXT = """
-`python tests/kills.py` ends runs of three epochs at random moments, resumes them and ends them
-again, until they are through: {moments} moments in {minutes:.0f} minutes, with seed {seed}.
+`python tests/kills.py` ends runs of three epochs, resumes them and ends them again, until they are
+through: {moments} moments in {minutes:.0f} minutes, with seed {seed}. A moment is drawn as a number
+of steps and a time after the last of them. *In training* counts those that came after a step of
+the process; the others fall into its start. *Within an epoch* counts how often a run resumed amid
+one. Only runs that saved each step, or got a signal that can be heeded, do so.
+
 Weights, predictions and lines of `epochs.jsonl` must then be those of an unbroken run, bit for bit.
-Half of the runs take FDS's statistics in a pass of their own, half in the training pass. *Within an
-epoch* counts how often a run resumed amid one; many moments fall into the start of a process.
+Half of the runs take FDS's statistics in a pass of their own, half in the training pass.
 
 `tests/test_contract.py` and `tests/test_within.py` have short forms. They also cover two processes
 of which one gets a signal, a restart by torchrun, and two runs in one folder.
-`tests/test_disk_full.py` fills a disk. Not covered: GPUs and NCCL, power loss, Windows.
+`tests/test_disk_full.py` fills a disk. Not covered: restarts over several machines, GPUs and NCCL,
+power loss, Windows.
 """
 
 
@@ -59,31 +65,71 @@ def end_by(process, number):
     return True
 
 
+def counting(contract, number):
+    """Return train.py's `main`, an event that it sets in a step, and the seconds of a step.
+
+    Args:
+        contract: of the folder.
+        number: of the step, counted from 1 over all passes of the process.
+    """
+    context = multiprocessing.get_context("fork")
+    event, seconds = context.Event(), context.Value("d", 0.0)
+    within = load(contract.folder, "within").Within
+    after_step, done = within.after_step, 0
+
+    def counted(self):
+        nonlocal done
+        done += 1
+        if done == number:
+            seconds.value = self.current.seconds["train"] / self.current.done
+            event.set()
+        after_step(self)
+
+    def main(argv):
+        with mock.patch.object(within, "after_step", counted):
+            contract.train.main(argv)
+
+    return main, event, seconds
+
+
+def wait_for_moment(process, event, seconds, rng):
+    """Wait for the event and up to two steps more; returns early where the process ends first."""
+    begun = time.monotonic()
+    while process.is_alive() and not event.wait(0.1):
+        if time.monotonic() - begun > 600:
+            raise RuntimeError("a step was not reached in ten minutes")
+    process.join(rng.uniform(0, 2 * seconds.value))
+
+
 def break_run(contract, data, store, kind, statistics, rng):
     """Break a run until it ends of itself.
 
     Returns:
-        Number of times it was broken, and of those in which it resumed within an epoch.
+        Counter of the times it was broken, by columns of the table.
     """
     signals, flags = KINDS[kind]
     more = (*contract.lines(3), *contract.lds_fds.split(), "--fds_stats", statistics, *flags)
-    argv, broken, span = contract.argv(data, store, *more, "--resume"), 0, 0.5
+    argv, counts, span = contract.argv(data, store, *more, "--resume"), Counter(), 6.0
     while True:
-        process, begun = start(contract.train.main, argv), time.monotonic()
-        # A life that is too short for an epoch is followed by longer ones.
-        process.join(rng.uniform(0, span))
-        number = getattr(signal, signals[rng.integers(len(signals))])
-        if not end_by(process, number):
+        number = int(rng.integers(0, span))
+        main, event, seconds = counting(contract, number)
+        process = start(main, argv)
+        if number:
+            wait_for_moment(process, event, seconds, rng)
+        else:
+            process.join(rng.uniform(0, START))
+        name = signals[rng.integers(len(signals))]
+        if not end_by(process, getattr(signal, name)):
             break
-        broken += 1
-        span = min(1.3 * span, 60)
-        if time.monotonic() - begun > 600:
-            raise RuntimeError("a life took ten minutes")
+        counts[kind] += 1
+        counts["in training"] += event.is_set()
+        span *= 1.3  # lives that are too short for an epoch are followed by longer ones
     if process.exitcode:
         raise RuntimeError(f"the run ended with status {process.exitcode}")
     log = "".join(path.read_text() for path in only_run(store).glob("*.log"))
     resumed = [line for line in log.splitlines() if "Resuming from" in line]
-    return broken, sum("within_epoch.pth.tar" in line for line in resumed)
+    counts["within an epoch"] = sum("within_epoch.pth.tar" in line for line in resumed)
+    return counts
 
 
 def break_folder(contract, moments, rng, work):
@@ -96,13 +142,11 @@ def break_folder(contract, moments, rng, work):
         process = start(contract.train.main, contract.argv(data, store, *more))
         process.join()
         whole[statistics] = only_run(store)
-    for kind in KINDS:
+    for number_of_kind, kind in enumerate(KINDS, start=1):
         number = 0
-        while counts[kind] < -(-moments // len(KINDS)):
+        while counts["in training"] < moments * number_of_kind / len(KINDS):
             statistics, store = STATISTICS[number % 2], work / "broken"
-            broken, within = break_run(contract, data, store, kind, statistics, rng)
-            counts[kind] += broken
-            counts["within an epoch"] += within
+            counts += break_run(contract, data, store, kind, statistics, rng)
             try:
                 assert_same_run(contract, only_run(store), whole[statistics])
             except AssertionError as error:
@@ -117,12 +161,12 @@ def break_folder(contract, moments, rng, work):
 def main(argv=None):
     """Break the runs of the folders, and write the section of the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--moments", type=int, default=21, help="of each folder, at least")
+    parser.add_argument("--moments", type=int, default=24, help="in training, of each folder")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folders", nargs="*", help="these alone; then no page is written")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    begun, columns = time.monotonic(), (*KINDS, "within an epoch", "differ")
+    begun, columns = time.monotonic(), (*KINDS, "in training", "within an epoch", "differ")
     table, total = [["folder", *columns]], Counter()
     for contract in CONTRACTS:
         if args.folders and contract.folder not in args.folders:
