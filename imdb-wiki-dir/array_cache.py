@@ -1,11 +1,9 @@
 """Rows of bytes by number, from a memory-mapped array that is made from files once."""
 
-import errno
 import hashlib
 import logging
 import mmap
 import os
-import shutil
 import stat
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from files import reserve
 from image_file import UNREADABLE
 from outside import check_inside, reading, shown
 
@@ -53,7 +52,8 @@ class ArrayCache:
         self.turned = []  # files whose EXIF data say how to turn them
         key = self._digest()
         self.array = None
-        self.sums = None  # of rows that are still to be verified, else 0
+        self.sums = None  # checksum of each row of the array
+        self.verified = np.zeros(len(self), dtype=bool)
         if cache is None:
             self._load_all(range(len(self)), lambda row, value: None, f"Checking {self.what}")
         else:
@@ -63,6 +63,19 @@ class ArrayCache:
 
     def __len__(self):
         return len(self.columns[0])
+
+    def inputs(self, what):
+        """Return what tells these rows from others, for `run_folder.Run.note_data`.
+
+        Neither the place of the files nor their times count: a copied folder holds the same.
+
+        Args:
+            what: their name in messages.
+        """
+        found = {f"files of {what}": self.sizes}
+        if self.sums is not None:
+            found[f"pixels of {what}, {self.settings}"] = self.sums
+        return found
 
     def read(self, rows):
         """Return these rows: uint8 tensor [n, *shape]."""
@@ -103,9 +116,11 @@ class ArrayCache:
     def _digest(self):
         """Return a digest of the settings, the paths and the files' sizes and times."""
         missing = []
+        all_sizes = []
 
         def facts_of(rows):
             lines = []
+            sizes = []
             for column in self.columns:
                 check_inside(self.data_dir, [column[row] for row in rows], self.allow_outside)
             for row in rows:
@@ -117,12 +132,15 @@ class ArrayCache:
                     if facts is None or not stat.S_ISREG(facts.st_mode):  # a pipe is never read
                         missing.append((row, file))
                     else:
+                        sizes.append(facts.st_size)
                         lines.append(f"{column[row]}\0{facts.st_size}\0{facts.st_mtime_ns}\n")
-            return "".join(lines).encode("utf-8", "surrogatepass")
+            return "".join(lines).encode("utf-8", "surrogatepass"), sizes
 
         digest = hashlib.sha256(self.settings.encode())
-        for facts in self._in_pieces(facts_of, range(len(self))):
+        for facts, sizes in self._in_pieces(facts_of, range(len(self))):
             digest.update(facts)
+            all_sizes += sizes
+        self.sizes = np.array(all_sizes, dtype=np.int64)
         if missing:
             first = ", ".join(shown(file) for _, file in sorted(missing)[:10])
             raise FileNotFoundError(
@@ -143,6 +161,10 @@ class ArrayCache:
             ) from error
         with lock:
             array = folder / f"{name}_{key}.npy"
+            noted = array.with_suffix(".rows")
+            if array.is_file() and not noted.is_file():
+                logging.warning("%s is made again: its checksums %s are gone", array, noted.name)
+                array.unlink()
             if not array.is_file():
                 self._build(array)
                 for old in folder.glob(f"{name}_*"):  # of files that have changed since
@@ -152,22 +174,20 @@ class ArrayCache:
                 opened = np.load(array, mmap_mode="r")
                 if opened.shape != (len(self), *self.shape) or opened.dtype != np.uint8:
                     raise ValueError(f"it is {opened.dtype} {list(opened.shape)}")
-                noted = array.with_suffix(".rows")
-                if noted.is_file():
-                    self.sums = np.fromfile(noted, dtype=np.uint32)
-                    if len(self.sums) != len(self):
-                        raise ValueError(f"{noted.name} has {len(self.sums)} checksums")
+                self.sums = np.fromfile(noted, dtype=np.uint32)
+                if len(self.sums) != len(self):
+                    raise ValueError(f"{noted.name} has {len(self.sums)} checksums")
                 return opened
 
     def _verify(self, rows):
         """Raise ValueError if rows are not as they were made; looked at when first read."""
-        for row in rows if self.sums is not None else ():
-            if self.sums[row] and self.sums[row] != check_sum(self.array[row]):
+        for row in rows:
+            if not self.verified[row] and self.sums[row] != check_sum(self.array[row]):
                 raise ValueError(
                     f"row {row} of {self.array.filename} is damaged: delete that file, the next "
                     "run makes it again"
                 )
-            self.sums[row] = 0  # done
+            self.verified[row] = True
 
     def _build(self, target):
         """Fill a partial array and note which rows are done; rename it when all are."""
@@ -230,31 +250,3 @@ class ArrayCache:
 def check_sum(row):
     """Return a checksum of a row's bytes that is never 0, the mark of a row not done."""
     return zlib.crc32(row) or 1
-
-
-def reserve(partial, noted):
-    """Claim the disk space of an array whose file has its length, and is still to be filled.
-
-    Writing a mapped page for which the disk has no room would end the process without a word.
-
-    Args:
-        partial: path of the array.
-        noted: path of the notes of its rows, deleted with it if the disk is too full.
-    """
-    facts = partial.stat()
-    free = shutil.disk_usage(partial.parent).free
-    needed = facts.st_size - 512 * facts.st_blocks  # st_blocks counts 512 bytes
-    try:
-        if needed > free:
-            raise OSError(errno.ENOSPC, "the disk is full")
-        if hasattr(os, "posix_fallocate"):
-            with open(partial, "r+b") as opened:
-                os.posix_fallocate(opened.fileno(), 0, facts.st_size)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:  # any other: the disk cannot claim, only be asked
-            partial.unlink()
-            noted.unlink()
-            raise ValueError(
-                f"the cache needs {needed:,} bytes more, {free:,} are free in {partial.parent}: "
-                "make room, give --cache DIR on a larger disk, or --cache none"
-            ) from error

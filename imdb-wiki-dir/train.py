@@ -165,7 +165,7 @@ def build_data(run, evaluated=None):
     quiet = not accelerator.is_local_main_process
     options = {"workers": args.workers, "quiet": quiet, "allow_outside": args.allow_outside}
     images = Images(args.data_dir, meta["path"], args.img_size, cache, args.dataset, **options)
-    run.note_data(meta)
+    run.note_data(meta, images.inputs("images"))
     all_labels = meta[target.name].to_numpy()
     parts = {}
     for split in SPLITS:

@@ -145,7 +145,7 @@ def add_output(parser, store_name=""):
     add("--save_every", type=float, default=0.0, help="minutes between saves in an epoch, or 0")
     resume_help = "resume the run in the run folder, or from the given checkpoint"
     add("--resume", nargs="?", const="auto", default="", help=resume_help)
-    changed_help = "resume although rows, labels or splits of the data have changed"
+    changed_help = "resume although the data have changed"
     add("--data_changed", action="store_true", help=changed_help)
     add("--overwrite", action="store_true", help="replace the run in the run folder")
     add("--evaluate", action="store_true", help="only evaluate --eval_model, --resume or the best")

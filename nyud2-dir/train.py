@@ -166,7 +166,8 @@ def build_data(run):
     held_out = np.zeros(len(images), dtype=bool)
     if args.select == "heldout":
         held_out = hold_out(images, args.seed)
-    run.note_data(table)  # which scenes are held out follows from the flags
+    # Which scenes are held out follows from the flags.
+    run.note_data(table, pairs.inputs("pairs") | test.loaders["test"].pairs.inputs("test pairs"))
     train = np.flatnonzero(~held_out)
     official = (len(images), test.loaders["test"].N) in OFFICIAL_PAIRS
     target = DEPTH.of(args)

@@ -171,6 +171,7 @@ def write_results(run, metrics, **facts):
         "metrics": metrics,
         "config": vars(run.args),
         "data": run.data,
+        "inputs": run.inputs,
         "training": run.training,
         "place_flags": without_effect,  # those of config that change no result
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

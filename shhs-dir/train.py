@@ -155,8 +155,10 @@ def build_data(run, evaluated=None):
     args, accelerator = run.args, run.accelerator
     target = TARGET.of(args)
     meta = read_meta(args.data_dir, target, () if evaluated else SPLITS)
-    run.note_data(meta)
     nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
+    # Means and mean squares of a night's channels tell it from another.
+    moments = np.concatenate([nights.frames, *map(np.ravel, nights.moments.values())])
+    run.note_data(meta, {"signals of nights": moments})
     scores = meta["score"].to_numpy()
     trained = scores[meta["split"] == "train"]
     if evaluated and not len(trained):

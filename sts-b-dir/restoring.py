@@ -59,7 +59,7 @@ def write_checkpoint(run, files):
 def training_state(run, optimizer):
     """Return what a checkpoint holds apart from weights and progress."""
     state = {"optimizer": optimizer.state_dict(), "config": vars(run.args)}
-    state |= {"data": run.data, "training": run.training}
+    state |= {"data": run.data, "inputs": run.inputs, "training": run.training}
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
     return state
@@ -76,10 +76,14 @@ def restore_training(run, path, checkpoint, optimizer):
     Raises:
         ValueError: if it is another optimizer's, or one of other parameters, or of other data.
     """
-    if checkpoint.get("data", run.data) != run.data and not run.args.data_changed:
+    others = ["rows, labels or splits"] if checkpoint.get("data", run.data) != run.data else []
+    for name, digest in dictionary_of(checkpoint, "inputs", path).items():
+        if run.inputs.get(name, digest) != digest:  # what either lacks is not compared
+            others.append(name.partition(",")[0])
+    if others and not run.args.data_changed:
         raise ValueError(
-            f"{path} was trained on other rows, labels or splits than there are now: restore them, "
-            "or give --data_changed to continue with these"
+            f"{path} was trained on other {' and '.join(others)} than now: restore them, or give "
+            "--data_changed to continue with these"
         )
     if "within" in checkpoint:
         held = dictionary_of(checkpoint, "within", path)

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -40,6 +41,7 @@ class Run:
     folder: Path
     facts: dict  # commit, command and versions at its start
     data: str = ""  # digest of the rows it trains and is judged on
+    inputs: dict = field(default_factory=dict)  # digests of what else it reads, by its name
     training: dict = field(default_factory=dict)  # what shots need: training samples per bucket
     lock: FileLock | None = None  # of the folder, in the process that writes files
     group: object = None  # of all processes, to wait in; None with one
@@ -64,14 +66,25 @@ class Run:
         if self.group is not None:
             torch.distributed.barrier(self.group)
 
-    def note_data(self, table):
-        """Note a DataFrame's rows, so that a resumed run notices if they are others.
+    def note_data(self, table, inputs=()):
+        """Note what is trained on, so that a resumed run notices if it is other data.
 
         Here processes wait for the one that builds a cache.
+
+        Args:
+            table: DataFrame, a row per sample.
+            inputs: dictionary of arrays that tell what else is read from other content. The name
+                up to a comma is for messages; what follows says which can be compared.
         """
         self.wait()
         rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
         self.data = hashlib.sha256(rows.tobytes()).hexdigest()
+        self.note_inputs(dict(inputs))
+
+    def note_inputs(self, inputs):
+        """Note more of the inputs of `note_data`."""
+        for name, array in inputs.items():
+            self.inputs[name] = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def start(args, parser, name):

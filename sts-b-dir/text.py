@@ -124,6 +124,16 @@ def read_corpus(args, checkpoint=None, needed=tuple(FILES)):
     return Corpus(pairs, ids, words, padding=0)
 
 
+def inputs_of(args, corpus):
+    """Return what tells the ids from others, for `run_folder.Run.note_data`.
+
+    They follow from the sentences, the flags, `vocab.txt` and NLTK, or the encoder's tokenizer.
+    Word vectors do not count: a resumed run has those of its checkpoint.
+    """
+    flags = args.tokenizer, args.max_seq_len, args.max_word_v_size, args.encoder
+    return {f"token ids, {flags}": list(chain.from_iterable(chain(*corpus.ids)))}
+
+
 def split_rows(corpus):
     """Return {split: (two lists of ids, labels [N])} of a `Corpus`."""
     splits = corpus.pairs["split"]

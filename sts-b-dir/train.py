@@ -179,7 +179,7 @@ def build_data(run, checkpoint=None, evaluated=None):
     """Return the run's `Data`, words by a checkpoint's `vocab.txt`; `evaluated` is its content."""
     args = run.args
     corpus = text.read_corpus(args, checkpoint, text.FILES if evaluated is None else ())
-    run.note_data(corpus.pairs)
+    run.note_data(corpus.pairs, text.inputs_of(args, corpus))
     rule, edges = measured.rule_of(args, corpus.pairs, TARGET.of(args), (checkpoint, evaluated))
     parts = text.split_rows(corpus)
     options = Sharing.of(args, run.accelerator), args.group_by_length, corpus.padding
@@ -191,6 +191,7 @@ def build_data(run, checkpoint=None, evaluated=None):
     make_loader = dict.fromkeys(parts, Loader)
     if args.resample != "none":
         shots, vectors = shot_of(parts["train"][1], rule), text.vectors_of(args, corpus)
+        run.note_inputs({"word vectors": vectors})
         *parts["train"], pairs = with_synthetic_pairs(*parts["train"], shots, vectors, args)
         make_loader["train"] = functools.partial(BlendLoader, pairs=pairs)
     trained = parts["train"][1]
@@ -220,8 +221,7 @@ def build_model(args, corpus, fresh=False):
         options = args.n_layers_highway, args.dropout, bool(args.train_words)
         encoder = LSTMEncoder(*sizes, *options)
         if fresh:
-            vectors = text.word_vectors(args, corpus)
-            encoder.words.weight.data.copy_(torch.from_numpy(vectors))
+            encoder.words.weight.data.copy_(torch.from_numpy(text.word_vectors(args, corpus)))
     module = None
     if args.fds:
         bucket = functools.partial(label_to_bucket, edges=edges_of(args, TARGET.of(args)))

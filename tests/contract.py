@@ -37,6 +37,8 @@ class Contract:
     tiny: Callable | None = None  # returns a `build_model` without batch normalisation
     other: str = ""  # flags of another network
     official: Callable = field(default=None)  # checkpoint's content -> the released file's
+    change: Callable | None = None  # data, run folder: other content of what is no table
+    changed: str = ""  # its name in messages
 
     @property
     def train(self):
@@ -146,6 +148,34 @@ def keep_test(folder):
             table[table["split"] == "test"].to_csv(path, index=False)
 
 
+def swap(first, second):
+    """Let two files change places."""
+    contents = first.read_bytes(), second.read_bytes()
+    for path, content in zip((second, first), contents):
+        path.write_bytes(content)
+
+
+def swap_rooms(data, run):
+    """Two training images change places."""
+    swap(*sorted((data / "nyu2_train").rglob("*.jpg"))[:2])
+
+
+def change_night(data, run):
+    """A night of the same length is louder."""
+    with h5py.File(data / "nights/0.h5", "r+") as night:
+        signal = night["ecg"]
+        signal[...] = 2 * signal[()]
+        signal.attrs["mean"] = 2 * signal.attrs["mean"]
+        signal.attrs["mean_square"] = 4 * signal.attrs["mean_square"]
+
+
+def swap_words(data, run):
+    """Two words of a run's vocabulary change their ids."""
+    lines = (run / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    lines[2], lines[3] = lines[3], lines[2]
+    (run / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 # ---- new inputs ----------------------------------------------------------------------------
 
 
@@ -229,6 +259,8 @@ def ages(folder, name, **defaults):
         tiny=lambda: tiny_run.make_builder(load(folder, "fds").FDS),
         other="--model resnet34",
         official=age_file,
+        change=lambda data, _: swap(data / "0.jpg", data / "1.jpg"),
+        changed="files of images and pixels of images",
         defaults={**SHARED, **AGES, "dataset": name, **defaults},
     )
 
@@ -252,6 +284,8 @@ CONTRACTS = [
         ),
         other="--model resnet50 --no-pretrained_encoder",
         official=depth_file,
+        change=swap_rooms,
+        changed="pixels of pairs",
         defaults={
             **SHARED,
             **dict(bucket_start=7, store_name="nyud2", lr=1e-4, batch_size=32, epochs=10),
@@ -273,6 +307,8 @@ CONTRACTS = [
         files=("training_state.th", "vocab.txt"),
         other="--d_hid 7",
         official=bare_file,
+        change=swap_words,
+        changed="token ids",
         defaults={
             **SHARED,
             **dict(bucket_num=50, store_name="sts", lr=1e-4, batch_size=128, seed=111, suffix=""),
@@ -296,6 +332,8 @@ CONTRACTS = [
         learning="--epoch 25 --lr 0.005",
         other="--d_hid 16",
         official=age_file,
+        change=change_night,
+        changed="signals of nights",
         defaults={
             **SHARED,
             **dict(store_name="shhs", lr=1e-3, batch_size=32, loss="l1", epoch=80, schedule=[]),

@@ -128,7 +128,7 @@ def run_of(folder):
     parser = SimpleNamespace(flags_of=lambda role: [])
     return SimpleNamespace(
         args=args, accelerator=accelerator, parser=parser, data="", is_main=False, folder=folder,
-        held=None, training={}, within=None,
+        held=None, inputs={}, training={}, within=None,
     )  # fmt: skip
 
 

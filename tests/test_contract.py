@@ -452,8 +452,8 @@ def test_a_run_does_not_mix_with_other_data_or_fewer_epochs(contract, data, fini
         here(contract, data, tmp_path, *contract.lines(2), *more)
     note = contract.train.run_folder.Run.note_data
 
-    def other_rows(run, table):
-        note(run, table.iloc[::-1].reset_index(drop=True))
+    def other_rows(run, table, inputs=()):
+        note(run, table.iloc[::-1].reset_index(drop=True), inputs)
 
     with mock.patch.object(contract.train.run_folder.Run, "note_data", other_rows):
         with pytest.raises(ValueError, match=r"other rows, labels or splits.*--data_changed"):
@@ -462,6 +462,29 @@ def test_a_run_does_not_mix_with_other_data_or_fewer_epochs(contract, data, fini
             assert (tmp_path / finished.name / name).read_bytes() == content, name
         here(contract, data, tmp_path, *contract.lines(4), *more, "--data_changed")
     assert len(rows_of(tmp_path / finished.name)) == 4
+
+
+@pytest.mark.slow
+def test_a_run_notices_what_else_it_reads(contract, data, finished, tmp_path):
+    """Pixels, signals, token ids; a copy elsewhere holds the same. Tables have rows alone."""
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(data, copy, ignore=shutil.ignore_patterns("cache"))
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    options = (*contract.lds_fds.split(), "--resume", run / contract.last)
+
+    def resumed(store, *more):
+        return here(contract, copy, tmp_path / store, *contract.lines(3), *options, *more)
+
+    assert_same_metrics(resumed("same"), results_of(finished))
+    if contract.change is None:
+        assert not results_of(finished)["inputs"]
+        return
+    contract.change(copy, run)
+    kept = sorted(path.name for path in run.iterdir())
+    with pytest.raises(ValueError, match=rf"other .*{contract.changed}.* --data_changed"):
+        resumed("other")
+    assert kept == sorted(path.name for path in run.iterdir())
 
 
 @pytest.mark.slow

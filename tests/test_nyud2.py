@@ -1,5 +1,6 @@
 """nyud2-dir's parts: buckets, weights, transforms, cache, lists, batches, metrics, network."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,38 @@ def test_an_interrupted_build_resumes(tmp_path):
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy", ".lock", ".rows"}
 
 
+def test_an_array_without_its_checksums_is_made_again(tmp_path):
+    rows = [write_pair(tmp_path, str(i)) for i in range(2)]
+    whole = open_pairs(tmp_path, rows).read([0, 1])[1]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    array = np.load(file)
+    array[1] = 0
+    np.save(file, array)
+    file.with_suffix(".rows").unlink()
+    assert torch.equal(open_pairs(tmp_path, rows).read([0, 1])[1], whole)
+
+
+def test_what_tells_pairs_from_others(tmp_path):
+    """Files of one size differ by their pixels; neither place nor time of a file counts."""
+    rows = [write_pair(tmp_path / "a", str(i)) for i in range(2)]
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    Image.new("RGB", (320, 240), "red").save(tmp_path / "a/0.bmp")
+    Image.new("RGB", (320, 240), "blue").save(tmp_path / "b/0.bmp")
+
+    def inputs(folder, image, cache="cache"):
+        pairs = [(image, rows[0][1]), rows[1]]
+        found = open_pairs(tmp_path / folder, pairs, cache=cache and tmp_path / folder / cache)
+        return {name: array.tolist() for name, array in found.inputs("pairs").items()}
+
+    one, other = inputs("a", rows[0][0]), inputs("b", rows[0][0])
+    assert one == other
+    files, pixels = one
+    assert [*inputs("a", rows[0][0], None)] == [files]
+    one, other = inputs("a", "0.bmp"), inputs("b", "0.bmp")
+    assert one[files] == other[files]
+    assert [a == b for a, b in zip(one[pixels], other[pixels])] == [False, True]
+
+
 @pytest.mark.parametrize("size", [0, 50, 100_000])
 def test_a_build_cut_short_starts_again(tmp_path, size):
     rows = [write_pair(tmp_path, str(i)) for i in range(3)]
@@ -267,8 +300,8 @@ def test_a_build_cut_short_starts_again(tmp_path, size):
 
 def test_a_full_disk_is_said_before_the_build(tmp_path, monkeypatch):
     rows = [write_pair(tmp_path, str(i)) for i in range(3)]
-    usage = array_cache.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(array_cache.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match=r"1,000 are free.*--cache"):
         open_pairs(tmp_path, rows)
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}

@@ -353,7 +353,9 @@ def test_bucket_num_cuts_the_similarities_for_lds_and_fds(data, tmp_path, n):
     arguments = flags(data, tmp_path, "--fds", "--bucket_num", n, "--max_vals", 2, *lds)
     args = train.parse_args(arguments)
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
-    made = train.build_data(SimpleNamespace(args=args, accelerator=alone, note_data=len))
+    made = train.build_data(
+        SimpleNamespace(args=args, accelerator=alone, note_data=lambda *_: None)
+    )
     labels = pd.read_csv(data / "train_new.tsv", sep="\t")["score"].to_numpy(np.float32)
     bins, counts, smoothed, weights = weights_by_hand(labels, n)
     np.testing.assert_allclose(made.loaders["train"].weights, weights, rtol=1e-6)
@@ -398,7 +400,7 @@ def save(folder, step):
     """Write the checkpoint of a step whose weight is the step's number, the best so far."""
     accelerator = SimpleNamespace(num_processes=1, scaler=None)
     run = SimpleNamespace(folder=folder, is_main=True, within=None, accelerator=accelerator)
-    run.args, run.data, run.training = SimpleNamespace(), "", {}
+    run.args, run.data, run.inputs, run.training = SimpleNamespace(), "", {}, {}
     checkpoints.save(run, Stub(step), Stub(0), {"step": step}, is_best=True)
 
 

@@ -62,6 +62,34 @@ def write_atomically(path, content, needed=0):
         temporary.unlink(missing_ok=True)
 
 
+def reserve(partial, noted):
+    """Claim the disk space of an array whose file has its length, and is still to be filled.
+
+    Writing a mapped page for which the disk has no room would end the process without a word.
+
+    Args:
+        partial: path of the array.
+        noted: path of the notes of its rows, deleted with it if the disk is too full.
+    """
+    facts = partial.stat()
+    free = shutil.disk_usage(partial.parent).free
+    needed = facts.st_size - 512 * facts.st_blocks  # st_blocks counts 512 bytes
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        if hasattr(os, "posix_fallocate"):
+            with open(partial, "r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, facts.st_size)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # any other: the disk cannot claim, only be asked
+            partial.unlink()
+            noted.unlink()
+            raise ValueError(
+                f"the cache needs {needed:,} bytes more, {free:,} are free in {partial.parent}: "
+                "make room, give --cache DIR on a larger disk, or --cache none"
+            ) from error
+
+
 def to_json(value):
     """Return a line of JSON in which numpy numbers are plain and NaN is null."""
 
