@@ -92,10 +92,10 @@ def pretrain_one_epoch(run, net, optimizer, loader, epoch):
 def main(argv=None):
     """Pretrain a network; returns the path of its checkpoint."""
     args = parse_args(argv)
+    args.pretraining = NAME  # by which train.py knows the checkpoint
     run = run_folder.start(args, make_parser(), run_name(args))
     checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
     data = train.build_data(run)
-    args.pretraining = NAME  # by which train.py knows the checkpoint
     model = train.build_model(args)
     run_folder.open_run_folder(run)
     net, optimizer = run.accelerator.prepare(model, train.build_optimizer(args, model))

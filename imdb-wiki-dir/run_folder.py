@@ -209,6 +209,8 @@ def find_by_flags(run, last):
             config = dictionary_of(utils.load_checkpoint(path), "config", path)
         except (ValueError, AttributeError):
             continue  # damaged, or not one of our files
+        if is_stage_one(config) != is_stage_one(vars(run.args)):
+            continue
         if all(config.get(flag, run.parser.get_default(flag)) == own[flag] for flag in own):
             logging.info("%s is the run of these flags, under its earlier name", path.parent)
             run.folder = path.parent
@@ -220,6 +222,11 @@ def find_by_flags(run, last):
     others = f"; other runs there: {names}" if near else ""
     logging.warning("Nothing to resume in %s: starting with epoch 0%s", run.folder, others)
     return None
+
+
+def is_stage_one(config):
+    """Whether a run's flags are those of pretrain.py, whose network is not trained to predict."""
+    return bool(config.get("pretraining")) and not config.get("pretrained")
 
 
 def open_run_folder(run, log="training.log"):
@@ -261,8 +268,9 @@ def close(run):
     """End the run's trackers, and let others into its folder."""
     run.accelerator.end_training()
     if run.is_main:
-        logging.info("Results are in %s; next: python report.py %s", run.folder, run.folder)
-        logging.info("or python predict.py --model %s INPUT", run.folder)
+        if not is_stage_one(vars(run.args)):
+            logging.info("Results are in %s; next: python report.py %s", run.folder, run.folder)
+            logging.info("or python predict.py --model %s INPUT", run.folder)
         if run.args.track == "tensorboard":
             logging.info("Curves: tensorboard --logdir %s", run.folder)
         (run.folder / HOLDER).unlink(missing_ok=True)

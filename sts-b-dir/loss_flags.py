@@ -1,5 +1,7 @@
 """Flags of the losses and weights of later methods: Balanced MSE, GAR, UVOTE, DenseWeight."""
 
+import os
+
 from flags import DENSE, NETWORK, TRAINING
 
 BALANCED = ("bmc", "gai", "bni")  # losses with a noise, of Balanced MSE
@@ -52,7 +54,7 @@ def check_losses(parser, args, weighted_rrt=False):
         method = "--experts" if args.experts else f"--loss {args.loss}"
         parser.error(f"{method} takes no weights: leave out --reweight {args.reweight}")
     balances = args.reweight != "none" or weighs_itself(args)
-    if args.retrain_fc and weighted_rrt and not balances and not is_pretrained(args.pretrained):
+    if args.retrain_fc and weighted_rrt and not balances and not may_be_pretrained(args.pretrained):
         parser.error(
             "--retrain_fc needs --reweight sqrt_inv or --reweight inverse, or a network of "
             "pretrain.py as --pretrained"
@@ -66,8 +68,10 @@ def check_losses(parser, args, weighted_rrt=False):
         parser.error(f"--dense_alpha must be 0 or more, got {args.dense_alpha}")
 
 
-def is_pretrained(path):
-    """Whether a checkpoint is one of pretrain.py; what else is wrong with it is said later."""
+def may_be_pretrained(path):
+    """Whether a checkpoint is one of pretrain.py, or to be; what else is wrong is said later."""
+    if not os.path.exists(path):
+        return bool(path)
     import torch  # only here: it is slow to load
 
     try:

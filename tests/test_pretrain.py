@@ -60,16 +60,20 @@ def test_two_stages(tables, tmp_path, monkeypatch):
     made = torch.load(folder / "ckpt.pth.tar", weights_only=True)["state_dict"]
     changed = [name for name in made if not torch.equal(made[name], ours[name])]
     assert changed == ["linear.weight", "linear.bias"]
+    train.main(command(tables, tmp_path / "whole", "--epoch", 1, "--resume"))
+    assert len([*(tmp_path / "whole").iterdir()]) == 2, "pretraining is no run of train.py"
 
 
 def test_second_stage_of_another_network_needs_weights(tables, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
     train.main(command(tables, tmp_path, "--epoch", 1))
     (folder,) = tmp_path.iterdir()
-    for path in (folder / "ckpt.pth.tar", tmp_path / "missing"):
-        with pytest.raises(SystemExit):
-            train.parse_args(["--retrain_fc", "--reweight", "none", "--pretrained", str(path)])
-        assert "pretrain.py" in capsys.readouterr().err
+    words = ["--retrain_fc", "--reweight", "none", "--pretrained"]
+    with pytest.raises(SystemExit):
+        train.parse_args([*words, str(folder / "ckpt.pth.tar")])
+    assert "pretrain.py" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="missing"):
+        train.main(command(tables, tmp_path, *words, "missing"))
 
 
 @pytest.mark.parametrize(

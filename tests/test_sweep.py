@@ -28,8 +28,12 @@ prepared = "data/tiny.json"
 "VANILLA" = ""
 "SQINV+LDS" = "--reweight sqrt_inv --lds"
 "RRT INV" = "--reweight inverse --retrain_fc --pretrained {{VANILLA}}"
+"RNC" = "--retrain_fc --reweight none --pretrained {{FEATURES}}"
 "BROKEN" = "--pretrained nowhere.pth.tar"
+[pretraining]
+"FEATURES" = ""
 """
+METHODS = ("VANILLA", "SQINV+LDS", "RRT INV", "RNC")
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_a_killed_sweep_ends_with_the_table_of_the_unbroken_one(place):
     said, _ = sweeping.communicate(timeout=240)
     assert sweeping.returncode == 1, said
     unbroken = content(out)
-    assert {*unbroken} == {(m, s) for m in ("VANILLA", "SQINV+LDS", "RRT INV") for s in (0, 1)}
+    assert {*unbroken} == {(m, s) for m in METHODS for s in (0, 1)}
     errors = json.loads((out / "errors.json").read_text())
     assert {*errors} == {"BROKEN, seed 0", "BROKEN, seed 1"}
     assert "nowhere.pth.tar" in errors["BROKEN, seed 0"]["error"][-1]
@@ -88,14 +92,14 @@ def test_a_killed_sweep_ends_with_the_table_of_the_unbroken_one(place):
     table, out = place("killed")
     sweeping = start(table, out)
     lines = iter(sweeping.stdout.readline, "")
-    assert any(line.startswith("2/8 cells") for line in lines)
+    assert any(line.startswith("3/12 cells") for line in lines)
     sweeping.send_signal(signal.SIGKILL)
     sweeping.wait()
     time.sleep(0.3)  # its child ends with it
     held = {path: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
     assert len(held) == 2
     said, _ = start(table, out).communicate(timeout=240)
-    assert "6 of 8 cells to run" in said
+    assert "10 of 12 cells to run" in said
     assert "process" not in said  # no run folder was still in use
     assert content(out) == unbroken
     assert all(path.stat().st_mtime_ns == before for path, before in held.items())

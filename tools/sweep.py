@@ -13,12 +13,14 @@ The file's entries: `folder` of train.py, `out` of the results, `seeds`, `flags`
 `[rows]`: flags by name. Optional ones are `minutes` of a run, `store_root`, `epochs` and `lines`
 (see `collect`), `[sets]`, `[over]`, `prepare` with `prepared`, `[cluster]` for submitit, and for
 `evidence.py` the published figures in `[paper]`, `metrics` and `shots`. Flags may hold `{set}`,
-`{seed}`, the entries of a set, and `{ROW}`: the best checkpoint of the row ROW. A row whose name
-holds `{x}` is taken for each of the values `x` in `[over]`.
+`{seed}`, the entries of a set, and `{ROW}`: the best checkpoint of the row ROW, or of a line of
+`[pretraining]`, which holds flags of pretrain.py. A row whose name holds `{x}` is taken for each
+of the values `x` in `[over]`.
 """
 
 import argparse
 import ctypes
+import importlib
 import importlib.util
 import itertools
 import json
@@ -43,8 +45,10 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 NEEDED = ("folder", "out", "flags", "seeds", "rows")
-OPTIONAL = "minutes store_root epochs lines sets over prepare prepared cluster paper metrics shots"
+OPTIONAL = """minutes store_root epochs lines sets over pretraining prepare prepared cluster paper
+  metrics shots"""
 ENTRIES = {*NEEDED, *OPTIONAL.split()}
+TRAIN, PRETRAIN = "train", "pretrain"  # programs
 ERROR_LINES = 20  # of a failed cell's log
 POLL_SECONDS = 5
 SHOTS = ("many", "medium", "few")
@@ -67,6 +71,7 @@ class Cell:
     bases: list  # cells whose best checkpoint it starts from
     prepare: list  # arguments of prepare.py, or none
     prepared: str  # file that shows that this was done
+    program: str = TRAIN
     minutes: float = 0.0  # expected
 
     @property
@@ -82,7 +87,7 @@ class Cell:
     @property
     def command(self):
         """The command line, to be run in the benchmark folder."""
-        return ["python", "train.py", *self.flags]
+        return ["python", f"{self.program}.py", *self.flags]
 
 
 def read_table(path):
@@ -123,9 +128,11 @@ def cells_of(table, train, best):
         best: file name of the best checkpoint.
     """
     cells = []
+    first = [(PRETRAIN, row, (flags, {})) for row, flags in table.get("pretraining", {}).items()]
+    rows = [*first, *((TRAIN, *entry) for entry in rows_of(table).items())]
     for seed, (name, entries) in itertools.product(table["seeds"], table["sets"].items()):
         made = {}
-        for row, (flags, values) in rows_of(table).items():
+        for program, row, (flags, values) in rows:
             paths = {other: f"{cell.run}/{best}" for other, cell in made.items()}
             known = {**paths, **entries, **values, "set": name, "seed": seed}
             try:
@@ -135,7 +142,8 @@ def cells_of(table, train, best):
             except KeyError as error:
                 raise ValueError(f"{row}: {error} is neither an entry nor an earlier row") from None
             words = [*shlex.split(text), "--seed", str(seed), "--store_root", table["store_root"]]
-            args = train.parse_args([*words, "--resume"])
+            module = train if program == TRAIN else importlib.import_module(program)
+            args = module.parse_args([*words, "--resume"])
             bases = [made[other] for other in made if f"{{{other}}}" in flags]
             made[row] = Cell(
                 row=row,
@@ -143,10 +151,11 @@ def cells_of(table, train, best):
                 seed=seed,
                 args=args,
                 flags=[*words, "--resume"],
-                name=train.run_name(args),
+                name=module.run_name(args),
                 bases=bases,
                 prepare=shlex.split(prepare),
                 prepared=prepared,
+                program=program,
             )
         cells += made.values()
     if len({cell.run for cell in cells}) < len(cells):
@@ -325,7 +334,7 @@ class Workers:
     def start(self, cell, log):
         """Let a worker run a cell; returns the worker, which `poll` takes."""
         worker = self.idle.pop() if self.idle else self.fork()
-        worker.pipe.send((cell.flags, cell.prepare, cell.prepared, log))
+        worker.pipe.send((cell.command, cell.prepare, cell.prepared, log))
         return worker
 
     def fork(self):
@@ -359,13 +368,14 @@ class Workers:
                 traceback.print_exc()
                 pipe.send(False)
 
-    def run(self, flags, prepare, prepared):
+    def run(self, command, prepare, prepared):
         """Run one cell."""
-        facts = self.facts | {"command": shlex.join(["python", "train.py", *flags])}
+        facts = self.facts | {"command": shlex.join(command)}
         self.train.utils.run_facts = lambda: facts
         if prepare and not Path(prepared).is_file():
             self.train.prepare.main(prepare)
-        self.train.main(flags)
+        _, file, *flags = command
+        importlib.import_module(Path(file).stem).main(flags)
 
     def poll(self, workers):
         """Wait for workers; returns [(worker, did its cell succeed?)] of those that ended one."""
@@ -383,6 +393,11 @@ class Workers:
         """End the idle workers."""
         for worker in self.idle:
             worker.pipe.send(None)
+
+    def stop(self):
+        """End all workers at once; what they run resumes another time."""
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 def die_with_parent(parent):
@@ -412,7 +427,7 @@ class Cluster:
 
     def start(self, cell, log):
         """Submit a cell; returns what `poll` takes."""
-        words = [sys.executable, "train.py", *cell.flags]
+        words = [sys.executable, *cell.command[1:]]
         script = f"cd {shlex.quote(str(self.home))} && exec {shlex.join(words)} >{log} 2>&1"
         if cell.prepare and not (self.home / cell.prepared).is_file():
             prepare = shlex.join([sys.executable, "prepare.py", *cell.prepare])
@@ -426,6 +441,9 @@ class Cluster:
 
     def close(self):
         """Nothing is left to end."""
+
+    def stop(self):
+        """What was submitted runs to its end."""
 
 
 def next_cell(waiting, at_work, home):
@@ -464,10 +482,10 @@ def run(cells, results, runner, jobs):
         for handle, good in runner.poll([*at_work]):
             cell = at_work.pop(handle)
             log = logs / f"{cell.run.name}.log"
-            if good:
-                results.collect(cell)
-            else:
+            if not good:
                 failed.append(cell)
+            elif cell.program == TRAIN:
+                results.collect(cell)
             results.note(cell, None if good else log)
             results.expect(waiting)
             done = total - len(waiting) - len(at_work)
@@ -510,18 +528,22 @@ def parse_args(argv=None):
 
 
 def missing_cells(args, table, results, train, best):
-    """Return the cells to run: those asked for that are not finished, and what they start from."""
+    """Return the cells to run: those asked for that are not finished, and what they start from.
+
+    A pretraining leaves no results: it is run whenever a row needs it, which resumes it.
+    """
     if args.seeds:
         table["seeds"] = args.seeds
     cells = cells_of(table, train, best)
-    wanted = [cell for cell in cells if args.only in cell.title]
+    wanted = [cell for cell in cells if args.only in cell.title and cell.program == TRAIN]
     missing = {cell for cell in wanted if not results.is_finished(cell)}
     for cell in reversed(cells):  # bases stand before the cells that need them
         if cell in missing:
-            missing |= {b for b in cell.bases if not (results.home / b.run / best).is_file()}
+            lost = [b for b in cell.bases if not (results.home / b.run / best).is_file()]
+            missing |= {*lost, *(b for b in cell.bases if b.program == PRETRAIN)}
     chosen = [cell for cell in cells if cell in missing]
     results.expect(chosen)
-    return chosen, len(wanted)
+    return chosen, len({*wanted, *missing})
 
 
 def load_folder(home):
@@ -561,7 +583,11 @@ def main(argv=None):
         runner = Cluster(args.cluster, home, folder, table.get("cluster", {}))
     else:
         runner = Workers(train, home, jobs)
-    failed = run(cells, results, runner, jobs)
+    try:
+        failed = run(cells, results, runner, jobs)
+    except BaseException:
+        runner.stop()
+        raise
     for cell in failed:
         print(f"failed: {cell.title}: {results.errors[cell.title]['error'][-1:]}")
     return int(bool(failed))
