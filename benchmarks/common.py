@@ -1,6 +1,7 @@
 """What the benchmarks share: alternating timings, a table of ratios, loading a folder's file."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
+os.environ.setdefault("TQDM_DISABLE", "1")  # no bars among the figures
 
 from load import load  # noqa: E402 - found through the line above
 

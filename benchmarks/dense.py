@@ -59,12 +59,12 @@ def plain_statistics(batches):
 
 
 def released_buckets(depths):
-    """Bucket of each pixel by a call for each, which is the released code's way."""
+    """Bucket of each pixel by a call for each element of the tensor: the released code's way."""
 
     def bucket_of(depth):
-        return max(7, min(int(depth * np.float32(10)), 99))
+        return max(7, min(int(np.float32(depth.cpu()) * np.float32(10)), 99))
 
-    return np.array([bucket_of(depth) for depth in depths.numpy().flat])
+    return np.array([bucket_of(depth) for depth in depths.flatten()])
 
 
 def released_statistics(batches):

@@ -59,17 +59,26 @@ class _DensePieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, bucket, table):
         N, D, H, W = features.shape
-        ctx.save_for_backward(bucket, table[:, :D].clone())
+        tables = [part.contiguous() for part in table.split(D, dim=1)]  # of the scale, the shift
+        ctx.save_for_backward(bucket, tables[0])
         result = torch.empty_like(features)
         given, taken = features.movedim(1, -1), result.movedim(1, -1)
-        places = [(slice(None), slice(None))]
+        piece = (max(1, N), max(1, H))  # maps, and rows of each
         if features.device.type == "cpu":
-            step = max(1, PIECE_NUMEL // (W * D))
-            places = itertools.product(range(N), [slice(h, h + step) for h in range(0, H, step)])
-        for place in places:
-            scale, *shift = nn.functional.embedding(bucket[place], table).split(D, dim=-1)
+            piece = (1, max(1, min(H, PIECE_NUMEL // (W * D))))
+        scratch = [table.new_empty(piece[0] * piece[1] * W, D) for _ in tables]
+        for i, h in itertools.product(range(0, N, piece[0]), range(0, H, piece[1])):
+            place = slice(i, i + piece[0]), slice(h, h + piece[1])
             pixels = given[place].to(table.dtype)
-            taken[place] = torch.addcmul(*shift, pixels, scale) if shift else pixels * scale
+            own = bucket[place].flatten()
+            scale, *shift = (
+                torch.index_select(part, 0, own, out=room[: len(own)]).view(pixels.shape)
+                for part, room in zip(tables, scratch)
+            )
+            if shift:
+                torch.addcmul(*shift, pixels, scale, out=taken[place])
+            else:
+                torch.mul(pixels, scale, out=taken[place])
         return result
 
     @staticmethod
@@ -169,7 +178,7 @@ class FDS(nn.Module):
     def label_to_bucket(self, labels):
         """Return the row of the statistics for each label: long, same shape, 0 ... B - 1."""
         bucket = self._label_to_bucket(torch.as_tensor(labels))
-        return bucket.clamp(self.bucket_start, self.bucket_num - 1) - self.bucket_start
+        return bucket.clamp(self.bucket_start, self.bucket_num - 1).sub_(self.bucket_start)
 
     def smooth_over_buckets(self, statistics, out=None):
         """Convolve statistics [B, D] over the buckets with the normalised window, in float64."""

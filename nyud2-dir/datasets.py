@@ -121,7 +121,8 @@ class Loader(Batches):
         super().__init__(len(rows), sharing)
         self.pairs = pairs
         self.rows = np.asarray(rows)
-        self.mask = mask
+        # On the device once, since each sending waits for it.
+        self.mask = None if mask is None else torch.as_tensor(mask, device=self.device)
         self.weights = None if weights is None else torch.as_tensor(weights, device=self.device)
         self.buffer = None
 
@@ -190,5 +191,7 @@ class Loader(Batches):
         images, depths = transform_test(images, depths, unit, self.pairs.downscale)
         mask = None
         if self.mask is not None:
-            mask = torch.from_numpy(self.mask[part.rows]).to(self.device)[:, None]
+            span = range(part.rows[0], part.rows[-1] + 1)
+            in_order = len(span) == len(part.rows)  # those of `pick` are not
+            mask = self.mask[slice(span.start, span.stop) if in_order else part.rows][:, None]
         return Batch(images, depths, None, mask, *part)

@@ -47,6 +47,6 @@ def label_to_bucket(labels):
     """Return the bucket min(int(10·depth), 99) of each depth, as long, same shape and kind."""
     # In float32, as the buckets are defined.
     if hasattr(labels, "clamp"):  # a tensor
-        return (labels.float() * 10).long().clamp(max=BUCKETS - 1)
+        return (labels.float() * 10).long().clamp_(max=BUCKETS - 1)
     tenths = np.asarray(labels).astype(np.float32) * np.float32(10)
     return np.minimum(tenths.astype(np.int64), BUCKETS - 1)

@@ -267,6 +267,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
     loss_of = criterion.Criterion(run, model, build_loss(args), *part)
     target = TARGET.of(args)
     epoch, first = divmod(span.start, len(loader))
+    stage = min(epoch, args.start_smooth)  # all that the network needs of the epoch
     net.train()
     batches = loader.train(epoch, slice(first, first + len(span)))
     steps = Steps(run, loader, batches, f"Epoch {epoch}", len(span), span.start)
@@ -274,7 +275,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         # What a step draws depends only on its number, so a resumed run draws the same.
         utils.seed_everything(args.seed, steps.step, accelerator.process_index)
         with accelerator.autocast():
-            preds, features = net(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
+            preds, features = net(batch.ids, batch.lengths, batch.labels, stage, batch.blend)
             targets = to_unit(batch.labels, target)
             loss = loss_of(preds.float(), targets, batch)
             loss = loss + model.regularizer(features, targets, preds, batch.weights)
@@ -297,8 +298,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
 def update_fds_statistics(run, model, loader, epoch):
     """Gather the features' statistics by bin and hand them to FDS (section 3.2 of the paper).
 
-    As in the released code the pass runs in train mode, with dropout. `epoch` is the number of
-    epochs that were finished when this one began: 0 after the first.
+    As in the released code the pass runs in train mode, with dropout. `epoch` counts from 0.
 
     Returns:
         Dictionary of the seconds it took.
@@ -306,10 +306,10 @@ def update_fds_statistics(run, model, loader, epoch):
     start = time.perf_counter()
     if run.args.fds_stats == "extra_pass":
         model.train()
-        batches, title = loader.train(epoch), f"Epoch {epoch}, FDS statistics"
-        for batch in Steps(run, loader, batches, title):
+        stage, title = min(epoch, run.args.start_smooth), f"Epoch {epoch}, FDS statistics"
+        for batch in Steps(run, loader, loader.train(epoch), title):
             with run.accelerator.autocast():
-                _, features = model(batch.ids, batch.lengths, batch.labels, epoch, batch.blend)
+                _, features = model(batch.ids, batch.lengths, batch.labels, stage, batch.blend)
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)

@@ -353,6 +353,8 @@ def test_mask_chooses_the_same_pixels_at_every_downscale(tmp_path, size):
                 found, expected[chosen[rows, top::downscale, left::downscale] > 0]
             )
             assert len(found)
+            assert batch.mask.data_ptr() == loader.mask[rows[0]].data_ptr()  # sent once, not now
+        assert np.array_equal(loader.pick(2).mask[:, 0], mask[[0, 2]])
 
 
 def test_drive(tmp_path, monkeypatch):

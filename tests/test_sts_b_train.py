@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -105,7 +106,16 @@ def finished(request, data, tmp_path_factory):
     """An unbroken run with LDS and FDS, and its flag of the statistics."""
     store = tmp_path_factory.mktemp("finished")
     more = (*LDS_FDS, "--fds_stats", request.param)
-    run_here(*flags(data, store, *more))
+    forward, seen = train.SimilarityRegressor.forward, set()
+
+    def watched(self, *inputs):
+        seen.add(inputs[3:4])
+        return forward(self, *inputs)
+
+    with mock.patch.object(train.SimilarityRegressor, "forward", watched):
+        run_here(*flags(data, store, *more))
+    # No other epoch in training, none in evaluation: a compiled network has a graph for each.
+    assert seen == {(), (0,), (1,)}
     return only_run(store), more
 
 
