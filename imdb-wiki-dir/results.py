@@ -10,6 +10,7 @@ import pandas as pd
 from batches import EXPLODED
 from files import to_json, write_atomically
 from flags import OPTIONAL, PLACE
+from outside import check_lines
 
 STAYS = "the last good checkpoint stays"
 RANGE = 100  # of ages, for which EXPLODED is; other labels have their own
@@ -33,6 +34,7 @@ def start_epochs(run, first, held):
     if run.is_main and file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if epoch_of(line) < held]
+        check_lines(file, [json.loads(line) for line in kept], getattr(args, "val_interval", None))
         write_atomically(file, "".join(kept).encode())
 
 
@@ -174,6 +176,7 @@ def write_results(run, metrics, **facts):
         "inputs": run.inputs,
         "training": run.training,
         "place_flags": without_effect,  # those of config that change no result
+        "changed_flags": [f for f in run.parser.roles if not run.parser.is_default(run.args, f)],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     text = json.dumps(json.loads(to_json(results)), indent=1, ensure_ascii=False)

@@ -1,6 +1,7 @@
 """Files from outside: what is looked at before one is trusted, and damage said in one line."""
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -56,6 +57,26 @@ def reading(path, remedy):
         raise FileNotFoundError(f"no file {shown(str(path))}: {remedy}") from error
     except Exception as error:  # the libraries have dozens of kinds
         raise ValueError(f"{shown(str(path))} cannot be read ({shown(error)}): {remedy}") from error
+
+
+def check_lines(path, rows, interval=None):
+    """Refuse an `epochs.jsonl` from whose middle a line is lost.
+
+    Args:
+        path: of the file, for the message.
+        rows: dictionaries of its lines, each epoch once, in order.
+        interval: steps from one line to the next, or None where each epoch has a line.
+
+    Raises:
+        ValueError: naming the epochs next to the gap.
+    """
+    name, most = ("epoch", 1) if interval is None else ("step", interval)
+    with reading(path, "restore it, or remove it to do without the epochs so far"):
+        for before, after in itertools.pairwise(rows):
+            if name in before and float(after[name]) - float(before[name]) > most:
+                raise ValueError(
+                    f"no line stands between the epochs {before['epoch']} and {after['epoch']}"
+                )
 
 
 # ---- paths ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from figures import SHOTS
-from outside import check_archive, read_json, reading, shown
+from outside import check_archive, check_lines, read_json, reading, shown
 
 AGAIN = "`python train.py --resume` with the run's other flags writes it again"
 # What the figures and tables take from results.json, and of what type.
@@ -49,7 +49,9 @@ def load_run(folder):
     run = read_json(path, AGAIN)
     with reading(path, AGAIN):
         check_results(run)
-    run |= {"folder": folder, "epochs": read_epochs(folder / "epochs.jsonl")}
+    path = folder / "epochs.jsonl"
+    run |= {"folder": folder, "epochs": read_epochs(path)}
+    check_lines(path, run["epochs"], run["config"].get("val_interval"))
     for name, columns in COLUMNS.items():
         path = folder / f"{name}.csv"
         with reading(path, AGAIN):
@@ -73,6 +75,9 @@ def check_results(run):
         run.get("best_epoch"), (int, float, type(None))
     ):
         raise ValueError("its target or best_epoch is none")
+    for key in ("place_flags", "changed_flags"):
+        if not all(isinstance(flag, str) for flag in run.get(key, ())):
+            raise ValueError(f"its {key} is {shown(run[key])}")
     for shots in run["metrics"].values():
         for shot in SHOTS:
             if int(shots[shot]["num_samples"]) < 0:

@@ -1,6 +1,6 @@
 """Kill runs of every folder at random steps, resume them, and compare with an unbroken run.
 
-    python tests/kills.py --moments 36      # of each folder; minutes on two idle cores
+    python tests/kills.py --moments 24      # of each folder; minutes on two idle cores
 
 A run is killed, resumed and killed again until it ends. Its weights, predictions and epochs must
 then be those of the unbroken run, bit for bit. The counts go into benchmarks/RELIABILITY.md.
@@ -161,7 +161,7 @@ def break_folder(contract, moments, rng, work):
 def main(argv=None):
     """Break the runs of the folders, and write the section of the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--moments", type=int, default=36, help="in training, of each folder")
+    parser.add_argument("--moments", type=int, default=24, help="in training, of each folder")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folders", nargs="*", help="these alone; then no page is written")
     args = parser.parse_args(argv)

@@ -436,8 +436,13 @@ def test_an_existing_run_is_kept(contract, data, finished, tmp_path):
     # A finished run that is resumed ends where it was.
     assert_same_metrics(here(contract, data, tmp_path, *more, "--resume"), results_of(finished))
     (copy / "notes.txt").write_text("mine")
+    old = [copy / name for name in ("evaluation/predictions.csv", "error_by_depth.csv")]
+    old[0].parent.mkdir(exist_ok=True)
+    for path in old:
+        path.write_text("of the run that is replaced")
     here(contract, data, tmp_path, *contract.lines(1), *contract.lds_fds.split(), "--overwrite")
     assert (copy / "notes.txt").read_text() == "mine"
+    assert not [path for path in old if path.is_file() and "replaced" in path.read_text()]
     assert len(rows_of(copy)) == 1
 
 

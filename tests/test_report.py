@@ -191,6 +191,9 @@ def test_a_flag_that_came_later_parts_no_rows_unless_it_was_used(tmp_path):
     used = write_run(tmp_path / "used", seed=2, config={"lr": 0.1, "alpha": 2.0})
     rows, _ = table_of(old, new, used)
     assert len(rows) == 3
+    entries = {"seed": 3, "config": {"lr": 0.1, "alpha": 2.0}, "changed_flags": ["alpha"]}
+    rows, _ = table_of(old, write_run(tmp_path / "said", **entries))
+    assert list(rows) == ["VANILLA", "VANILLA (alpha 2.0)"]
 
 
 def test_what_cannot_be_one_table_is_an_error(tmp_path):
@@ -229,6 +232,21 @@ def test_resumed_and_cut_epochs(tmp_path):
         file.write('{"epoch": 3, "train_lo')
     epochs = report.load_run(folder)["epochs"]
     assert [(row["epoch"], row["train_loss"]) for row in epochs] == [(0, 9.0), (1, 8.5), (2, 7.0)]
+
+
+def test_a_line_that_is_lost_amid_the_epochs_is_noticed(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_epochs(folder, [(3, 9.0), (4, 8.0), (6, 7.0)])
+    with pytest.raises(ValueError, match=r"no line stands between the epochs 4 and 6.*restore it"):
+        report.load_run(folder)
+    steps = write_run(tmp_path / "steps", config={"val_interval": 20})
+    for step in (20, 40, 80):
+        line = {"epoch": step / 13, "step": step, "train_loss": 1.0, "val": {}}
+        report.load_run(steps)
+        with open(steps / "epochs.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"between the epochs 3.07\d* and 6.15"):
+        report.load_run(steps)
 
 
 # ---- numbers in the figures ----------------------------------------------------------------

@@ -245,6 +245,11 @@ def test_epochs_are_cut_back_to_the_checkpoint(tmp_path):
     results.start_epochs(fake_run(tmp_path), 2, 2)
     lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+    rows = rows.replace('{"epoch": 1}', '{"epoch": 1')
+    (tmp_path / "epochs.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match="no line stands between the epochs 0 and 2"):
+        results.start_epochs(fake_run(tmp_path), 3, 3)
+    assert (tmp_path / "epochs.jsonl").read_text() == rows
 
 
 @pytest.mark.parametrize(

@@ -66,15 +66,17 @@ def draw_run(run_folder, out=None, split="test", anchor=None):
 
 
 def flags_older_runs_lack(runs):
-    """Return the flags that some runs lack and all others give one value.
+    """Return the flags that some runs lack and all others leave at one value, their default.
 
-    They came later, and that value is taken for the default: a run does not say what it is.
+    They came later. Older runs do not say which flags they change: the value is the default then.
     """
     values = {}
+    changed = {flag for run in runs for flag in run.get("changed_flags", ())}
     for run in runs:
         for key, value in run["config"].items():
             values.setdefault(key, []).append(json.dumps(value))
-    return {key for key, own in values.items() if len(own) < len(runs) and len(set(own)) == 1}
+    shared = {key for key, own in values.items() if len(own) < len(runs) and len(set(own)) == 1}
+    return shared - changed
 
 
 def group_seeds(runs):
