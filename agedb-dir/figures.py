@@ -248,8 +248,9 @@ def make_figures(run, split, anchor):
         figures["fds_statistics"] = draw_fds_statistics(run)
         figures["fds_similarity"] = draw_fds_similarity(run, anchor)
     scale = run["target"].get("scale", "linear")  # your own target's
+    ends = [run["target"].get(end) for end in ("low", "high")]  # margins leave a log scale
     for name, fig in figures.items():
-        both = {"yscale": scale} if name == "predictions" else {}
+        both = {"yscale": scale} if name == "predictions" else {"xlim": ends}
         for ax in fig.axes if scale != "linear" and name != "learning_curves" else ():
             ax.set(xscale=scale, **both)
         legends = [zip(*ax.get_legend_handles_labels()) for ax in fig.axes]

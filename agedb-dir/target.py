@@ -173,7 +173,11 @@ def add_target(add, target, counted="training samples"):
         target: the benchmark's `Target`.
         counted: what `many` and `few` are.
     """
-    add("--target", metavar="NAME", help=f"your own target, a column's name [{target.name}]")
+    add(
+        "--target",
+        metavar="NAME",
+        help=f"your own target, by its name or its column's [{target.name}]",
+    )
     add("--unit", help=f"its unit, for tables and figures [{target.unit or 'none'}]")
     add("--low", type=float, help=f"lower end of its range [{target.low:g}]")
     add("--high", type=float, help=f"upper end [{target.high:g}]")

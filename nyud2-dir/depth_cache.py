@@ -33,14 +33,18 @@ def load_pair(image_file, depth_file, bits, downscale=1):
             raise ValueError(f"the image's mode is {image.mode}: save it with 8 bits a channel")
         if depth.mode not in MODES[bits]:
             raise ValueError(
-                f"the depth map's mode is {depth.mode}: {bits} bits of grey are needed"
+                f"the depth map's mode is {depth.mode}: {bits} bits of grey are needed; maps of "
+                "another kind need --target and the flags with it"
             )
         if image.size != depth.size:
             (w, h), (depth_w, depth_h) = image.size, depth.size
             raise ValueError(f"the image is {w}×{h} and its depth map {depth_w}×{depth_h}")
         width, height = image.size
         if 3 * width != 4 * height or height < SIZE[0]:
-            raise ValueError(f"{width}×{height} pixels: 4:3 and at least 320×240 are needed")
+            raise ValueError(
+                f"{width}×{height} pixels: 4:3 and at least 320×240 are needed; maps of another "
+                "size need --target and --map_size"
+            )
         target = SIZE[1] // downscale, SIZE[0] // downscale
         image = image.convert("RGB").resize(target, Image.Resampling.BILINEAR)
         values = np.asarray(depth).astype(np.int64)

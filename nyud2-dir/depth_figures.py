@@ -99,6 +99,8 @@ def draw_error_by_depth(table, counts, title, target=DEPTH):
         ax.plot(centre[part.index], part["rmse"], ms=4, **style)
     unit = f" ({target.unit})" if target.unit else ""
     ax.set(xlabel=target.words, ylabel=f"error{unit}", ylim=(0, None), xscale=target.scale)
+    if target.scale != "linear":
+        ax.set_xlim(target.low, target.high)  # margins leave a log scale
     handles = [*zip(*ax.get_legend_handles_labels()), *zip(*twin.get_legend_handles_labels())]
     fig.legend(*zip(*handles), loc="outside lower center", ncols=5, frameon=False)
     return fig

@@ -14,12 +14,13 @@ from datasets import TRAIN_COUNTS, TRAIN_PAIRS, Batch, Loader, count_pixels
 from depth_cache import Pairs
 from depth_maps import DEPTH, SIZE
 from image_file import open_image
-from pair_lists import read_pairs
+from pair_lists import TEST, TRAIN, read_pairs
 from transforms import Draws, apply_colour_map, colour_map, grid_of
 
 ARRAYS = (".npy", ".npz")
 MODES = ("L", "I;16", "I;16L", "I;16B", "I", "F")  # Pillow's, of one number a pixel
 PIXELS = 10**8  # of a map, at most
+READERS = 32  # threads that decode, at most one per core
 
 
 def read_map(file, no_label=None):
@@ -163,6 +164,11 @@ class MapLoader(Loader):
         return Batch(images, labels, weights, mask, *part)
 
 
+def cache_name(name):
+    """Return the beginning of the cache's name of a csv's own maps."""
+    return f"{Path(name).stem}_maps"
+
+
 def open_pairs(run, name, bits):
     """Return a csv's rows and the decoded pairs that they name: `Maps` of your own target."""
     args = run.args
@@ -172,8 +178,30 @@ def open_pairs(run, name, bits):
     options = {name: getattr(args, name) for name in ("workers", "allow_outside")}
     options["quiet"] = not run.accelerator.is_local_main_process
     if DEPTH.of(args).own:
-        return table, Maps(root, table, args, cache, f"{Path(name).stem}_maps", **options)
+        return table, Maps(root, table, args, cache, cache_name(name), **options)
     return table, Pairs(root, table, bits, cache, Path(name).stem, args.downscale, **options)
+
+
+def describe_maps(args):
+    """Check all maps, as training will have them, and print how their pixels fill the buckets.
+
+    Args:
+        args: the flags of `prepare.py`.
+
+    Raises:
+        ValueError: as `Maps`, naming the files that cannot be used.
+    """
+    root = Path(args.data_dir)
+    target = DEPTH.of(args)
+    options = {"workers": READERS, "quiet": False, "allow_outside": args.allow_outside}
+    for name in (TRAIN, TEST):
+        maps = Maps(root, read_pairs(root, name), args, root / "cache", cache_name(name), **options)
+        counts = maps.count(np.arange(len(maps)))
+        print(
+            f"{name}: {len(maps):,} maps, {counts.sum():,} pixels with a label, which fill "
+            f"{np.count_nonzero(counts)} of {len(counts)} buckets of {target.words}; "
+            f"{counts.max() / counts.sum():.0%} lie in one"
+        )
 
 
 def counts_of(args, pairs, rows, official):

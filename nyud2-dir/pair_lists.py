@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from depth_maps import CROP, SIZE
+from depth_maps import BUCKETS, CROP, SIZE
 from outside import reading, shown
 
 TRAIN, TEST = "nyu2_train.csv", "nyu2_test.csv"
 SUBSET = "nyu2_train_FDS_subset.csv"
 MASK = "test_balanced_mask.npy"
 HELD_OUT = 0.1  # share of the training scenes that are held out to choose the epoch
-BLOCK = 25  # consecutive files that stand for a scene where nothing tells the scene
+BLOCK = 25  # most consecutive files that stand for a scene where nothing tells the scene
 # Rows of both lists, of the official archive and of the labelled file: their shots are fixed.
 OFFICIAL_PAIRS = ((50_688, 654), (795, 654))
 LABELED = 1449  # pairs of the labelled file of NYU Depth v2
@@ -63,7 +63,8 @@ def hold_out(paths, seed):
     """Choose the training images that are held out: whole scenes, a seeded tenth of them.
 
     A scene is the images' folder without `_out` and the letter before it (`kitchen_0004b_out` is a
-    part of kitchen_0004). If all are in one folder, blocks of 25 consecutive files stand for it.
+    part of kitchen_0004). If all are in one folder, blocks of consecutive files stand for it: of 25
+    or, so that no more than a tenth is held out, of fewer.
 
     Returns:
         bool array [N].
@@ -75,10 +76,11 @@ def hold_out(paths, seed):
     if len(set(folders)) > 1:
         scenes = np.array([re.sub(r"(?<=\d)[a-z]?(_out)?$", "", folder) for folder in folders])
     else:
-        scenes = np.argsort(np.argsort(np.array(paths, dtype=object))) // BLOCK
+        block = max(1, min(BLOCK, round(HELD_OUT * len(paths))))
+        scenes = np.argsort(np.argsort(np.array(paths, dtype=object))) // block
     names = np.unique(scenes)
     if len(names) < 2:
-        raise ValueError(f"{len(paths)} images are one scene: nothing to hold out; --select test")
+        raise ValueError(f"one scene, of {len(paths)} images: nothing to hold out; --select test")
     chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(HELD_OUT * len(names)))]
     return np.isin(scenes, chosen)
 
@@ -113,6 +115,31 @@ def read_mask(data_dir, images, downscale=1):
     if not mask.any():
         raise ValueError(f"{file} chooses no pixel: {again}")
     return mask
+
+
+def balanced_mask(buckets, seed, least=0):
+    """Choose equally many pixels of every bucket: as many as the rarest filled one has.
+
+    Args:
+        buckets: uint8 [N, h, w], bucket of each pixel, 255 for one without depth.
+        seed: of the draw.
+        least: pixels to take of a bucket, or all it has, where the rarest has fewer.
+
+    Returns:
+        uint8 [N, h, w], 1 where a pixel counts, and the number of pixels per bucket.
+
+    Source: the test set of the paper's appendix; its official mask is another draw.
+    """
+    counts = np.bincount(buckets.reshape(-1), minlength=256)[:BUCKETS]
+    if not counts.any():
+        raise ValueError("the test set has no pixel with a depth: nothing to choose")
+    each = max(counts[counts > 0].min(), least)
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(buckets.size, dtype=np.uint8)
+    for bucket in np.flatnonzero(counts):
+        places = np.flatnonzero(buckets.reshape(-1) == bucket)
+        mask[rng.permutation(places)[:each]] = 1
+    return mask.reshape(buckets.shape), int(each)
 
 
 def rows_of_subset(data_dir, name, paths, held_out=()):

@@ -3,6 +3,7 @@
     python prepare.py --check                                    # what `download.py` fetched
     python prepare.py                                            # subset and mask that are missing
     python prepare.py --labeled_mat nyu_depth_v2_labeled.mat     # 795 + 654 pairs and both
+    python prepare.py --target rain --low 0 --high 200           # your own maps: checks, subset
 
 The labelled file of NYU Depth v2 (2.8 GB, cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html) holds
 795 pairs to train with instead of the official archive's 50,688, and the same 654 test pairs.
@@ -21,15 +22,17 @@ from tqdm import tqdm
 
 import program
 from depth_cache import load_pair
-from depth_maps import BUCKET_START, BUCKETS, CROP, TEST_UNIT, crop_of, label_to_bucket
+from depth_maps import BUCKET_START, CROP, DEPTH, TEST_UNIT, crop_of, label_to_bucket
 from fetch import check_room, sole_use
 from files import write_atomically
+from map_flags import add_maps, check_maps
 from outside import check_inside, h5_array, reading, shown
 from pair_lists import (
     MASK,
     SUBSET,
     TEST,
     TRAIN,
+    balanced_mask,
     official_split,
     read_mask,
     read_pairs,
@@ -121,31 +124,6 @@ def write_list(path, rows):
 # ---- subset and mask -----------------------------------------------------------------------
 
 
-def balanced_mask(buckets, seed, least=0):
-    """Choose equally many pixels of every bucket: as many as the rarest filled one has.
-
-    Args:
-        buckets: uint8 [N, h, w], bucket of each pixel, 255 for one without depth.
-        seed: of the draw.
-        least: pixels to take of a bucket, or all it has, where the rarest has fewer.
-
-    Returns:
-        uint8 [N, h, w], 1 where a pixel counts, and the number of pixels per bucket.
-
-    Source: the test set of the paper's appendix; its official mask is another draw.
-    """
-    counts = np.bincount(buckets.reshape(-1), minlength=256)[:BUCKETS]
-    if not counts.any():
-        raise ValueError("the test set has no pixel with a depth: nothing to choose")
-    each = max(counts[counts > 0].min(), least)
-    rng = np.random.default_rng(seed)
-    mask = np.zeros(buckets.size, dtype=np.uint8)
-    for bucket in np.flatnonzero(counts):
-        places = np.flatnonzero(buckets.reshape(-1) == bucket)
-        mask[rng.permutation(places)[:each]] = 1
-    return mask.reshape(buckets.shape), int(each)
-
-
 def test_buckets(data_dir, allow_outside):
     """Return the bucket of each test pixel within the crop: uint8 [N, 228, 304].
 
@@ -158,7 +136,8 @@ def test_buckets(data_dir, allow_outside):
     buckets = np.empty((len(files), *CROP), dtype=np.uint8)
 
     def read(row):
-        with reading(" and ".join(map(str, files[row])), "fetch both again"):
+        again = "fetch both again, or give --target and the flags with it for maps of another kind"
+        with reading(" and ".join(map(str, files[row])), again):
             pair = load_pair(*files[row], bits=16)
         top, left, height, width = crop_of(pair[None])
         low, high = np.moveaxis(pair[top : top + height, left : left + width, 3:], 2, 0)
@@ -225,7 +204,12 @@ def parse_args(argv=None):
     add("--allow_outside", action="store_true", help="paths in the lists may leave --data_dir")
     add("--overwrite", action="store_true", help="replace existing files, which stay otherwise")
     add("--check", action="store_true", help="only verify the data, write nothing")
-    return parser.parse_args(argv)
+    add_maps(add)
+    args = parser.parse_args(argv)
+    check_maps(parser, args)
+    if DEPTH.of(args).own and (args.mask or args.check or args.labeled_mat):
+        parser.error("--mask, --check and --labeled_mat are for depths: no --target and the like")
+    return args
 
 
 def main(argv=None):
@@ -240,12 +224,17 @@ def main(argv=None):
         if held and not args.overwrite:
             raise ValueError(f"{args.data_dir} has {', '.join(held)}: --overwrite replaces them")
         unpack_labeled(args.labeled_mat, args.data_dir, official_split())
+    own = DEPTH.of(args).own  # all labelled test pixels count, and need no mask
+    if own:
+        from maps import describe_maps  # only here, as it takes torch along
+
+        describe_maps(args)
     both = not (args.subset or args.mask)
     # Another set of images has another subset; the official mask fits its 654 test images.
     stale = args.overwrite or args.labeled_mat
     if (args.subset or both) and (stale or not (args.data_dir / SUBSET).exists()):
         make_subset(args.data_dir, args.seed)
-    if (args.mask or both) and (args.overwrite or not (args.data_dir / MASK).exists()):
+    if not own and (args.mask or both) and (args.overwrite or not (args.data_dir / MASK).exists()):
         make_mask(args.data_dir, args.seed, args.least, args.allow_outside)
     return 0
 

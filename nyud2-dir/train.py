@@ -61,7 +61,7 @@ def make_parser():
     workers_help = "threads that decode, at most one per core"
     add("--workers", type=int, default=32, role=flags.PLACE, help=workers_help)
     add("--allow_outside", action="store_true", role=flags.PLACE, help="paths may leave --data_dir")
-    add_maps(parser)
+    add_maps(parser.section("target", flags.NETWORK))
     flags.add_lds(parser, "buckets of 0.1 m", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser, "head R", "with --retrain_fc all but R")

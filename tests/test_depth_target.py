@@ -1,6 +1,7 @@
 """nyud2-dir on maps of your own: shots, files of any kind, targets of any range."""
 
 import json
+import sys
 from unittest import mock
 
 import numpy as np
@@ -125,7 +126,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch):
+def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch, capsys):
     suffix, shape, words = OWN[name]
     rng = np.random.default_rng(0)
     for image, path in write_lists(tmp_path, suffix):
@@ -141,7 +142,13 @@ def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch):
     if name == "depth":  # one set of figures will do
         monkeypatch.setattr(load("nyud2-dir", "train").report, "draw_run", lambda folder: None)
     own = [*words.split(), "--model", "mini"]
-    load("nyud2-dir", "prepare").main(["--data_dir", str(tmp_path), "--subset"])
+    flags = words.split(" --reweight")[0].split()
+    monkeypatch.setitem(sys.modules, "maps", load("nyud2-dir", "maps"))  # imported late
+    assert load("nyud2-dir", "prepare").main(["--data_dir", str(tmp_path), *flags]) == 0
+    told = capsys.readouterr().out
+    size = np.prod([int(side) for side in words.split("--map_size ")[1].split()[:2]])
+    assert f"nyu2_test.csv: 4 maps, {4 * size * 7 // 8:,} pixels with a label" in told
+    assert not (tmp_path / "test_balanced_mask.npy").exists()
     found, folder = train_tiny(tmp_path, *own)
     results = json.loads((folder / "results.json").read_text())
     assert results["target"]["name"] == name
@@ -150,7 +157,6 @@ def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch):
     assert ("delta1" in found["overall"]) == (name == "depth")  # zeros have no ratio
     assert np.isfinite(found["overall"]["rmse"])
     # Seven eighths of each test map have a label, zeros too; 10 training maps are counted.
-    size = np.prod([int(side) for side in words.split("--map_size ")[1].split()[:2]])
     assert found["overall"]["num_samples"] == 4 * size * 7 // 8
     density = pd.read_csv(folder / "label_density.csv")
     assert density["count"].sum() == 10 * size * 7 // 8
@@ -196,10 +202,11 @@ def test_maps_that_do_not_fit_are_refused_with_what_helps(tmp_path):
     ("words", "message"),
     [
         ("--map_size 64 64", "your own --target"), ("--high 80 --downscale 2", "no --downscale"),
-        ("--target x --map_size 8 8", "from 32"),
+        ("--target x --map_size 8 8", "from 32"), ("--target x --mask", "are for depths"),
     ],
 )  # fmt: skip
 def test_flags_of_maps_that_contradict(words, message, capsys):
+    program = load("nyud2-dir", "prepare" if "--mask" in words else "train")
     with pytest.raises(SystemExit):
-        load("nyud2-dir", "train").parse_args(words.split())
+        program.parse_args(words.split())
     assert message in capsys.readouterr().err

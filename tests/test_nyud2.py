@@ -365,10 +365,14 @@ def test_whole_scenes_are_held_out():
     assert held_out.reshape(20, 6).all(1).sum() == 2 == held_out.sum() / 6
     assert np.array_equal(held_out, pair_lists.hold_out(paths, seed=3))
     assert any(not np.array_equal(held_out, pair_lists.hold_out(paths, seed=s)) for s in range(5))
-    flat = [f"nyu2_train/{i:05d}.jpg" for i in range(100)]
-    assert pair_lists.hold_out(flat, 0).reshape(4, 25).all(1).sum() == 1
+    # In one folder blocks of consecutive files: of 25, or of few files a tenth.
+    for number, block in ((500, 25), (100, 10), (8, 1)):
+        flat = [f"nyu2_train/{i:05d}.jpg" for i in range(number)]
+        held_out = pair_lists.hold_out(flat, 0)
+        whole = held_out[: number // block * block].reshape(-1, block).all(1)
+        assert whole.sum() * block == held_out.sum() == max(1, number // 10)
     with pytest.raises(ValueError, match="--select test"):
-        pair_lists.hold_out(["a/1.jpg", "a/2.jpg"], 0)
+        pair_lists.hold_out(["a/1.jpg"], 0)
 
 
 def test_a_header_is_named(tmp_path):
