@@ -163,14 +163,14 @@ class Loader(Batches):
 
         for part, (both, own) in self.read_ahead(self.parts(self.cut(order)), read):
             own = Draws(*own) if own else None
-            images, depths = self._transform(*self.pairs.parted(both), own)
+            images, depths = self._transform(both, own)
             weights = None if self.weights is None else self.weights[label_to_bucket(depths)]
             yield Batch(images, depths, weights, None, *part)
 
-    def _transform(self, images, depths, draws):
-        """Augment by the draws, if any, and normalise."""
-        n, on_cpu = len(images), self.device.type == "cpu"
-        _, _, height, width = crop_of(images, self.pairs.downscale)
+    def _transform(self, both, draws):
+        """Augment the bytes of 8-bit pairs by the draws, if any, and normalise."""
+        n, on_cpu = len(both), self.device.type == "cpu"
+        _, _, height, width = crop_of(both, self.pairs.downscale)
         # Fresh memory costs the CPU more time than the arithmetic does: one buffer for all batches.
         if not on_cpu or self.buffer is None or len(self.buffer) < n:
             self.buffer = torch.empty(n, 3, height, width, device=self.device)
@@ -180,9 +180,7 @@ class Loader(Batches):
             few = slice(i, i + step)
             own = None if draws is None else draws.take(few, self.device)
             out = self.buffer[:n][few]
-            halved.append(
-                transform_train(images[few], depths[few], own, self.pairs.downscale, out)[1]
-            )
+            halved.append(transform_train(both[few], own, self.pairs.downscale, out)[1])
         return self.buffer[:n], torch.cat(halved)
 
     def _test_batch(self, part, images, depths):

@@ -129,14 +129,12 @@ def grid_of(pixels, draws, crop):
     cos = angle.cos()
     sin = angle.sin()
     x_unit = torch.where(draws.flip, -1.0, 1.0)[:, None] * (2 / (W - 1))
-    grid = pixels.new_empty(len(pixels), height, width, 2)
+    grid = pixels.new_empty(len(pixels), 2, height, width)
     # Of each coordinate one part depends on the column alone and one on the row alone.
-    for k, of_column, of_row in (
-        (0, cos * dx * x_unit, -sin * dy * x_unit),
-        (1, sin * dx * (2 / (H - 1)), cos * dy * (2 / (H - 1))),
-    ):
-        torch.add(of_column[:, None], of_row[:, :, None], out=grid[..., k])
-    return grid
+    of_column = torch.stack([cos * dx * x_unit, sin * dx * (2 / (H - 1))], dim=1)
+    of_row = torch.stack([-sin * dy * x_unit, cos * dy * (2 / (H - 1))], dim=1)
+    torch.add(of_column[:, :, None], of_row[..., None], out=grid)
+    return grid.permute(0, 2, 3, 1)
 
 
 @functools.cache
@@ -156,28 +154,47 @@ def bicubic_matrix(size, target, device="cpu"):
     return torch.from_numpy(matrix).to(device)
 
 
+def halve_rows(depth):
+    """Halve int32 [n, L, M] along L, rounded to 8 bits: int32 [n, ceil(L / 2), M]."""
+    n, L, M = depth.shape
+    T = -(-L // 2)
+    matrix = bicubic_matrix(L, T, depth.device)
+    sums = depth.new_empty(n, T, M)
+    ends = [(slice(0, T), slice(0, L))]
+    if L % 2 == 0 and L >= 16:
+        # But for two results at each end, all have the same eight weights, which are symmetric.
+        ends = [(slice(0, 2), slice(0, 8)), (slice(T - 2, T), slice(L - 8, L))]
+        taps = [depth[:, k : L - 8 + k : 2] for k in range(1, 9)]
+        weights = (bicubic_matrix(L, T)[1:5, 2] * 2**22).int().tolist()
+        inner = torch.add(taps[0], taps[7], out=sums[:, 2:-2]).mul_(weights[0])
+        for k in (1, 2, 3):
+            inner.add_(taps[k] + taps[7 - k], alpha=weights[k])
+    for results, near in ends:
+        product = matrix[near, results].T @ depth[:, near].double()
+        sums[:, results] = (product * 2**22).int()
+    return sums.add_(2**21).bitwise_right_shift_(22).clamp_(0, 255)
+
+
 def halve_depth(depth):
     """Halve 8-bit depth maps [n, H, W], given as whole numbers, as Pillow does: [n, ·, ·] float64.
 
-    Pillow goes along the rows, then along the columns, and rounds to 8 bits each time. In float64
-    the products are exact, so the result is Pillow's to the bit.
+    Pillow goes along the rows, then along the columns, and rounds to 8 bits each time. In its
+    fixed point all sums are exact, so the result is Pillow's to the bit.
     """
-    H, W = depth.shape[1:]
-    rows = bicubic_matrix(W, -(-W // 2), depth.device)
-    columns = bicubic_matrix(H, -(-H // 2), depth.device)
-    depth = torch.floor(depth.double() @ rows + 0.5).clamp_(0, 255)
-    return torch.floor(columns.T @ depth + 0.5).clamp_(0, 255)
+    layout = {"memory_format": torch.contiguous_format}
+    depth = halve_rows(depth.mT.to(torch.int32, **layout))
+    return halve_rows(depth.mT.contiguous()).double()
 
 
 # ---- batches -------------------------------------------------------------------------------
 
 
-def transform_train(images, depths, draws=None, downscale=1, out=None):
+def transform_train(both, draws=None, downscale=1, out=None):
     """Prepare a batch for training.
 
     Args:
-        images: uint8 [n, H, W, 3], scaled to a height of 240 / downscale pixels.
-        depths: uint8 [n, H, W], 255 for 10 m.
+        both: uint8 [n, H, W, 4], red, green, blue and the depth, of which 255 is 10 m; scaled to a
+            height of 240 / downscale pixels.
         draws: `Draws` of n images on the same device, or None for no augmentation.
         downscale: the crop is 228 / downscale high.
         out: float32 [n, 3, h, w] to write the images into, or None.
@@ -186,22 +203,18 @@ def transform_train(images, depths, draws=None, downscale=1, out=None):
         Images [n, 3, h, w] float32, normalised, and depths [n, 1, ceil(h/2), ceil(w/2)] float32 in
         metres.
     """
-    top, left, height, width = crop = crop_of(images, downscale)
-    out = (
-        images.new_empty((len(images), 3, height, width), dtype=torch.float32)
-        if out is None
-        else out
-    )
+    top, left, height, width = crop = crop_of(both, downscale)
+    if out is None:
+        out = both.new_empty((len(both), 3, height, width), dtype=torch.float32)
     if draws is None:
-        part = slice(top, top + height), slice(left, left + width)
-        pixels = images[:, *part].permute(0, 3, 1, 2).float()
-        depths, mean_colour = depths[:, *part], None
+        both = both[:, top : top + height, left : left + width].permute(0, 3, 1, 2).float()
+        depths, mean_colour = both[:, 3], None
     else:
-        both = torch.cat([images.permute(0, 3, 1, 2), depths[:, None]], dim=1).float()
-        both = rotate_and_crop(both, draws, crop)
-        pixels, depths = both[:, :3], torch.floor(both[:, 3] + 0.5)
-        mean_colour = pixels.mean(dim=(2, 3)) / 255
-    apply_colour_map(pixels, *colour_map(len(images), images.device, draws, mean_colour), out)
+        both = rotate_and_crop(both.float().permute(0, 3, 1, 2), draws, crop)
+        depths = torch.floor(both[:, 3] + 0.5)
+        mean_colour = both[:, :3].mean(dim=(2, 3)) / 255
+    colours = colour_map(len(both), both.device, draws, mean_colour)
+    apply_colour_map(both[:, :3], *colours, out)
     return out, (halve_depth(depths) * TRAIN_UNIT).float()[:, None]
 
 

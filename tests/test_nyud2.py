@@ -102,6 +102,8 @@ def test_dead_feature_alone_is_left_out_of_dense_calibration():
 def test_halving_is_pillows_to_the_bit(downscale):
     height, width = (side // downscale for side in load("nyud2-dir", "depth_maps").CROP)
     depth = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
+    # Edges whose results lie beyond 8 bits before they are clamped.
+    depth[1] = np.where(np.indices(depth[1].shape).sum(0) % 4 < 2, 0, 255)
     ours = transforms.halve_depth(torch.from_numpy(depth))
     for one, other in zip(depth, ours):
         small = Image.fromarray(one).resize((-(-width // 2), -(-height // 2)))
@@ -130,7 +132,8 @@ def test_colours_in_one_map_equal_the_steps():
     draws = transforms.draw_augmentation(rng, 6)
     draws = draws._replace(angle=torch.zeros(6, dtype=torch.float64), flip=torch.zeros(6) > 0)
     assert len({tuple(order) for order in draws.order.tolist()}) > 2
-    together, _ = transforms.transform_train(images, depths, draws, downscale=4)
+    both = torch.cat([images, depths[..., None]], dim=3)
+    together, _ = transforms.transform_train(both, draws, downscale=4)
     top, left, height, width = transforms.crop_of(images, 4)
     for i in range(6):
         pixels = images[i, top : top + height, left : left + width].permute(2, 0, 1).double() / 255
@@ -139,15 +142,14 @@ def test_colours_in_one_map_equal_the_steps():
 
 
 def test_rotation_is_counter_clockwise_and_flip_comes_first():
-    images = torch.zeros(2, 240, 320, 3, dtype=torch.uint8)
-    images[:, 115:125, 250:260] = 255  # to the right of the centre
-    depths = images[..., 0].clone()
+    both = torch.zeros(2, 240, 320, 4, dtype=torch.uint8)
+    both[:, 115:125, 250:260] = 255  # to the right of the centre
     zeros = torch.zeros(2, 3, dtype=torch.float64)
     draws = transforms.Draws(
         torch.tensor([False, True]), torch.tensor([5.0, 5.0], dtype=torch.float64), zeros,
         torch.arange(3).repeat(2, 1), zeros,
     )  # fmt: skip
-    _, out = transforms.transform_train(images, depths, draws)
+    _, out = transforms.transform_train(both, draws)
     y, x = (torch.nonzero(out[0, 0] > 5).float().mean(0)).tolist()
     assert x > 76
     assert y < 57 - 3  # up

@@ -73,8 +73,9 @@ def test_transforms(golden):
     images = scaled(data["image"], Image.Resampling.BILINEAR)
     depth8 = scaled(data["depth8"], Image.Resampling.NEAREST)
     depth16 = scaled(data["depth16"], Image.Resampling.NEAREST)
+    both = torch.cat([images, depth8[..., None]], dim=3)
     for name, (image, depth) in {
-        "train": transforms.transform_train(images, depth8),
+        "train": transforms.transform_train(both),
         "test": transforms.transform_test(images, depth16),
     }.items():
         np.testing.assert_allclose(image[0].numpy(), data[f"{name}_image"], atol=1e-5)
@@ -84,7 +85,7 @@ def test_transforms(golden):
         torch.tensor([False]), torch.tensor([3.7], dtype=torch.float64), nothing,
         torch.arange(3)[None], nothing,
     )  # fmt: skip
-    image, depth = transforms.transform_train(images, depth8, draws)
+    image, depth = transforms.transform_train(both, draws)
     # The official code interpolates by splines of order 2, ours bilinearly.
     assert np.abs(image[0].numpy() - data["rotated_3p7deg_image"]).mean() <= 0.03
     assert np.abs(depth[0].numpy() - data["rotated_3p7deg_depth"]).mean() <= 0.03
