@@ -118,7 +118,7 @@ def main(argv=None):
     meta = curated(meta, args.curate, target.name)
     with sole_use(args.data_dir):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
-    print(f"wrote {path}, {len(meta):,} faces")
+    print(f"wrote {path}, {len(meta):,} {'images' if target.own else 'faces'}")
     report_counts(meta["split"], expected)
     if args.meta:
         describe_split(target, meta[target.name], meta["split"])

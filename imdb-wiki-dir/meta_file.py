@@ -106,15 +106,18 @@ def split_own(meta, args, target):
     split = balanced_split(labels, meta["path"], caps, args.seed, target)
     if not {"val", "test"} <= set(split):
         raise ValueError(
-            f"no {target.name} has three faces, so none goes to val and test: add faces, or make "
-            "wider buckets with --bin_width"
+            f"no bucket of {target.words} has three images, so none goes to val and test: add "
+            "some, or make wider buckets with --bin_width"
         )
     return split
 
 
 def read_ages(path, columns):
     """Read a CSV file of labels, the first of `columns`, and the others; labels become numbers."""
-    remedy = "check the path (`python download.py --split_file` fetches the official one)"
+    remedy = (
+        f"a CSV file with {','.join(columns)} and commas between is needed (`python download.py "
+        "--split_file` fetches the official one)"
+    )
     meta = read_table(path, columns, remedy)
     meta = meta[(meta != "").any(axis=1)].reset_index(drop=True)
     name = columns[0]
@@ -123,7 +126,10 @@ def read_ages(path, columns):
     wrong = np.flatnonzero(~np.isfinite(meta[name].to_numpy(dtype=np.float64)))
     if len(wrong):
         row = int(wrong[0])
-        raise ValueError(f"{path}, row {row}: the {name} {shown(text[row])!r} is not a number")
+        raise ValueError(
+            f"{path}, row {row}: the {name} {shown(text[row])!r} is not a number; a decimal point "
+            "is needed, and no mark between thousands"
+        )
     return meta
 
 

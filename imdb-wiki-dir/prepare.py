@@ -66,7 +66,7 @@ def write_meta(meta, path, args, expected=None):
     meta = curated(meta, args.curate, target.name)
     with sole_use(path.parent):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
-    print(f"wrote {path}, {len(meta):,} faces")
+    print(f"wrote {path}, {len(meta):,} {'images' if target.own else 'faces'}")
     report_counts(meta["split"], expected)
     if args.meta:
         describe_split(target, meta[target.name], meta["split"])

@@ -103,15 +103,16 @@ def read_tsv(file, target=SIMILARITY):
         except ValueError:
             label = float("nan")
         if target.outside(label):
-            faults.append(
-                f"line {number} has the score {shown(score)!r}, no number from {target.range}"
-            )
+            faults.append(f"line {number} has the score {shown(score)!r}")
         elif not (first and second):
             faults.append(f"line {number} has an empty sentence")
         rows.append((first, second, np.float32(label)))
     if faults:
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ValueError(f"{file}: {'; '.join(faults[:10])}{more}: correct or remove these rows")
+        raise ValueError(
+            f"{file}: {'; '.join(faults[:10])}{more}: correct or remove these rows; a score is a "
+            f"number, with a decimal point, from {target.range}"
+        )
     if not rows:
         raise ValueError(f"{file} holds no pair below its header")
     return pd.DataFrame(rows, columns=["sentence1", "sentence2", "label"])

@@ -122,10 +122,14 @@ load = Predictor
 
 def read_pairs(file):
     """Return the pairs of a table as a list; a ValueError says what cannot be used in it."""
-    by_tabs = file.suffix.lower() == ".tsv"
+    with open(file, encoding="utf-8-sig") as lines:
+        by_tabs = "\t" in lines.readline()  # as prepare.py decides
     form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if by_tabs else {"sep": ","}
     options = {"dtype": str, "na_filter": False, "encoding": "utf-8-sig"}
-    table = pd.read_csv(file, **form, **options)
+    try:
+        table = pd.read_csv(file, **form, **options)
+    except pd.errors.ParserError as error:
+        raise ValueError(f"it is no table with tabs or commas ({error})") from None
     if missing := [column for column in COLUMNS if column not in table.columns]:
         found = ", ".join(map(repr, table.columns))
         raise ValueError(f"it lacks the column {' and '.join(missing)}: it has {found}")

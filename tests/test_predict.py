@@ -102,7 +102,7 @@ def test_maps_of_one_name_do_not_replace_each_other(tmp_path):
     assert rooms.names_of(files) == ["x", "x_2", "y"]
 
 
-@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", " with tabs.csv"])
 def test_pairs_are_read_by_their_columns(tmp_path, suffix):
     file = tmp_path / f"pairs{suffix}"
     table = pd.DataFrame({"id": [7], "sentence2": ["A dog, NA."], "sentence1": ['"A" cat']})
@@ -113,6 +113,9 @@ def test_pairs_are_read_by_their_columns(tmp_path, suffix):
     assert pairs.read_pairs(file) == [('"A" cat', "A dog, NA.")]
     file.write_text("sentence1\n")
     with pytest.raises(ValueError, match="lacks the column sentence2: it has 'sentence1'"):
+        pairs.read_pairs(file)
+    file.write_text("sentence1;sentence2\nA cat;A dog\nNo, a cat;A dog\n")
+    with pytest.raises(ValueError, match="no table with tabs or commas"):
         pairs.read_pairs(file)
 
 

@@ -205,7 +205,7 @@ def test_read_pairs(tmp_path):
     ("content", "message"),
     [(HEADER + "0\tg\ta b\t1.0\n", "line 2 has 4 columns, the header 5"),
      (HEADER + "0\tg\ta\tb\t1.0\n1\tg\ta\tb\tx\n", "line 3 has the score 'x'"),
-     (HEADER + "0\tg\ta\tb\t5.1\n", "'5.1', no number from 0 to 5"),
+     (HEADER + "0\tg\ta\tb\t5.1\n", "with a decimal point, from 0 to 5"),
      (HEADER + "0\tg\ta\tb\tnan\n", "'nan'"), (HEADER + "0\tg\ta\tb\t-0.1\n", "'-0.1'"),
      (HEADER + "0\tg\t \tb\t1\n", "line 2 has an empty sentence"),
      (HEADER + "0\tg\ta\tb\t1\n\n1\tg\ta\tb\t1\n", "line 3 has 1 columns"),
