@@ -16,6 +16,7 @@ from lds import KERNELS, REWEIGHTS, get_lds_kernel_window
 
 NETWORK, TRAINING, PLACE = "network", "training", "place"
 MOST_LR = 1e6
+MOST = 2**32 - 1  # of any whole number; a seed of numpy's is not larger
 MOST_BUCKETS = 10_000  # their statistics take 2 · D numbers each, several times
 DENSE = "dense"  # a --reweight that needs the labels, not their counts
 # Groups whose flags count only where their first is not "none".
@@ -187,24 +188,20 @@ def check(parser, args, positive=(), buckets=None):
         parser.error("--eval_model needs --evaluate; to train from a checkpoint use --pretrained")
     if args.resume and args.overwrite:
         parser.error("--resume continues a run, --overwrite replaces it: choose one")
-    if args.seed < 0:
-        parser.error(f"--seed must be 0 or more, got {args.seed}")
     if args.gpu is not None and args.device == ("cpu" if args.gpu >= 0 else "cuda"):
         parser.error(f"--gpu {args.gpu} and --device {args.device} contradict each other")
     if not 0 <= args.fds_mmt <= 1:
         parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1]")
     if not 0 < args.lr < MOST_LR:
         parser.error(f"--lr {args.lr} must be above 0 and below {MOST_LR:g}")
-    for flag in {"weight_decay", "momentum"} & set(vars(args)):
-        if not 0 <= getattr(args, flag) < MOST_LR:
-            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}")
+    for flag in {"weight_decay", "momentum", "save_every", "seed"} & set(vars(args)):
+        if not 0 <= getattr(args, flag) <= MOST:
+            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}; most is {MOST}")
     for flag in ("print_freq", "batch_size", *positive):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be 1 or more, got {getattr(args, flag)}")
     if min(args.start_update, args.start_smooth, *getattr(args, "schedule", ())) < 0:
         parser.error("--start_update, --start_smooth and --schedule must be 0 or more")
-    if not 0 <= args.save_every < float("inf"):
-        parser.error(f"--save_every must be 0 or more minutes, got {args.save_every}")
     most = MOST_BUCKETS if buckets is None else buckets
     if not 0 <= args.bucket_start < args.bucket_num <= most:
         parser.error(f"--bucket_start and --bucket_num must rise, from 0 to at most {most}")
@@ -218,6 +215,10 @@ def check(parser, args, positive=(), buckets=None):
             get_lds_kernel_window(getattr(args, kernel), getattr(args, ks), getattr(args, sigma))
         except ValueError as error:
             parser.error(f"--{kernel}, --{ks}, --{sigma}: {error}")
+    for flag, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if number != number or (isinstance(number, int) and number > MOST):
+                parser.error(f"--{flag} must be a number of at most {MOST}, got {number}")
 
 
 # ---- names ---------------------------------------------------------------------------------
@@ -247,11 +248,9 @@ def lds_options(args):
 
 def fds_options(args):
     """Return the arguments of `fds.FDS` that are flags."""
+    same = ("bucket_num", "bucket_start", "start_update", "start_smooth")
     return {
-        "bucket_num": args.bucket_num,
-        "bucket_start": args.bucket_start,
-        "start_update": args.start_update,
-        "start_smooth": args.start_smooth,
+        **{name: getattr(args, name) for name in same},
         "kernel": args.fds_kernel,
         "ks": args.fds_ks,
         "sigma": args.fds_sigma,

@@ -27,13 +27,13 @@ def get_lds_kernel_window(kernel, ks, sigma):
     Args:
         kernel: 'gaussian', 'triang' or 'laplace'.
         ks: length of the window in buckets, odd and >= 1.
-        sigma: width of the kernel in buckets, > 0; 'triang' has none.
+        sigma: width of the kernel in buckets, 1e-6 to 1e6; 'triang' has none.
 
     Returns:
         Float array [ks] with 1, its peak, at the centre.
 
     Raises:
-        ValueError: for an unknown kernel, an even or non-positive ks, or sigma <= 0.
+        ValueError: for an unknown kernel, an even or non-positive ks, or another sigma.
 
     Source: section 3.1 of the paper. The Gaussian is a unit impulse filtered within the window
     with a reflecting edge, as in the released code, so its ends lie above exp(−x²/2σ²).
@@ -42,8 +42,8 @@ def get_lds_kernel_window(kernel, ks, sigma):
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     if int(ks) != ks or ks < 1 or ks % 2 == 0:
         raise ValueError(f"ks must be odd and >= 1 (say {max(int(ks) // 2 * 2 + 1, 1)}), got {ks}")
-    if not 1e-6 < sigma < float("inf"):
-        raise ValueError(f"sigma must be > 0 (1e-6 at least) and finite, got {sigma}")
+    if not 1e-6 < sigma < 1e6:
+        raise ValueError(f"sigma must be between 1e-6 and 1e6, got {sigma}")
     ks, half = int(ks), int(ks) // 2
     if kernel == "triang":
         return 2 * (half + 1 - np.abs(np.arange(-half, half + 1))) / (ks + 1.0)

@@ -1,5 +1,6 @@
 """How every program of a folder ends: a user's mistake is one line, any other error a traceback."""
 
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -9,6 +10,8 @@ from outside import clean
 HERE = Path(__file__).resolve().parent
 DEBUG = "--debug"  # shows the traceback of a mistake too
 MISTAKES = (ValueError, FloatingPointError)
+# Of a size that no machine has, or not this one; PyTorch's types would need its import.
+NO_MEMORY = re.compile("allocate|out of memory|Storage size calculation overflowed")
 
 
 def run(main, *folders):
@@ -23,10 +26,13 @@ def run(main, *folders):
     try:
         status = main()
     except Exception as error:
-        if debug or not is_mistake(error, (HERE, *folders)):
+        too_large = is_too_large(error)
+        if debug or not (too_large or is_mistake(error, (HERE, *folders))):
             raise
         # A name from a file may hold what steers a terminal.
         said = clean(" ".join(str(error).split()))
+        if too_large:
+            said = f"not enough memory ({said}): give a smaller --batch_size, or smaller sizes"
         sys.exit(f"{Path(sys.argv[0]).name}: {said} ({DEBUG} shows where)")
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -42,3 +48,9 @@ def is_mistake(error, folders):
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = any(Path(last.filename).resolve().is_relative_to(folder) for folder in folders)
     return isinstance(error, MISTAKES) and ours and (last.line or "").startswith("raise")
+
+
+def is_too_large(error):
+    """Whether an error says that there is not enough memory."""
+    said = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(said)

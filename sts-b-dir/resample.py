@@ -22,6 +22,7 @@ from relevance import RELEVANCES, relevance_of
 
 METHODS = ("none", "smoter", "smogn")
 BALANCE = "balance"
+MOST_SYNTHETIC = 10_000  # for each rare sample; Torgo et al. add up to 5
 MEDIAN_OF = 2000  # most samples of a region to which a seed's distances are taken, for their median
 PIECE = 512  # seeds whose distances are held at a time
 STREAM = 15  # keeps these draws apart from those of an epoch's batches
@@ -34,8 +35,8 @@ def amount(text):
     if text == BALANCE:
         return text
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    if not 0 <= value <= MOST_SYNTHETIC:
+        raise argparse.ArgumentTypeError(f"{text:.20} is not 0 or more, to {MOST_SYNTHETIC}")
     return value
 
 

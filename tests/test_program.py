@@ -53,6 +53,15 @@ def test_unexpected_errors_keep_their_traceback(tmp_path, body):
     assert lines[0].startswith("Traceback")
 
 
+@pytest.mark.parametrize(
+    "body", ["bytearray(1 << 60)", "import torch; torch.empty(1 << 50)", "raise MemoryError"]
+)
+def test_a_size_without_memory_is_one_line(tmp_path, body):
+    status, (line,) = ending(tmp_path, body)
+    assert status == 1
+    assert line.startswith("try.py: not enough memory (")
+
+
 @pytest.mark.parametrize(("value", "status"), [("2", 2), ("None", 0), ("{'mae': 1.0}", 0)])
 def test_exit_status(tmp_path, value, status):
     assert ending(tmp_path, f"return {value}") == (status, [])
