@@ -20,7 +20,8 @@ trees = load("uci-dir", "trees")
 fds = load("uci-dir", "fds")
 split = load("uci-dir", "split")
 compare = load("uci-dir", "compare")
-BINS = datasets.Bins(0.5, 20.5, 20)
+bins = load("uci-dir", "bins")
+BINS = bins.Bins(0.5, 20.5, 20)
 
 
 # ---- labels and weights --------------------------------------------------------------------
@@ -29,8 +30,8 @@ BINS = datasets.Bins(0.5, 20.5, 20)
 def test_buckets_of_arrays_and_tensors(monkeypatch):
     labels = np.array([[1.0, 20.0], [-5.0, 99.0]])
     expected = [[0, 19], [0, 19]]
-    monkeypatch.setitem(sys.modules, "datasets", datasets)
-    bucket = pickle.loads(pickle.dumps(partial(datasets.label_to_bucket, bins=BINS)))
+    monkeypatch.setitem(sys.modules, "bins", bins)
+    bucket = pickle.loads(pickle.dumps(partial(bins.label_to_bucket, bins=BINS)))
     assert bucket(labels).tolist() == expected
     found = bucket(torch.from_numpy(labels).float())
     assert found.tolist() == expected
@@ -224,7 +225,7 @@ def test_every_metric_by_plain_loops():
 
 def test_network_and_its_calibration():
     torch.manual_seed(0)
-    bucket = partial(datasets.label_to_bucket, bins=BINS)
+    bucket = partial(bins.label_to_bucket, bins=BINS)
     module = fds.FDS(10, 20, ks=3, sigma=1, label_to_bucket=bucket)
     model = mlp.MLP(4, [20, 30, 10], module)
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}

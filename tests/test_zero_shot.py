@@ -56,7 +56,7 @@ def test_metrics_of_ages_and_tables_have_the_regions():
     preds = labels + np.arange(1, 6)
     ages = load("agedb-dir", "metrics").shot_metrics(preds, labels, train)
     tables = load("uci-dir", "metrics")
-    bins = load("uci-dir", "datasets").Bins(19.5, 40.5, 21)  # as after prepare.py
+    bins = load("uci-dir", "bins").Bins(19.5, 40.5, 21)  # as after prepare.py
     rows = tables.shot_metrics(preds, labels, train, tables.ShotRule(bins, 100, 20))
     for metrics in (ages, rows):
         mae = {name: metrics[name]["mae"] for name in regions.REGIONS}

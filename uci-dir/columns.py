@@ -217,10 +217,11 @@ def encode_categories(values, column):
 
 def check_preparation(preparation):
     """Refuse a preparation from a file that prepare.py cannot have written; any error says why."""
-    low, high, number = preparation["bins"]
+    low, high, number, *scale = preparation["bins"]
     right = isinstance(number, int) and 0 < number <= MOST_BUCKETS
+    right &= scale in ([], ["symlog"]) or (scale == ["log"] and low > 0)
     if not (right and -np.inf < low < high < np.inf):
-        raise ValueError(f"its bins are {[low, high, number]}")
+        raise ValueError(f"its bins are {[low, high, number, *scale]}")
     needed = {"shots": ("many", "few"), "target": ("mean", "std")}
     values = [preparation[part][name] for part, names in needed.items() for name in names]
     for column in preparation["columns"]:
@@ -246,11 +247,10 @@ def describe_columns(frame, columns, left_out):
             missing = int(np.isnan(as_numbers(values)).sum())
             odd = missing - int(values.isna().sum())
             note = f" ({odd} infinite or no number)" * bool(odd)
-            filling = f"filled with the training median {column['median']:g}"
+            filled = f"filled with the training median {column['median']:g}"
             mark = ", marked in a column of their own" * column["flag"]
-            lines += [f"  {column['name']}: {missing} missing{note}, {filling}{mark}"] * bool(
-                missing
-            )
+            text = f"  {column['name']}: {missing} missing{note}, {filled}{mark}"
+            lines += [text] * bool(missing)
         elif values.isna().any():
             lines.append(f"  {column['name']}: {values.isna().sum()} missing, as a category")
     shown = {name: why for name, why in left_out.items() if why not in ("target", "group")}

@@ -18,7 +18,7 @@ import figures
 import report
 import run_folder
 import trees
-from datasets import label_to_bucket
+from bins import label_to_bucket
 from files import write_atomically
 from metrics import SHOTS
 from outside import read_json
@@ -192,6 +192,8 @@ def draw(runs, errors, labels):
         style = STYLES[method] | {"ms": 4, "lw": 1.2, "label": method}
         ax.plot(centres[by_bucket.index], by_bucket["mae"], **style)
     ax.set(xlabel=figures.with_unit(run), ylabel=figures.with_unit(run, "mae"), ylim=(0, None))
+    ends = [run["target"].get(end) for end in ("low", "high")]  # of a scale that is not linear
+    ax.set(xscale=run["target"].get("scale", "linear"), xlim=ends)
     ax.spines[["top", "right"]].set_visible(False)
     title = f"{run['config']['dataset']}: test set, {len(labels)} rows, mean of the seeds"
     ax.set_title(title, fontsize="medium")

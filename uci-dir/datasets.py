@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from batches import Batches, Part
+from bins import label_counts, label_to_bucket
 from columns import check_preparation, encode
 from lds import bucket_weights, label_density
 from outside import read_json, reading
@@ -23,49 +24,6 @@ PIECE = 8192  # rows at a time where nothing is trained
 LARGEST_LOG = 80.0  # exp of more leaves float32
 
 # ---- labels and weights --------------------------------------------------------------------
-
-
-class Bins(NamedTuple):
-    """Equal buckets of the label between two ends, in its unit."""
-
-    low: float
-    high: float
-    number: int
-
-    @property
-    def edges(self):
-        """Lower edges of the buckets [B]."""
-        return self.low + (self.high - self.low) / self.number * np.arange(self.number)
-
-    @property
-    def middles(self):
-        """Middles of the buckets [B]."""
-        return self.edges + (self.high - self.low) / self.number / 2
-
-
-def label_to_bucket(labels, bins):
-    """Return the bucket of each label, as long, same shape and kind as given.
-
-    Args:
-        labels: tensor or array, in the unit of the target; taken in float32, as training has them.
-        bins: `Bins` or (low, high, number); labels outside go to the end buckets.
-
-    `functools.partial(label_to_bucket, bins=bins)` can be pickled.
-    """
-    low, high, number = bins
-    if hasattr(labels, "clamp"):  # a tensor
-        position = (labels.float().double() - low) / (high - low)
-        return (position * number).floor().clamp(0, number - 1).long()
-    position = (np.array(labels, dtype=np.float32).astype(np.float64) - low) / (high - low)
-    return np.floor(position * number).clip(0, number - 1).astype(np.int64)
-
-
-def label_counts(labels, bins):
-    """Return the number of labels [N] in each bucket, long [B]; a ValueError if not finite."""
-    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
-    if not np.isfinite(labels).all():
-        raise ValueError("labels must be finite: remove the others first")
-    return np.bincount(label_to_bucket(labels, bins), minlength=bins[2])
 
 
 def sample_weights(labels, bins, reweight, lds=False, lds_kernel="gaussian", lds_ks=5, lds_sigma=2):

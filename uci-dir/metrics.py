@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import Bins, label_counts, label_to_bucket
+from bins import Bins, label_counts, label_to_bucket
+from lds import on_scale
 from outside import reading
 from regions import zero_shot_parts
 from relevance import relevance, relevance_points
@@ -81,10 +82,13 @@ def shots_of_buckets(train_labels, rule):
 
 def groups_of(labels, rule):
     """Return the bucket of each label [N], long, not bounded by the first and last one."""
-    width = (rule.bins.high - rule.bins.low) / rule.bins.number
-    inside = label_to_bucket(labels, rule.bins)
-    beyond = np.floor((np.asarray(labels, dtype=float) - rule.bins.low) / width).astype(int)
-    return np.where((labels < rule.bins.low) | (labels > rule.bins.high), beyond, inside)
+    bins = rule.bins
+    inside = label_to_bucket(labels, bins)
+    values = np.asarray(labels, dtype=float)
+    if bins.scale == "log":
+        values = np.maximum(values, np.finfo(float).tiny)
+    beyond = np.floor((on_scale(values, bins.scale) - bins.ends[0]) / bins.width).astype(int)
+    return np.where((labels < bins.low) | (labels > bins.high), beyond, inside)
 
 
 def shot_metrics(preds, labels, train_labels=None, rule=None, points=None):

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 
 import program
+from bins import label_counts, label_to_bucket
 from columns import SPLIT, as_text, choose_columns, describe_columns, fit_columns
-from datasets import SPLITS, label_counts, label_to_bucket, target_statistics
+from datasets import SPLITS, target_statistics
 from fetch import sha256_of, sole_use
 from files import write_atomically
+from lds import SCALES
 from metrics import ShotRule
 from outside import clean, read_json, reading
 from regions import check_ends, is_curated
@@ -79,7 +81,7 @@ def prepare(frame, args):
     frame, labels = frame[kept].reset_index(drop=True), labels[kept]
     lines = [f"{(~kept).sum()} rows without a label left out"] if not kept.all() else []
     inputs, left_out = choose_columns(frame, args)
-    bins, why = choose_bins(labels, args.bins, args.bin_width)
+    bins, why = choose_bins(labels, args.bins, args.bin_width, args.scale)
     counts = label_counts(labels, bins)
     cap = args.cap or automatic_cap(counts)
     groups = as_text(frame[args.group]) if args.group else None
@@ -104,7 +106,7 @@ def prepare(frame, args):
         "target": {"name": args.target, "unit": args.unit, **target_statistics(labels[train])},
         "columns": columns,
         "left_out": left_out,
-        "bins": list(bins),
+        "bins": list(bins if bins.record else bins[:3]),
         "shots": {"many": many, "few": few},
         "split": {"seed": args.seed, "cap": cap, "group": args.group},
         "missing": list(args.missing),
@@ -112,7 +114,8 @@ def prepare(frame, args):
     names = [column["name"] for column in columns]
     table = frame[names].assign(**{args.target: labels, SPLIT: split})
     lines += describe_columns(frame, columns, left_out)
-    lines.append(f"{bins.number} buckets of {(bins.high - bins.low) / bins.number:g}: {why}")
+    decades = " decades" * (args.scale != "linear")
+    lines.append(f"{bins.number} buckets of {bins.width:g}{decades}: {why}")
     return table, preparation, lines + describe_split(labels, split, ShotRule(bins, many, few), cap)
 
 
@@ -185,7 +188,8 @@ def parse_args(argv=None):
     add("--group", metavar="COLUMN", help="rows with one value here stay in one split")
     width = parser.add_mutually_exclusive_group()
     width.add_argument("--bins", type=int, help="number of label buckets [automatic]")
-    width.add_argument("--bin_width", type=float, help="their width, in the target's unit")
+    width.add_argument("--bin_width", type=float, help="their width, in the unit or in decades")
+    add("--scale", choices=SCALES, default="linear", help="of the buckets; log for a heavy tail")
     add(
         "--cap",
         type=int,

@@ -7,7 +7,10 @@ then uses reach from its first to its last label.
 import numpy as np
 import pandas as pd
 
-from datasets import SPLITS, Bins, label_to_bucket
+from bins import Bins, label_counts, label_to_bucket
+from buckets import from_scale
+from datasets import SPLITS
+from lds import on_scale
 from metrics import SHOTS, shots_of_buckets
 
 MIN_BINS, MAX_BINS = 10, 100  # automatic ones; those of the ages and of depth are 100
@@ -17,31 +20,41 @@ LEAST_CAP, MOST_CAP = 5, 150  # rows of a bucket in each; the paper's largest, o
 # ---- buckets -------------------------------------------------------------------------------
 
 
-def choose_bins(labels, number=None, width=None):
+def choose_bins(labels, number=None, width=None, scale="linear"):
     """Cut the range of the labels into equal buckets.
 
     Args:
         labels: [N].
         number, width: as asked for; both None for an automatic choice.
+        scale: on which they are equal: 'linear', or 'log' or 'symlog', whose widths are decades.
 
     Returns:
         `Bins`, and a sentence that says why.
+
+    Raises:
+        ValueError: for the logarithm of labels that are not above 0.
     """
-    low, high = float(labels.min()), float(labels.max())
-    whole = bool((labels == np.round(labels)).all())
+    if scale == "log" and labels.min() <= 0:
+        raise ValueError(
+            f"--scale log needs labels above 0, the least is {labels.min():g}: --scale symlog"
+        )
+    values = on_scale(labels, scale)
+    low, high = float(values.min()), float(values.max())
+    whole = scale == "linear" and bool((labels == np.round(labels)).all())
     if number:
-        return Bins(low, high, number), f"--bins {number}"
+        return Bins(float(labels.min()), float(labels.max()), number, scale), f"--bins {number}"
     if width:
         why = f"--bin_width {width:g}"
     elif whole and high - low < MAX_BINS:
         width = 1.0
         why = "the labels are whole numbers: one bucket each, as with ages"
     else:
-        width, why = automatic_width(labels)
+        width, why = automatic_width(values)
     # Whole labels lie in the middle of their bucket, where no rounding moves them to the next.
     start = low - 0.5 if whole and width == round(width) else np.floor(low / width) * width
     number = int(np.floor((high - start) / width)) + 1
-    return Bins(float(start), float(start + number * width), number), why
+    ends = from_scale(np.array([start, start + number * width]), scale)
+    return Bins(*ends.tolist(), number, scale), why
 
 
 def automatic_width(labels):
@@ -60,14 +73,13 @@ def automatic_width(labels):
 def trained_bins(bins, train_labels):
     """Return the bins from the first to the last that has a training row, two at least."""
     train_buckets = label_to_bucket(train_labels, bins)
-    width = (bins.high - bins.low) / bins.number
     first = train_buckets.min()
     last = max(train_buckets.max(), train_buckets.min() + 1)
     if (first, last) == (0, bins.number - 1):
         return bins
-    low = bins.low + first * width
-    high = bins.low + (last + 1) * width
-    return Bins(float(low), float(high), int(last - first + 1))
+    positions = bins.ends[0] + np.array([first, last + 1]) * bins.width
+    ends = from_scale(positions, bins.scale)
+    return Bins(*ends.tolist(), int(last - first + 1), bins.scale)
 
 
 # ---- split ---------------------------------------------------------------------------------
@@ -163,4 +175,11 @@ def describe_split(labels, split, rule, cap):
         counts = [int((here & (split == name)).sum()) for name in SPLITS]
         buckets = len(shots) if shot == "all" else int((shots == shot).sum())
         lines.append(f"{shot:>8}{buckets:>9,}" + "".join(f"{count:>9,}" for count in counts))
+    counts = label_counts(labels[split == "train"], rule.bins)
+    share = counts.max() / counts.sum()
+    if share > 0.5:
+        log = ", or for a heavy tail --scale log or symlog," * (rule.bins.scale == "linear")
+        lines.append(
+            f"warning: one bucket holds {share:.0%} of them: a smaller --bin_width{log} cuts it"
+        )
     return lines

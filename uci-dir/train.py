@@ -138,9 +138,10 @@ import run_folder
 import trees
 import utils
 from batches import Sharing, Steps
+from bins import Bins, label_counts, label_to_bucket
 from checkpoint_file import dictionary_of
 from columns import width_of
-from datasets import Bins, Loader, TargetScale, label_counts, label_to_bucket, read_prepared
+from datasets import Loader, TargetScale, read_prepared
 from fds import FDS
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, ShotRule, shot_metrics, shots_of_buckets
 from mlp import MLP
@@ -212,8 +213,7 @@ def build_model(args, state=None):
     if args.fds:
         bins = Bins(*args.preparation["bins"])
         bucket = functools.partial(label_to_bucket, bins=bins)
-        options = flags.fds_options(args)
-        options["bucket_num"] = min(args.bucket_num, bins.number)
+        options = flags.fds_options(args) | {"bucket_num": min(args.bucket_num, bins.number)}
         module = FDS(args.hidden[-1], **options, clip=FDS_CLIP, label_to_bucket=bucket)
     model = MLP(width_of(args.preparation["columns"]), args.hidden, module)
     return heads.extend(model, args)
@@ -365,7 +365,6 @@ def finish(run, model, data, progress):
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(best), best), best)
     metrics, predictions = evaluate_splits(run, model, data)
     if run.is_main:
-        target = args.preparation["target"]
         results.write_predictions(folder, predictions)
         edges = data.rule.bins.edges
         shots = shots_of_buckets(data.labels, data.rule)
@@ -373,7 +372,8 @@ def finish(run, model, data, progress):
         if args.fds:
             buckets = slice(model.FDS.bucket_start, model.FDS.bucket_num)
             results.write_fds_statistics(folder, model.FDS, edges[buckets])
-        facts = {"target": {"name": target["name"], "unit": target["unit"]}} | FACTS
+        record = {name: args.preparation["target"][name] for name in ("name", "unit")}
+        facts = {"target": record | data.rule.bins.record} | FACTS
         facts |= {name: progress[name] for name in ("best_epoch", "wall_seconds")}
         results.write_results(run, metrics, **facts)
         if not args.compare:  # which draws one figure of all
