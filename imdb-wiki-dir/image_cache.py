@@ -17,6 +17,7 @@ from array_cache import ArrayCache
 from datasets import read_meta
 from image_file import open_image
 
+MOST_PIXELS = 10_000  # of a side
 CACHE_VERSION = 2  # part of the array's name: raise it when its content changes
 
 
@@ -49,6 +50,8 @@ class Images(ArrayCache):
     what = "images"
 
     def __init__(self, data_dir, paths, img_size, cache, name="images", **options):
+        if img_size > MOST_PIXELS:
+            raise ValueError(f"--img_size must be at most {MOST_PIXELS}, got {img_size}")
         self.shape = (img_size, img_size, 3)
         self.settings = f"{CACHE_VERSION} {img_size}"
         super().__init__(data_dir, [paths], cache, f"{name}_{img_size}", **options)

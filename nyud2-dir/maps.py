@@ -14,6 +14,7 @@ from datasets import TRAIN_COUNTS, TRAIN_PAIRS, Batch, Loader, count_pixels
 from depth_cache import Pairs
 from depth_maps import DEPTH, SIZE
 from image_file import open_image
+from outside import shown
 from pair_lists import TEST, TRAIN, read_pairs
 from transforms import Draws, apply_colour_map, colour_map, grid_of
 
@@ -38,12 +39,7 @@ def read_map(file, no_label=None):
     """
     file = Path(file)
     if file.suffix.lower() in ARRAYS:
-        values = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
-        if not isinstance(values, np.ndarray):
-            with values as archive:
-                if len(archive.files) != 1:
-                    raise ValueError(f"the map holds {len(archive.files)} arrays: one is needed")
-                values = archive[archive.files[0]]
+        values = read_array(file)
     else:
         with open_image(file) as image:
             if image.mode not in MODES:
@@ -57,6 +53,23 @@ def read_map(file, no_label=None):
     if no_label is not None:
         found[found == np.float32(no_label)] = np.nan
     return found
+
+
+def read_array(file):
+    """Return the array of a `.npy` file, mapped, or of a `.npz` file; a ValueError if damaged."""
+    try:
+        values = np.load(file, allow_pickle=False, mmap_mode="r")
+        if isinstance(values, np.ndarray):
+            return values
+        with values as archive:
+            if len(archive.files) != 1:
+                raise ValueError(f"the map holds {len(archive.files)} arrays: one is needed")
+            size = sum(member.file_size for member in archive.zip.infolist())
+            if size > 16 * PIXELS:  # packed, it may lie in a small file
+                raise ValueError(f"the map unpacks to {size:,} bytes")
+            return archive[archive.files[0]]
+    except Exception as error:  # NumPy and zipfile have a dozen kinds
+        raise ValueError(shown(error)) from error
 
 
 class Maps(Pairs):

@@ -9,6 +9,7 @@ import numpy as np
 
 from edf_night import Fault, normalized, open_edf, read_night
 from night_signals import resample
+from outside import shown
 from own_signals import LONGEST_SECONDS
 
 SUFFIXES = (".csv", ".npy", ".edf")  # of your own signals
@@ -62,21 +63,22 @@ def read_csv(path, own):
             labels = {normalized(str(label)): label for label in reversed(table.columns)}
             table = table[[labels[found] for found in find_channels(own, labels)]]
         samples = table.to_numpy(dtype=np.float64)
-    except (ValueError, OSError) as error:
-        if isinstance(error, Fault):
-            raise
-        raise Fault("unreadable", f"it is no table of numbers ({error})") from None
+    except Fault:
+        raise
+    except Exception as error:  # of pandas, which has a dozen kinds
+        raise Fault("unreadable", f"it is no table of numbers ({shown(error)})") from None
     return in_order(samples, own)
 
 
 def read_npy(path, own):
     """Return the channels [C, T] of an array [T, C], or [T] of one, in the order of --channels."""
     try:
-        samples = np.load(path, allow_pickle=False)
-        if samples.dtype.kind not in "iufb":
-            raise ValueError(f"its numbers are {samples.dtype}")
-    except (ValueError, OSError, EOFError) as error:
-        raise Fault("unreadable", f"it is no array of numbers ({error})") from None
+        # Mapped: a damaged header may claim more than memory holds.
+        samples = np.load(path, allow_pickle=False, mmap_mode="r")
+        if not isinstance(samples, np.ndarray) or samples.dtype.kind not in "iufb":
+            raise ValueError(f"its numbers are {getattr(samples, 'dtype', 'packed')}")
+    except Exception as error:  # NumPy has a dozen kinds
+        raise Fault("unreadable", f"it is no array of numbers ({shown(error)})") from None
     return in_order(samples[:, None] if samples.ndim == 1 else samples, own)
 
 
@@ -109,7 +111,7 @@ def read_edf(path, own):
 def find_channels(own, labels):
     """Return the normalized names of the channels, all of them among the labels, or a Fault."""
     names = [normalized(name) for name in own.channel_names]
-    for shown, name in zip(own.channel_names, names):
+    for given, name in zip(own.channel_names, names):
         if name not in labels:
-            raise Fault("missing_channel", f"no {shown} among {', '.join(labels)}")
+            raise Fault("missing_channel", f"no {given} among {', '.join(labels)}")
     return names

@@ -2,6 +2,7 @@
 
     python tests/fuzz.py --cases 10000    # as `make fuzz`: counts into benchmarks/reliability
     python tests/fuzz.py --target night --cases 500
+    python tests/fuzz.py --only own_maps --cases 300    # these counts again, the others stay
 
 Each case damages a whole file at random, from its number and --seed, and reads it. A file must be
 read as it was or be refused in one line that names it. Where checksums guard the content, another
@@ -172,15 +173,17 @@ def main(argv=None):
     parser.add_argument("--cases", type=int, default=10_000, help="over all kinds, or of --target")
     parser.add_argument("--seed", type=int, default=0, help="of the damage")
     parser.add_argument("--target", choices=hostile_kinds.KINDS, help="this kind only, here")
+    parser.add_argument("--only", nargs="+", choices=hostile_kinds.KINDS, help="these kinds")
     parser.add_argument("--first", type=int, default=0, help="first case, with --target")
     args = parser.parse_args(argv)
     if args.target:
         return run_kind(args.target, range(args.first, args.cases), args.seed)
     start = time.monotonic()
-    share = sum(kind.share for kind in hostile_kinds.KINDS.values())
+    chosen = {name: hostile_kinds.KINDS[name] for name in args.only or hostile_kinds.KINDS}
+    share = sum(kind.share for kind in chosen.values())
     counts = {}
     failed = []
-    for name, kind in hostile_kinds.KINDS.items():
+    for name, kind in chosen.items():
         cases = -(-args.cases * kind.share // share)
         rows = list(run_apart(name, cases, args.seed))
         counts[name] = Counter(outcome for _, outcome, _ in rows)

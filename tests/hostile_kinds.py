@@ -305,6 +305,46 @@ def read_night(folder):
     return nights.read([0])
 
 
+RECORDINGS = ("a.csv", "a.npy")
+OWN_SIGNAL = Namespace(channels="x,y", rate=4.0, window=8.0)
+
+
+def make_recordings(folder):
+    """Write a recording of two channels as CSV and as an array."""
+    samples = np.random.default_rng(0).normal(size=(100, 2)).round(3)
+    pd.DataFrame(samples, columns=["x", "y"]).to_csv(folder / "a.csv", index=False)
+    np.save(folder / "a.npy", samples)
+
+
+def read_recordings(folder):
+    """Read both as prepare.py does."""
+    module = load("shhs-dir", "recordings")
+    signals = load("shhs-dir", "own_signals").signals_of(OWN_SIGNAL)
+    return [module.read_recording(folder / name, signals, 0.0) for name in RECORDINGS]
+
+
+MAPS = ("a.npy", "b.npz", "c.tif", "d.png")
+
+
+def make_maps(folder):
+    """Write an image, and maps of it in four formats."""
+    make_images(folder)
+    values = np.random.default_rng(0).integers(0, 99, (40, 30))
+    np.save(folder / "a.npy", values.astype(np.float32))
+    np.savez_compressed(folder / "b.npz", values.astype(np.float32))
+    Image.fromarray(values.astype(np.float32)).save(folder / "c.tif")
+    Image.fromarray(values.astype(np.uint16)).save(folder / "d.png")
+
+
+def read_maps(folder):
+    """Read them as training does."""
+    words = "--target rain --low 0 --high 100 --map_size 32 32 --no_label -1"
+    args = load("nyud2-dir", "train").parse_args(words.split())
+    table = pd.DataFrame({"image": ["a.png"] * len(MAPS), "depth": MAPS})
+    maps = load("nyud2-dir", "maps").Maps(folder, table, args, None, "t", workers=1, quiet=True)
+    return maps.read(range(len(MAPS)))
+
+
 def make_labeled(folder):
     """Write a labelled file of NYU Depth v2 with two pairs."""
     with h5py.File(folder / "labeled.mat", "w") as file:
@@ -462,6 +502,9 @@ MADE = [
     Kind("night", "shhs-dir", "nights", ("a.h5",), make_night, read_night, guarded=True, share=6),
     Kind("edf", "shhs-dir", "recordings", ("a.edf",), make_edf,
          lambda f: load("shhs-dir", "edf_night").read_night(f / "a.edf", 1.0), share=1),
+    Kind("own_recordings", "shhs-dir", "recordings of your own", RECORDINGS, make_recordings,
+         read_recordings),
+    Kind("own_maps", "nyud2-dir", "maps of your own", MAPS, make_maps, read_maps),
     Kind("matlab", "imdb-wiki-dir", "MATLAB files", ("imdb_crop/imdb.mat",), make_matlab,
          lambda f: load("imdb-wiki-dir", "matlab_meta").read_faces(f, "imdb"), share=1),
     Kind("archives", "agedb-dir, imdb-wiki-dir, nyud2-dir, sts-b-dir", "archives",

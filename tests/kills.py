@@ -7,6 +7,7 @@ then be those of the unbroken run, bit for bit. The counts go into benchmarks/RE
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import shutil
@@ -29,6 +30,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from reliability import write_section
 
+SECTION = ROOT / "benchmarks" / "reliability" / "kills.json"
 KINDS = {  # column of the table -> signals to choose from, flags
     "SIGKILL": (("SIGKILL",), ()),
     "SIGKILL, saved each step": (("SIGKILL",), ("--save_every", 1e-9)),
@@ -158,32 +160,49 @@ def break_folder(contract, moments, rng, work):
     return counts
 
 
+def write(row, minutes, seed):
+    """Write one folder's row of the page; the others stay as they are.
+
+    Args:
+        row: dictionary of the columns of the table.
+        minutes: that the folder took.
+        seed: of the moments.
+    """
+    before = json.loads(SECTION.read_text(encoding="utf-8")) if SECTION.is_file() else {}
+    kept = {line[0]: line for line in before.get("table", ())} if "minutes" in before else {}
+    kept[row["folder"]] = list(row.values())
+    took = {**before.get("minutes", {}), row["folder"]: minutes}
+    rows = [kept[contract.folder] for contract in CONTRACTS if contract.folder in kept]
+    kinds = slice(1, 1 + len(KINDS))
+    moments = sum(sum(line[kinds]) for line in rows)
+    text = TEXT.format(moments=moments, minutes=sum(took.values()), seed=seed)
+    table = [list(row), *rows]
+    write_section("kills", 2, "Runs that are killed or stopped", text, table, minutes=took)
+
+
 def main(argv=None):
     """Break the runs of the folders, and write the section of the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=24, help="in training, of each folder")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folders", nargs="*", help="these alone; then no page is written")
+    parser.add_argument("--folders", nargs="*", help="these alone; the others' rows stay")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    begun, columns = time.monotonic(), (*KINDS, "in training", "within an epoch", "differ")
-    table, total = [["folder", *columns]], Counter()
-    for contract in CONTRACTS:
+    differ = 0
+    for number, contract in enumerate(CONTRACTS, start=1):
         if args.folders and contract.folder not in args.folders:
             continue
-        rng = np.random.default_rng([args.seed, len(table)])
+        begun, rng = time.monotonic(), np.random.default_rng([args.seed, number])
         with (
             tempfile.TemporaryDirectory() as work,
             mock.patch.object(contract.train.report, "draw_run"),
         ):
             counts = break_folder(contract, args.moments, rng, Path(work))
-        total += counts
-        table.append([contract.folder, *(counts[column] for column in columns)])
-    if not args.folders:
-        minutes, moments = (time.monotonic() - begun) / 60, sum(total[kind] for kind in KINDS)
-        text = TEXT.format(moments=moments, minutes=minutes, seed=args.seed)
-        write_section("kills", 2, "Runs that are killed or stopped", text, table)
-    return int(total["differ"] > 0)
+        differ += counts["differ"]
+        columns = (*KINDS, "in training", "within an epoch", "differ")
+        row = {"folder": contract.folder, **{column: counts[column] for column in columns}}
+        write(row, (time.monotonic() - begun) / 60, args.seed)
+    return int(differ > 0)
 
 
 if __name__ == "__main__":
