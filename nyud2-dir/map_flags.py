@@ -3,6 +3,7 @@
 from depth_maps import DEPTH, SIZE
 from target import add_target, check_target
 
+NARROW = "depth maps need float64, which Apple's GPU lacks: use --device cpu"
 SMALLEST = 32  # height and width of maps: the encoder divides them by 32
 
 
@@ -18,6 +19,8 @@ def add_maps(add):
 def check_maps(parser, args):
     """End with a message where the flags cannot be used."""
     check_target(parser, args, DEPTH)
+    if getattr(args, "device", "") == "mps":  # no flag of prepare.py
+        parser.error(f"--device mps: {NARROW}")
     own = DEPTH.of(args).own
     if not own and (args.map_size or args.no_label is not None):
         parser.error("--map_size and --no_label go with your own --target, --low or --high")

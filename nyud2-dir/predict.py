@@ -35,6 +35,7 @@ import train
 from depth_maps import DEPTH, SIZE, crop_of
 from files import write_atomically
 from image_file import open_image
+from map_flags import NARROW
 from transforms import apply_colour_map, colour_map, transform_test
 
 COLUMNS = ["nearest_m", "mean_m", "farthest_m", "depth_map"]
@@ -48,13 +49,15 @@ class Predictor:
     Args:
         name: run folder, file of a checkpoint, or OWNER/NAME on the Hugging Face Hub. --downscale
             is the checkpoint's.
-        device: 'auto', 'cpu', 'cuda' or 'mps'.
+        device: 'auto', 'cpu' or 'cuda'.
 
     Raises:
-        FileNotFoundError, ValueError: without such a checkpoint.
+        FileNotFoundError, ValueError: without such a checkpoint; for 'mps'.
     """
 
     def __init__(self, name, device="auto"):
+        if device == "mps":
+            raise ValueError(NARROW)
         path, checkpoint, self.args = new_inputs.find_model(train, name)
         self.device = new_inputs.device_of(device)
         model = train.build_model(self.args)
@@ -175,7 +178,7 @@ def describe_own(values, name, folder, target):
     row = [float(values.min()), float(values.mean()), float(values.max())]
     if folder is None:
         return [*row, values]
-    share = (values - target.low) / (target.high - target.low)
+    share = target.scaled(np.clip(values, target.low, target.high)) / target.span
     pixels = io.BytesIO()
     np.save(pixels, values)
     write_atomically(folder / f"{name}.npy", pixels.getvalue())

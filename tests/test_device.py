@@ -7,6 +7,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import tiny_run
 from conftest import load
@@ -121,3 +123,39 @@ def test_a_step_waits_for_no_gpu():
         steps_of(run, model, net, optimizer, loader.train(0), 0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class NoFloat64(TorchDispatchMode):
+    """Stands in for Apple's GPU: no operation may make float64."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(made)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
+                raise TypeError(f"{function} makes float64")
+        return made
+
+
+def test_a_device_without_float64(monkeypatch):
+    """FDS and the isotonic ranks of Dist Loss do without it, and find the same to rounding."""
+    fds, distribution = load("agedb-dir", "fds"), load("agedb-dir", "distribution")
+    features = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200)[:, None] % 30 + 20.0
+
+    def work(module):
+        for epoch in range(3):
+            calibrated = module.smooth(features, labels, epoch)
+            module.accumulate(features, labels, epoch)
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(epoch=epoch)
+        return calibrated, module.running_var, distribution.soft_sort(features[:, :1], 0.1)
+
+    expected = work(fds.FDS(6, 100))
+    module = fds.FDS(6, 100)
+    for function in (fds.widest, distribution.widest):
+        monkeypatch.setitem(function.__globals__, "NARROW", ("mps", "cpu"))
+    with NoFloat64():
+        found = work(module)
+        with pytest.raises(TypeError, match="makes float64"):
+            features.double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

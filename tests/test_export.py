@@ -25,6 +25,7 @@ def save(folder, path, *words):
     [
         ("agedb-dir", "--model resnet18 --img_size 40"),
         ("nyud2-dir", "--model mini --downscale 4 --no-pretrained_encoder"),
+        ("nyud2-dir", "--model mini --low 5 --high 700 --scale log --map_size 64 96"),
     ],
 )
 def test_a_file_answers_as_its_network(folder, flags, tmp_path, capsys):
@@ -40,6 +41,13 @@ def test_a_file_answers_as_its_network(folder, flags, tmp_path, capsys):
         inputs = load(folder, "datasets").normalize(images)
         expected = torch.tensor(predict.answer(list(images.numpy()))).flatten()
         found = torch.export.load(out).module()(inputs).flatten()
+    elif "--map_size" in flags:
+        images = images.repeat(1, 2, 2, 1)[:, :64, :96].contiguous()
+        inputs = images.permute(0, 3, 1, 2).float()
+        colours = load(folder, "transforms").colour_map(3, "cpu")
+        inputs = load(folder, "transforms").apply_colour_map(inputs, *colours, inputs.clone())
+        expected = torch.from_numpy(predict.answer(list(images.numpy())))
+        found = torch.export.load(out).module()(inputs)[:, 0]
     else:
         blank = torch.zeros(images.shape[:3])
         inputs, _ = load(folder, "transforms").transform_test(images, blank, downscale=4)

@@ -47,18 +47,22 @@ def network_of(folder, name):
     """
     model = load(folder, "predict").load(name, "cpu")
     args = model.args
+    if args.experts or args.model == "hist_gradient_boosting":
+        raise ValueError(f"{name} holds trees or experts: only one network can be exported")
     if folder == "nyud2-dir":
-        height, width = (side // args.downscale for side in load(folder, "depth_maps").CROP)
+        maps = load(folder, "depth_maps")
+        size = [side // args.downscale for side in maps.CROP]
+        if model.target.own:
+            size = args.map_size or maps.SIZE
 
-        def in_metres(depths, images):
-            return interpolate(depths, images.shape[2:], mode="bilinear", align_corners=True)
+        def in_unit(depths, images):
+            maps = interpolate(depths, images.shape[2:], mode="bilinear", align_corners=True)
+            return model.target.unscaled(maps)
 
-        return Answer(model.model, in_metres), (3, height, width)
+        return Answer(model.model, in_unit), (3, *size)
     if folder != "uci-dir":
         unit = lambda preds, images: model.target.unscaled(preds)  # noqa: E731
         return Answer(model.model, unit), (3, args.img_size, args.img_size)
-    if args.model != "mlp" or args.experts:
-        raise ValueError(f"{name} holds trees or experts: only one network can be exported")
     scale = model.scale
 
     def of_table(preds, rows):

@@ -60,7 +60,8 @@ def label_to_bucket(labels, bins):
     if xp is np:
         labels = np.array(labels, dtype=np.float32).astype(np.float64)
     else:
-        labels = labels.float().double()
+        labels = labels.float()
+        labels = labels if labels.device.type == "mps" else labels.double()  # it has no float64
     if bins.scale != "linear":
         labels = on_scale(xp.clip(labels, bins.low, bins.high), bins.scale, xp)
     position = xp.floor((labels - low) / (high - low) * bins.number).clip(0, bins.number - 1)

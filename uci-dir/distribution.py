@@ -12,6 +12,7 @@ from scipy.stats import gaussian_kde
 
 from contrast import in_full_precision
 from loss import weighted_l1_loss
+from moments import widest
 
 ONE_BLOCK = 1e-9  # values of the isotonic fit at most so far apart form a block (released code)
 
@@ -92,14 +93,14 @@ def soft_sort(values, strength):
         Tensor of the values' shape and type. A block of pooled neighbours has the mean of the
         incoming gradients each.
 
-    In float64 inside; time and memory grow with N².
+    In float64 inside, where the device has it; time and memory grow with N².
     """
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be 0 or more, got {strength}")
     rising = values.sort(dim=0).values
     if strength == 0:
         return rising
-    rows = rising.double().reshape(len(values), -1).T  # [d, N]
+    rows = widest(rising).reshape(len(values), -1).T  # [d, N]
     N = rows.shape[1]
     steps = torch.arange(N, 0, -1, dtype=rows.dtype, device=rows.device) / strength
     fit = non_increasing_fit(rows.detach() + steps)

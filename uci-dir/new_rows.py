@@ -87,7 +87,7 @@ def predict_rows(run, model, loader, scale):
     answers = []
     for batch in loader.evaluate():
         with run.accelerator.autocast():
-            answers.extend(model(batch.inputs)[0].double().tolist())
+            answers.extend(model(batch.inputs)[0].cpu().double().tolist())
     answers = np.array(gather(run.accelerator, answers))
     return np.float32(in_unit(answers, scale.invert))
 

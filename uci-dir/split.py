@@ -179,7 +179,6 @@ def describe_split(labels, split, rule, cap):
     share = counts.max() / counts.sum()
     if share > 0.5:
         log = ", or for a heavy tail --scale log or symlog," * (rule.bins.scale == "linear")
-        lines.append(
-            f"warning: one bucket holds {share:.0%} of them: a smaller --bin_width{log} cuts it"
-        )
+        tail = f"a smaller --bin_width{log} cuts it"
+        lines.append(f"warning: one bucket holds {share:.0%} of the training rows: {tail}")
     return lines
