@@ -18,9 +18,9 @@ def widest(tensor):
     return tensor.float() if tensor.device.type in NARROW else tensor.double()
 
 
-def blocks_of(statistics):
-    """Return slices of the buckets of statistics [B, D], each of about PIECE_NUMEL numbers."""
-    step = max(1, PIECE_NUMEL // statistics.shape[1])
+def blocks_of(statistics, numel=2**14):
+    """Return slices of the buckets of statistics [B, D], each of about so many numbers."""
+    step = max(4, numel // statistics.shape[1])
     return [slice(start, start + step) for start in range(0, len(statistics), step)]
 
 
@@ -86,7 +86,7 @@ class BucketMoments:
         squares -= sums.mul_(shift)
         squares.clamp_(min=0)
         count, pivot, shift, squares = (part[:-1] for part in (count, pivot, shift, squares))
-        for block in blocks_of(pivot):
+        for block in blocks_of(pivot, PIECE_NUMEL):
             held = BucketMoments(*(part[block] for part in total.parts))
             held.merge(count[block], widest(pivot[block]) + shift[block], squares[block])
         if on_cpu and M < B:
