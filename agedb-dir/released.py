@@ -197,6 +197,7 @@ def take_flags(args, checkpoint, path, flags):
         ValueError: if the file's flag is of another type, or a number below 0.
     """
     config = dictionary_of(checkpoint, "config", path)
+    taken = []
     for flag in flags:
         value = config.get(flag, getattr(args, flag))
         now = getattr(args, flag)
@@ -210,8 +211,10 @@ def take_flags(args, checkpoint, path, flags):
                 f"{path} was trained with --{flag} {shown(value)}, which would be fetched and run: "
                 "give that flag yourself if you trust it"
             )
-        logging.info("--%s %s, with which %s was trained", flag, value, path)
+        taken.append(f"--{flag} {value}")
         setattr(args, flag, value)
+    if taken:
+        logging.info("%s, with which %s was trained", ", ".join(taken), path)
 
 
 def log_expected(path, metrics):

@@ -233,6 +233,10 @@ def test_publish(tmp_path, capsys, monkeypatch):
     assert "| overall | 9 | 7.000 | 4.000 |" in card
     assert "| few | 0 | – | – |" in card
     assert "at commit abc123, best epoch 2, 1.5 hours on cpu, torch 2.9" in card
+    assert "AgeDB's images" in card
+    for own in ({"config": {"dataset": "mine"}}, {"target": {"name": "price", "low": 5}}):
+        results = json.loads((run / "results.json").read_text()) | own
+        assert "AgeDB's images" not in publish.make_card(results, "mine")
     with pytest.raises(ValueError, match="--overwrite"):
         publish.main([str(run), "--out", str(out)])
     before = {file.name: file.read_bytes() for file in out.iterdir()}

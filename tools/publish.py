@@ -38,6 +38,8 @@ LICENCES = {
     "agreement",
     "uci-dir": "the UCI sets are CC BY 4.0; of another table its owner decides",
 }  # fmt: skip
+OWN_DATA = "not the benchmark's; their owner decides what may be published"
+DATASETS = {"agedb-dir": "agedb", "imdb-wiki-dir": "imdb_wiki"}  # else they are the run's own
 CARD = """---
 library_name: pytorch
 tags: [deep-imbalanced-regression, {tags}]
@@ -127,6 +129,14 @@ def table_of(metrics):
     return "\n".join(lines)
 
 
+def licence_of(results):
+    """Return what is said of a run's data: of the benchmark's, or of others."""
+    folder = results["benchmark"]
+    dataset = results["config"].get("dataset")
+    other = folder in DATASETS and dataset not in (None, DATASETS[folder])
+    return OWN_DATA if other or "low" in results.get("target", {}) else LICENCES[folder]
+
+
 def make_card(results, name):
     """Return the model card of a run's results, published under `name`."""
     tags = ", ".join([results["benchmark"], *re.findall(r"[a-z-]+", results["method"].lower())])
@@ -140,7 +150,7 @@ def make_card(results, name):
         hours=(results.get("wall_seconds") or 0) / 3600,
         device=plain(results.get("device", "unknown")),
         torch=plain(results.get("versions", {}).get("torch", "unknown")), name=name,
-        table=table_of(results["metrics"]["test"]), licence=LICENCES[results["benchmark"]],
+        table=table_of(results["metrics"]["test"]), licence=licence_of(results),
     )  # fmt: skip
 
 
