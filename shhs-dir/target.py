@@ -196,7 +196,7 @@ def check_target(parser, args, target):
         target = target.of(args)
         buckets_of(target)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))  # NumPy breaks the lines of an array
     if not 0 <= target.few <= target.many + 1:
         parser.error(f"--few {target.few} must be from 0 to --many {target.many} + 1")
 

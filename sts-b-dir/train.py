@@ -113,10 +113,10 @@ def parse_args(argv=None):
     loss_flags.check_losses(parser, args)
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout {args.dropout} must be in [0, 1)")
-    if not (args.huber_beta > 0 and args.max_grad_norm > 0):
-        parser.error("--huber_beta and --max_grad_norm must be above 0")
-    if min(args.n_layers_highway, args.patience) < 0:
-        parser.error("--n_layers_highway and --patience must be 0 or more")
+    if not (args.huber_beta > 0 and args.max_grad_norm > 0 and args.patience >= 0):
+        parser.error("--huber_beta and --max_grad_norm must be above 0, --patience 0 or more")
+    if not 0 <= args.n_layers_highway <= 100 >= args.n_layers_enc:  # more would take hours to build
+        parser.error("--n_layers_highway must be from 0 to 100, --n_layers_enc from 1 to 100")
     if Path(args.log_file).name != args.log_file:
         parser.error(f"--log_file is a name in the run's folder, got {args.log_file}")
     if args.pooling and not args.encoder:
