@@ -179,7 +179,7 @@ def test_learning_rates_and_what_is_trained():
         ("--reweight dense --lds", "--lds smooths the weights"),
         ("--reweight dense --dense_alpha -1", "--dense_alpha must be 0 or more"),
         ("--loss bmc --noise_sigma 0", "--noise_sigma must be above 0"),
-        ("--loss gar --gar_alpha nan", "--gar_alpha must be above 0"),
+        ("--loss gar --gar_alpha nan", "--gar_alpha must be a number"),
         ("--model hist_gradient_boosting --experts 2", "trees have no"),
         ("--compare --loss bmc", "--compare chooses"),
     ],
