@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,11 @@ def flags_older_runs_lack(runs):
     return shared - changed
 
 
+def short(value):
+    """Return a flag's value, or of a dictionary, such as a table's preparation, a checksum."""
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}" if isinstance(value, dict) else value
+
+
 def group_seeds(runs):
     """Return {name of the row: its runs}, a row being one method and configuration."""
     benchmarks = ", ".join(sorted({run["benchmark"] for run in runs}))
@@ -103,7 +109,8 @@ def group_seeds(runs):
             folders = ", ".join(str(run["folder"]) for run in row)
             raise ValueError(f"{method} has the seeds {seeds} in {folders}: give each seed once")
         others = [json.loads(other) for name, other in groups if name == method]
-        flags = json.loads(config).items()
+        flags = {key: short(value) for key, value in json.loads(config).items()}.items()
+        others = [{key: short(value) for key, value in other.items()} for other in others]
         own = [f"{key} {value}" for key, value in flags if any(o.get(key) != value for o in others)]
         rows[f"{method} ({', '.join(own)})" if own else method] = row
     return rows

@@ -20,6 +20,8 @@ datasets = load("uci-dir", "datasets")
 demo_data = load("uci-dir", "demo_data")
 download = load("uci-dir", "download")
 metrics = load("uci-dir", "metrics")
+columns = load("uci-dir", "columns")
+new_rows = load("uci-dir", "new_rows")
 Bins = load("uci-dir", "bins").Bins
 
 
@@ -91,6 +93,44 @@ def test_no_table(tmp_path, text, match):
         table_file.read_table(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("preface", ["", ",,\n", "sep=;\n", "\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_before_the_header_and_ends_of_lines(tmp_path, preface, end):
+    """As Excel writes them; one odd cell keeps no other from being a number."""
+    text = preface + "x;z;y\n1,5;2;3\n2,25;k.A.;4\n-3,5;1,5;5\n"
+    frame, _ = table_file.read_table(write(tmp_path, text.replace("\n", end)))
+    assert table_file.as_numbers(frame["x"]).tolist() == [1.5, 2.25, -3.5]
+    assert table_file.as_numbers(frame["z"])[[0, 2]].tolist() == [2, 1.5]
+    assert frame["y"].tolist() == [3, 4, 5]
+
+
+def test_new_rows_are_read_as_training_rows_were(tmp_path):
+    """Whatever else stands in the file: categories that look like numbers, one column, a form."""
+    table = table_of(300)
+    table["flag"] = ["TRUE", "false", "maybe"] * 100
+    table["code"] = ["01", "2.0", "A1", "A1"] * 75
+    table.loc[table["flag"] == "maybe", "y"] = np.nan  # the odd cells have no label
+    text = table.to_csv(index=False, sep=":")
+    prepared, preparation = run(tmp_path, write(tmp_path, text), "--separator", ":")
+    values = {c["name"]: c["values"] for c in preparation["columns"] if "values" in c}
+    assert values == {
+        "colour": ["blue", "red"],
+        "flag": ["False", "True"],
+        "code": ["01", "2.0", "A1"],
+    }
+    new = table[(table["flag"] != "maybe") & (table["code"] != "A1")].reset_index(drop=True)
+    path = write(tmp_path, new.to_csv(index=False, sep=":"), "new.csv")
+    frame, _ = new_rows.read_new(path, preparation)
+    inputs, unknown = columns.encode(frame, preparation["columns"])
+    assert not unknown
+    again, _ = columns.encode(prepared[prepared["code"] != "A1"], preparation["columns"])
+    np.testing.assert_array_equal(inputs, again)
+    one = [c for c in preparation["columns"] if c["name"] == "x"]
+    form = {"columns": one, "missing": []}
+    frame, _ = new_rows.read_new(write(tmp_path, "x\n1,5\n-2\n"), form)
+    assert table_file.as_numbers(frame["x"]).tolist() == [1.5, -2]
+
+
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*gone.csv"):
         table_file.read_table(tmp_path / "gone.csv")
@@ -106,7 +146,9 @@ def test_no_file(tmp_path):
         (lambda t: t.assign(y=7), "all the same"),
         (lambda t: t.assign(y=np.nan), "0 labels"),
         (lambda t: t.assign(y=["low"] * 299 + ["1"]), "row 0 has 'low'"),
-        (lambda t: t.assign(y=t["y"].gt(3)), "no column of numbers"),
+        (lambda t: t.assign(y=t["y"].gt(3)), "write 1 and 0"),
+        (lambda t: t.assign(y=t["y"] * 1e200), "rescale it"),
+        (lambda t: t.assign(x=t["x"] * 1e299), "too large to standardise"),
         (lambda t: t[["x", "y"]].assign(x=1), "no column is left"),
         (lambda t: t.head(2), "nothing to validate on"),
         (lambda t: t.assign(split="train"), "'split'"),
@@ -170,7 +212,7 @@ def test_earlier_preparation_is_not_replaced_unasked(tmp_path):
     with pytest.raises(ValueError, match="the given table itself"):
         prepare.main([*argv[:-1], str(tmp_path), "--overwrite"])
     assert prepare.prepare_once(path, "y", tmp_path / "data") == "mine"
-    with pytest.raises(ValueError, match="another table or target"):
+    with pytest.raises(ValueError, match=r"another table .* or another target, 'y'"):
         prepare.prepare_once(path, "x", tmp_path / "data")
 
 
@@ -257,6 +299,40 @@ def test_groups_stay_together():
     assert set(found) == {"train", "val", "test"}
     for group in set(groups):
         assert len(set(found[groups == group])) == 1
+
+
+def test_a_row_without_a_group_is_alone():
+    groups = prepare.groups_of(pd.Series(["a", np.nan, "a", np.nan, "0"]))
+    assert len(set(groups)) == 4
+    assert groups[0] == groups[2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "test_counts", "expected"),
+    [
+        ([623, 177], [50, 50], (177, 178)),  # two labels: none is medium-shot
+        ([2000, 10, 9, 0], [150, 5, 4, 0], (2000, 2000)),
+        ([90, 60, 30], [10, 10, 10], (60, 60)),
+        ([0, 40, 0, 20], [30, 10, 30, 10], (20, 21)),  # tested, but left out of training
+    ],
+)
+def test_shots_of_any_counts(counts, test_counts, expected):
+    assert split.choose_shots(np.array(counts), np.array(test_counts)) == expected
+
+
+def test_any_table_gets_shots():
+    """Heavy tails and rare labels too; a given threshold moves the other one."""
+    rng = np.random.default_rng(0)
+    for draw in range(200):
+        labels = rng.lognormal(0, rng.uniform(0, 3), 300) if draw % 2 else rng.random(300) < 0.1
+        bins, _ = split.choose_bins(np.float64(labels))
+        counts = metrics.groups_of(np.float64(labels), metrics.ShotRule(bins, 1, 1))
+        counts = np.bincount(counts, minlength=bins.number)
+        test_counts = np.minimum(counts // 3, 5)
+        many, few = split.choose_shots(counts - 2 * test_counts, test_counts)
+        assert few <= many + 1
+        assert split.choose_shots(counts, test_counts, few=10**6)[0] >= 10**6 - 1
+        assert split.choose_shots(counts, test_counts, many=0)[1] <= 1
 
 
 def test_each_shot_has_about_a_third_of_the_test_rows(tmp_path):

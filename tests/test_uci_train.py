@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -260,16 +261,18 @@ def test_from_a_table_to_an_answer(tables, tmp_path, capsys):
     assert (runs / "mine_compare.png").stat().st_size > 10_000
     # Each figure of the table is that of the runs.
     for method, seeds in digits.groupby("method"):
-        name = {"TREES": "hist", "VANILLA": "mlp_adam"}.get(method, "never")
+        name = {"TREES": "boosting_adam", "VANILLA": "mlp_adam"}.get(method, "never")
         folders = [f for f in runs.glob("mine_*") if f.is_dir() and name in f.name]
         if folders:
             maes = [results_of(f)["metrics"]["test"]["overall"]["mae"] for f in folders]
             overall = seeds.set_index("shot").loc["overall"]
             assert overall["mae"] == pytest.approx(np.mean(maes), rel=1e-5)
             assert overall["low"] < overall["mae"] < overall["high"]
-            assert overall["seeds"] == 2
+            assert overall["seeds"] == len(folders) == (1 if method == "TREES" else 2)
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/results.json")}
     assert len(before) == 12
+    chosen = text.split("--model '")[1].split("'")[0]
+    assert Path(chosen).parent == runs  # what the last line tells to predict with
     assert train.main(command) == best  # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/results.json")} == before
     capsys.readouterr()
@@ -285,6 +288,9 @@ def test_from_a_table_to_an_answer(tables, tmp_path, capsys):
         ("--model hist_gradient_boosting --fds", "trees have no features"),
         ("--model hist_gradient_boosting --loss huber", "trees have no features"),
         ("--compare --fds", "--compare chooses"),
+        ("--compare --lds", "--compare chooses"),
+        ("--compare --loss huber", "--compare chooses"),
+        ("--compare --model hist_gradient_boosting", "--compare chooses"),
         ("--seeds 0", "--seeds must be 1"),
         ("--save_every nan", "--save_every must be 0 or more"),
         ("--save_every inf", "--save_every must be 0 or more"),

@@ -10,13 +10,12 @@ import pandas as pd
 from table_file import as_numbers
 
 NUMBER, CATEGORY = "number", "category"
-KEPT = ("median", "mean", "std", "flag")  # of a column of numbers
-MOST_BUCKETS = 100_000  # that a file may ask for
 MOSTLY = 0.95  # share of numbers among a column's filled cells from which it counts as numbers
 ID_ROWS = 20  # fewer rows do not show that a column only numbers them
 SPLIT = "split"  # the column that prepare.py adds
 RARE = 5  # categories with fewer training rows share one column, `other`
 NO_VALUE = ""  # the category of a missing cell
+SHOWN = 20  # names of columns
 
 
 def is_number(values):
@@ -30,23 +29,30 @@ def is_number(values):
 
 
 def as_text(values):
-    """Return a column as text, object array [N]."""
+    """Return a column as text, object array [N]; TRUE and true read True."""
     if pd.api.types.is_float_dtype(values):  # whole numbers that missing cells made fractions
         text = values.map("{:.15g}".format)
     else:
-        text = values.astype(object).map(lambda value: str(value).strip())
+        text = values.astype(object).map(as_word)
     return text.where(values.notna(), NO_VALUE).to_numpy(dtype=object)
+
+
+def as_word(value):
+    """Return a cell as text, with one spelling of true and false."""
+    text = str(value).strip()
+    return text.capitalize() if text.lower() in ("true", "false") else text
 
 
 # ---- which columns -------------------------------------------------------------------------
 
 
-def choose_columns(frame, args):
+def choose_columns(frame, args, labelled):
     """Choose the inputs.
 
     Args:
-        frame: DataFrame of the labelled rows.
+        frame: DataFrame as read; ids number its rows with those that have no label.
         args: the flags target, group, drop, keep, max_values.
+        labelled: bool [N], the rows with a label.
 
     Returns:
         List of the inputs' names, and {name: why it is left out}.
@@ -74,8 +80,8 @@ def choose_columns(frame, args):
             left_out[name] = reason
             continue
         inputs.append(name)
-        if not is_number(frame[name]):
-            values = pd.unique(as_text(frame[name]))
+        if not is_number(frame[name][labelled]):
+            values = pd.unique(as_text(frame[name][labelled]))
             if len(values) > args.max_values:
                 refused.append(f"{name!r} ({len(values)} values such as {str(values[0])[:40]!r})")
     if refused:
@@ -96,8 +102,11 @@ def id_reason(values):
     if not is_number(values):
         return "another text in each row"
     numbers = as_numbers(values)
-    whole = np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()
-    return "numbers the rows" if whole and np.ptp(numbers) == len(numbers) - 1 else None
+    if not (np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()):
+        return None
+    steps = np.diff(numbers)
+    in_order = (steps > 0).all() or (steps < 0).all()
+    return "numbers the rows" if in_order or np.ptp(numbers) == len(numbers) - 1 else None
 
 
 # ---- what becomes of them ------------------------------------------------------------------
@@ -135,8 +144,15 @@ def fit_numbers(values):
         return None
     median = float(np.nanmedian(numbers))
     numbers = np.where(missing, median, numbers)
-    statistics = {"median": median, "mean": float(numbers.mean()), "std": float(numbers.std())}
-    statistics["std"] = statistics["std"] or 1.0  # constant but for its missing cells
+    with np.errstate(over="ignore"):
+        statistics = {"median": median, "mean": float(numbers.mean()), "std": float(numbers.std())}
+    if numbers.min() == numbers.max():  # constant but for its missing cells
+        statistics["std"] = 1.0
+    if not np.isfinite(statistics["std"]):
+        raise ValueError(
+            f"column {values.name!r} has numbers up to {np.abs(numbers).max():.3g}, too large to "
+            "standardise: rescale it, or --drop it"
+        )
     return {"kind": NUMBER, **statistics, "flag": bool(missing.any())}
 
 
@@ -206,7 +222,7 @@ def encode_categories(values, column):
 
     What training has not seen goes to `other`; without that it is a row of zeros.
     """
-    place = {name: number for number, name in enumerate(column["values"])}
+    place = {as_word(name): number for number, name in enumerate(column["values"])}
     other = len(place) if column["other"] else -1
     codes = np.array([place.get(text, other) for text in as_text(values)], dtype=np.int64)
     hot = np.zeros((len(codes), len(place) + column["other"]), np.float32)
@@ -215,32 +231,16 @@ def encode_categories(values, column):
     return hot, (codes == other).sum()
 
 
-def check_preparation(preparation):
-    """Refuse a preparation from a file that prepare.py cannot have written; any error says why."""
-    low, high, number, *scale = preparation["bins"]
-    right = isinstance(number, int) and 0 < number <= MOST_BUCKETS
-    right &= scale in ([], ["symlog"]) or (scale == ["log"] and low > 0)
-    if not (right and -np.inf < low < high < np.inf):
-        raise ValueError(f"its bins are {[low, high, number, *scale]}")
-    needed = {"shots": ("many", "few"), "target": ("mean", "std")}
-    values = [preparation[part][name] for part, names in needed.items() for name in names]
-    for column in preparation["columns"]:
-        is_one = column["kind"] == NUMBER
-        values += [column[name] for name in (KEPT if is_one else ("other",))]
-        names = [column["name"], *(() if is_one else column["values"])]
-        if not all(isinstance(name, str) for name in [preparation["target"]["name"], *names]):
-            raise ValueError("a name in it is no text")
-    if not np.isfinite(np.array(values, dtype=np.float64)).all():
-        raise ValueError("a number in it is not finite")
-
-
 def describe_columns(frame, columns, left_out):
     """Return lines on inputs, missing cells and columns left out."""
-    numbers = sum(column["kind"] == "number" for column in columns)
+    names = {kind: [c["name"] for c in columns if c["kind"] == kind] for kind in (NUMBER, CATEGORY)}
     lines = [
-        f"{numbers} columns of numbers, {len(columns) - numbers} of categories: "
+        f"{len(names[NUMBER])} columns of numbers, {len(names[CATEGORY])} of categories: "
         f"{width_of(columns)} inputs"
     ]
+    for kind, plural in ((NUMBER, "numbers"), (CATEGORY, "categories")):
+        more = f" and {len(names[kind]) - SHOWN} more" * (len(names[kind]) > SHOWN)
+        lines += [f"  {plural}: {', '.join(names[kind][:SHOWN])}{more}"] * bool(names[kind])
     for column in columns:
         values = frame[column["name"]]
         if column["kind"] == "number":

@@ -24,13 +24,15 @@ from metrics import SHOTS
 from outside import read_json
 
 SQINV = {"reweight": "sqrt_inv"}
+TREES = {"model": trees.NAME}  # chance plays no part in them: one run is enough
 METHODS = {
     "VANILLA": {},
     "SQINV": SQINV,
     "SQINV+LDS": SQINV | {"lds": True},
     "SQINV+FDS": SQINV | {"fds": True},
     "SQINV+LDS+FDS": SQINV | {"lds": True, "fds": True},
-    "TREES": {"model": trees.NAME},
+    "TREES": TREES,
+    "TREES SQINV+LDS": TREES | SQINV | {"lds": True},
 }
 PLAIN = "VANILLA"
 LEVEL = 0.95  # of the intervals
@@ -42,6 +44,7 @@ STYLES = {  # line of each method
     "SQINV+FDS": {"color": figures.GREEN, "ls": ":", "marker": "v"},
     "SQINV+LDS+FDS": {"color": figures.BROWN, "ls": "--", "marker": "D"},
     "TREES": {"color": "black", "ls": ":", "marker": "x"},
+    "TREES SQINV+LDS": {"color": "black", "ls": "--", "marker": "+"},
 }
 
 
@@ -50,6 +53,8 @@ STYLES = {  # line of each method
 
 def train_all(args, run_name, train):
     """Train what is not finished; returns {method: [run of each seed]}, as `report.load_run`.
+
+    Trees have one run.
 
     Args:
         args: the flags of train.py.
@@ -62,6 +67,8 @@ def train_all(args, run_name, train):
     runs = {method: [] for method in METHODS}
     for seed in range(args.seed, args.seed + args.seeds):
         for method, options in METHODS.items():
+            if "model" in options and runs[method]:
+                continue
             own = argparse.Namespace(**vars(args) | options | {"seed": seed, "track": "none"})
             folder = run_folder.find_run_folder(own.store_root, run_name(own))
             if args.overwrite or not (folder / "results.json").is_file():
@@ -94,7 +101,7 @@ def quiet():
 
 
 def errors_of(runs, split):
-    """Return {method: absolute errors [seeds, rows]}, and the rows' labels [rows]."""
+    """Return {method: absolute errors [seeds, rows]}, of trees [1, rows]; and the labels [rows]."""
     errors = {}
     for method, seeds in runs.items():
         tables = [run["predictions"] for run in seeds]
@@ -143,7 +150,7 @@ def decide(errors):
         low, high = interval(difference, level)
         verdict = "lower" if high < 0 else "higher" if low > 0 else "no clear difference"
         lines.append(
-            f"{method:>14}: {difference.mean():+.4g} ({low:+.4g} to {high:+.4g}) {verdict}"
+            f"{method:>15}: {difference.mean():+.4g} ({low:+.4g} to {high:+.4g}) {verdict}"
         )
         if high < 0:
             better[method] = errors[method].mean()
@@ -195,7 +202,8 @@ def draw(runs, errors, labels):
     ends = [run["target"].get(end) for end in ("low", "high")]  # of a scale that is not linear
     ax.set(xscale=run["target"].get("scale", "linear"), xlim=ends)
     ax.spines[["top", "right"]].set_visible(False)
-    title = f"{run['config']['dataset']}: test set, {len(labels)} rows, mean of the seeds"
+    name = run["config"]["dataset"].replace("$", r"\$")
+    title = f"{name}: test set, {len(labels)} rows, mean of the seeds"
     ax.set_title(title, fontsize="medium")
     fig.legend(loc="outside lower center", ncols=4, frameon=False)
     return fig
@@ -220,8 +228,15 @@ def compare(args, run_name, train):
     many = preparation["shots"]["many"]
     few = preparation["shots"]["few"]
     answer = f"take {best}" if best else "take none of them: plain training is as good"
+    rare = "What happens to rare labels stands in the column few, what it costs in the column many."
+    if not (shots == "few").any():
+        rare = (
+            "No test row is few-shot, so this says nothing of rare labels: prepare the table again "
+            "with --scale log or symlog, or other --bins."
+        )
+    chosen = min(runs[best or PLAIN], key=lambda run: run["metrics"]["val"]["overall"]["mae"])
     unit = figures.with_unit(runs[PLAIN][0], "mae")
-    text = f"""# {args.dataset}: {unit} on the test set, {args.seeds} seeds
+    text = f"""# {args.dataset}: {unit} on the test set, {args.seeds} seed{"s" * (args.seeds > 1)}
 
 {markdown}
 In brackets: {LEVEL:.0%} intervals, rows and seeds drawn again. Many-shot: buckets with more than
@@ -231,8 +246,10 @@ On the validation set, MAE minus that of {PLAIN}, intervals for {len(METHODS) - 
 
 {chr(10).join(reasons)}
 
-Answer: {answer}. What happens to rare labels stands in the column few, what it
-costs in the column many.
+Answer: {answer}. {rare}
+
+Its run that is best in validation predicts new rows:
+python predict.py --model '{chosen["folder"]}' NEW.csv
 """
     out = Path(args.store_root) / f"{args.dataset}_compare.md"
     write_atomically(out, text.encode())

@@ -12,7 +12,7 @@ import pandas as pd
 
 from batches import Batches, Part
 from bins import label_counts, label_to_bucket
-from columns import check_preparation, encode
+from columns import NUMBER, encode
 from lds import bucket_weights, label_density
 from outside import read_json, reading
 from table_file import MISSING
@@ -21,6 +21,8 @@ SPLITS = ("train", "val", "test")
 TARGET_SCALES = ("none", "standard", "log")
 LDS_RULE = {}  # as in the general recipe: counts as they are, smoothed ones not truncated
 PIECE = 8192  # rows at a time where nothing is trained
+MOST_BUCKETS = 100_000  # that a file may ask for
+KEPT = ("median", "mean", "std", "flag")  # of a column of numbers
 LARGEST_LOG = 80.0  # exp of more leaves float32
 
 # ---- labels and weights --------------------------------------------------------------------
@@ -80,12 +82,31 @@ class TargetScale:
         return (values - self.mean) / self.std
 
     def invert(self, values):
-        """Return scaled values, array of any shape, to labels."""
+        """Return scaled values, array of any shape, to labels, float64."""
         values = np.asarray(values, dtype=np.float64) * self.std + self.mean
         return np.exp(np.minimum(values, LARGEST_LOG)) if self.log else values
 
 
 # ---- prepared table ------------------------------------------------------------------------
+
+
+def check_preparation(preparation):
+    """Refuse a preparation from a file that prepare.py cannot have written; any error says why."""
+    low, high, number, *scale = preparation["bins"]
+    right = isinstance(number, int) and 0 < number <= MOST_BUCKETS
+    right &= scale in ([], ["symlog"]) or (scale == ["log"] and low > 0)
+    if not (right and -np.inf < low < high < np.inf):
+        raise ValueError(f"its bins are {[low, high, number, *scale]}")
+    needed = {"shots": ("many", "few"), "target": ("mean", "std")}
+    values = [preparation[part][name] for part, names in needed.items() for name in names]
+    for column in preparation["columns"]:
+        is_one = column["kind"] == NUMBER
+        values += [column[name] for name in (KEPT if is_one else ("other",))]
+        names = [column["name"], *(() if is_one else column["values"])]
+        if not all(isinstance(name, str) for name in [preparation["target"]["name"], *names]):
+            raise ValueError("a name in it is no text")
+    if not np.isfinite(np.array(values, dtype=np.float64)).all():
+        raise ValueError("a number in it is not finite")
 
 
 def read_prepared(data_dir, dataset, needed=SPLITS):
@@ -117,7 +138,10 @@ def read_prepared(data_dir, dataset, needed=SPLITS):
     with reading(file, again):
         target = preparation["target"]["name"]
         marks = [*MISSING, *preparation["missing"]]
-        frame = pd.read_csv(file, keep_default_na=False, na_values=marks, low_memory=False)
+        own = {c["name"]: str for c in preparation["columns"] if "values" in c}  # as they stand
+        frame = pd.read_csv(
+            file, dtype=own, keep_default_na=False, na_values=marks, low_memory=False
+        )
         labels = pd.to_numeric(frame[target]).to_numpy(dtype=np.float64)
         wrong = ~(np.isfinite(labels) & frame["split"].isin(SPLITS).to_numpy())
     if wrong.any():
@@ -182,7 +206,7 @@ class Loader(Batches):
         import torch  # here: prepare.py reads tables without it
 
         super().__init__(len(labels), sharing)
-        self.labels = np.asarray(labels, dtype=np.float32)
+        self.labels = np.asarray(labels, dtype=np.float64)
         columns = [np.reshape(values, (-1, 1)) for values in (labels, targets, weights)]
         arrays = [np.asarray(values, dtype=np.float32) for values in (inputs, *columns)]
         self.tensors = [torch.from_numpy(array).to(self.device) for array in arrays]

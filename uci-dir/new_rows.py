@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 
 from batches import Sharing, gather
-from columns import check_preparation, encode
+from columns import encode
 from criterion import columns_of, in_unit
-from datasets import Loader, TargetScale
+from datasets import Loader, TargetScale, check_preparation
 from files import write_atomically
 from outside import reading
 from table_file import read_table
@@ -47,21 +47,31 @@ def read_rows(file, preparation, overwrite=False):
     out = file.with_name(f"{file.stem}.predictions.csv")
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: --overwrite replaces it")
-    frame, form = read_table(file, missing=preparation["missing"])
+    frame, form = read_new(file, preparation)
     inputs, unknown = encode(frame, preparation["columns"], str(file))
     logging.info("%s: %s", file, form)
     for name, cells in unknown.items():
-        logging.warning("%s: %d cells are missing, or were not in training", name, cells)
+        logging.warning("%s: %d cells are missing, or no category of training", name, cells)
     return NewRows(frame, inputs, out)
 
 
-def with_columns(frame, columns):
-    """Return a DataFrame with further columns, {name: values [N]}; its own keep their names."""
+def read_new(file, preparation):
+    """Return a table of new rows and a sentence on its form; errors as of `read_table`."""
+    form = preparation.get("form", (None, None, None))
+    return read_table(file, form, preparation["missing"], preparation["columns"])
+
+
+def with_columns(frame, columns, taken=()):
+    """Return a DataFrame with further columns, {name: values [N]}; its own keep their names.
+
+    Names in `taken` are not used either.
+    """
+    free = {}
     for name, values in columns.items():
-        while name in frame:
+        while name in frame or name in taken:
             name += "_"
-        frame = frame.assign(**{name: values})
-    return frame
+        free[name] = values
+    return pd.concat([frame, pd.DataFrame(free, index=frame.index)], axis=1)
 
 
 def write(rows, columns, checkpoint):
@@ -79,7 +89,7 @@ def write(rows, columns, checkpoint):
 
 @torch.no_grad()
 def predict_rows(run, model, loader, scale):
-    """Return the answers to a loader's rows in order, float32 [N, 1], in the target's unit.
+    """Return the answers to a loader's rows in order, float64 [N, 1], in the target's unit.
 
     Those of experts are [N, 2], with the standard deviation.
     """
@@ -89,7 +99,16 @@ def predict_rows(run, model, loader, scale):
         with run.accelerator.autocast():
             answers.extend(model(batch.inputs)[0].cpu().double().tolist())
     answers = np.array(gather(run.accelerator, answers))
-    return np.float32(in_unit(answers, scale.invert))
+    return answers_in_unit(answers, scale)
+
+
+def answers_in_unit(answers, scale):
+    """Return a network's answers [N, 1], of experts [N, 2], in the target's unit, with ten digits.
+
+    So what is measured is what is written; float32 would lose the tens of 45,000,000.
+    """
+    answers = in_unit(answers, scale.invert)
+    return np.reshape([float(f"{value:.10g}") for value in answers.flat], answers.shape)
 
 
 def preparation_of(checkpoint, path):

@@ -30,10 +30,9 @@ import torch
 
 import train
 from columns import encode
-from criterion import columns_of, in_unit
+from criterion import columns_of
 from datasets import TargetScale
-from new_rows import preparation_of, with_columns
-from table_file import read_table
+from new_rows import answers_in_unit, preparation_of, read_new, with_columns
 
 
 class Predictor:
@@ -59,13 +58,14 @@ class Predictor:
         train.utils.load_state(model, state, path)
         self.model = model.to(self.device).eval()
 
-    def predict(self, frame, batch_size=8192, place="the table"):
+    def predict(self, frame, batch_size=8192, place="the table", taken=()):
         """Return a copy of a DataFrame with a column `prediction` and, of experts, `std`.
 
         Args:
             frame: the rows; columns go by name, a cell that training did not know is warned about.
             batch_size: rows that are predicted together.
             place: where the rows come from, for messages.
+            taken: names that the new columns must not have.
 
         Raises:
             ValueError: naming the columns that are missing.
@@ -73,20 +73,20 @@ class Predictor:
         inputs, unknown = encode(frame, self.preparation["columns"], place)
         for name, cells in unknown.items():
             given = place, name, cells
-            logging.warning("%s, %s: %d cells are missing, or were not in training", *given)
+            logging.warning("%s, %s: %d cells are missing, or no category of training", *given)
         starts = range(0, len(inputs), batch_size)
         answers = [self.answer(inputs[start : start + batch_size]) for start in starts]
-        return with_columns(frame, columns_of(np.concatenate(answers)))
+        return with_columns(frame, columns_of(np.concatenate(answers)), taken)
 
     @torch.inference_mode()
     def answer(self, inputs):
-        """Return the answers to encoded rows, float32 [n, 1] in the target's unit.
+        """Return the answers to encoded rows, float64 [n, 1] in the target's unit.
 
         Those of experts are [n, 2], with the standard deviation.
         """
         inputs = torch.from_numpy(np.asarray(inputs, dtype=np.float32)).to(self.device)
         answers = self.model(inputs)[0].cpu().double().numpy()
-        return np.float32(in_unit(answers, self.scale.invert))
+        return answers_in_unit(answers, self.scale)
 
 
 load = Predictor
@@ -97,14 +97,24 @@ def main(argv=None):
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     model = load(args.model, args.device)
+    frames = {}
     tables = []
     faults = []
-    for file in new_inputs.files_of(args.inputs, SUFFIXES):
+    files = new_inputs.files_of(args.inputs, SUFFIXES)
+    for file in files:
         try:
-            frame, _ = read_table(file, missing=model.preparation["missing"])
-            tables.append(model.predict(frame, args.batch_size, str(file)))
+            frames[file], _ = read_new(file, model.preparation)
         except (ValueError, OSError) as error:
             faults.append((file, error))
+    taken = {name for frame in frames.values() for name in frame}  # one name in all of them
+    for file, frame in frames.items():
+        try:
+            table = model.predict(frame, args.batch_size, str(file), taken)
+        except ValueError as error:
+            faults.append((file, error))
+            continue
+        source = {"file": str(file)} if len(files) > 1 else {}
+        tables.append(with_columns(table, source, taken))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"prediction": []})
     table.attrs[new_inputs.FAULTS] = faults
     return new_inputs.finish(table, args.out)

@@ -14,12 +14,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import program
 from bins import label_counts, label_to_bucket
-from columns import SPLIT, as_text, choose_columns, describe_columns, fit_columns
-from datasets import SPLITS, target_statistics
+from columns import NO_VALUE, SPLIT, as_text, choose_columns, describe_columns, fit_columns
+from datasets import MOST_BUCKETS, SPLITS, check_preparation, target_statistics
 from fetch import sha256_of, sole_use
 from files import write_atomically
 from lds import SCALES
@@ -34,28 +33,15 @@ from split import (
     describe_split,
     trained_bins,
 )
-from table_file import as_numbers, read_table
+from table_file import labels_of, read_table
 
 
-def labels_of(frame, target):
-    """Return the labels, float64 [N], NaN where the cell is empty or infinite.
-
-    Raises:
-        ValueError: if cells are text, or fewer than two different labels are left.
-    """
-    values = frame[target]
-    labels = as_numbers(values)
-    text = values.notna().to_numpy() & np.isnan(pd.to_numeric(values, errors="coerce").to_numpy())
-    if pd.api.types.is_bool_dtype(values) or text.any():
-        row = int(np.flatnonzero(text)[0]) if text.any() else 0
-        raise ValueError(
-            f"the target {target!r} is no column of numbers: row {row} has {values.iloc[row]!r}; "
-            "see --decimal, and --missing for cells that mean no value"
-        )
-    filled = labels[~np.isnan(labels)]
-    if len(np.unique(filled)) < 2:
-        raise ValueError(f"the target {target!r} has {len(filled)} labels, all the same or none")
-    return labels
+def groups_of(values):
+    """Return what must stay together [N]: equal values; a row without one is alone."""
+    groups = as_text(values)
+    alone = groups == NO_VALUE
+    groups[alone] = np.flatnonzero(alone)  # numbers, which equal no text
+    return groups
 
 
 def prepare(frame, args):
@@ -78,13 +64,13 @@ def prepare(frame, args):
         )
     labels = labels_of(frame, args.target)
     kept = ~np.isnan(labels)
+    inputs, left_out = choose_columns(frame, args, kept)
     frame, labels = frame[kept].reset_index(drop=True), labels[kept]
     lines = [f"{(~kept).sum()} rows without a label left out"] if not kept.all() else []
-    inputs, left_out = choose_columns(frame, args)
     bins, why = choose_bins(labels, args.bins, args.bin_width, args.scale)
     counts = label_counts(labels, bins)
     cap = args.cap or automatic_cap(counts)
-    groups = as_text(frame[args.group]) if args.group else None
+    groups = groups_of(frame[args.group]) if args.group else None
     split = balanced_split(label_to_bucket(labels, bins), cap, args.seed, groups)
     kept = ~(is_curated(labels, args.curate) & (split == "train"))
     frame, labels, split = frame[kept].reset_index(drop=True), labels[kept], split[kept]
@@ -111,12 +97,21 @@ def prepare(frame, args):
         "split": {"seed": args.seed, "cap": cap, "group": args.group},
         "missing": list(args.missing),
     }
+    form = form_of(args)
+    if any(form):  # files of new rows are read in the same way
+        preparation["form"] = form
+    check_preparation(preparation)
     names = [column["name"] for column in columns]
     table = frame[names].assign(**{args.target: labels, SPLIT: split})
     lines += describe_columns(frame, columns, left_out)
     decades = " decades" * (args.scale != "linear")
     lines.append(f"{bins.number} buckets of {bins.width:g}{decades}: {why}")
     return table, preparation, lines + describe_split(labels, split, ShotRule(bins, many, few), cap)
+
+
+def form_of(args):
+    """Return what is given of a file's form, None where it is to be found."""
+    return [args.separator, args.decimal, args.encoding]
 
 
 def prepare_file(args):
@@ -132,7 +127,7 @@ def prepare_file(args):
     held = [str(file) for file in (path, note) if file.exists()]
     if held and not args.overwrite:
         raise ValueError(f"{' and '.join(held)} exist: --overwrite replaces them, or give a --name")
-    frame, form = read_table(args.csv, args.separator, args.decimal, args.missing, args.encoding)
+    frame, form = read_table(args.csv, form_of(args), args.missing)
     print(f"{args.csv}: {form}")
     table, preparation, lines = prepare(frame, args)
     preparation["source"] = {"file": args.csv.name, "sha256": sha256_of(args.csv)}
@@ -162,8 +157,9 @@ def prepare_once(csv, target, data_dir):
         made_of = preparation["source"]["sha256"], preparation["target"]["name"]
     if made_of != (sha256_of(args.csv), target):
         raise ValueError(
-            f"{note} is of another table or target than {csv} and {target!r}: `python prepare.py "
-            "--overwrite` prepares it again, --name NAME under another name"
+            f"{note} is of another table than {csv}, or another target, {made_of[1]!r}: "
+            "`python prepare.py --csv FILE --target COLUMN --overwrite` prepares it again, and "
+            "with --name NAME under another name, for --dataset NAME"
         )
     print(f"{note}: prepared before, taken as it is")
     return args.csv.stem
@@ -213,6 +209,8 @@ def parse_args(argv=None):
     }.items():
         if getattr(args, flag) is not None and getattr(args, flag) < least:
             parser.error(f"--{flag} must be {least} or more, got {getattr(args, flag)}")
+    if args.bins is not None and args.bins > MOST_BUCKETS:
+        parser.error(f"--bins must be at most {MOST_BUCKETS:,}, got {args.bins}")
     if args.bin_width is not None and not 0 < args.bin_width < float("inf"):
         parser.error(f"--bin_width must be above 0, got {args.bin_width}")
     return args

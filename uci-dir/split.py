@@ -9,7 +9,7 @@ import pandas as pd
 
 from bins import Bins, label_counts, label_to_bucket
 from buckets import from_scale
-from datasets import SPLITS
+from datasets import MOST_BUCKETS, SPLITS
 from lds import on_scale
 from metrics import SHOTS, shots_of_buckets
 
@@ -52,7 +52,12 @@ def choose_bins(labels, number=None, width=None, scale="linear"):
         width, why = automatic_width(values)
     # Whole labels lie in the middle of their bucket, where no rounding moves them to the next.
     start = low - 0.5 if whole and width == round(width) else np.floor(low / width) * width
-    number = int(np.floor((high - start) / width)) + 1
+    number = np.floor((high - start) / width) + 1
+    if number > MOST_BUCKETS:
+        raise ValueError(
+            f"--bin_width {width:g} makes {number:,.0f} buckets, {MOST_BUCKETS:,} at most"
+        )
+    number = int(number)
     ends = from_scale(np.array([start, start + number * width]), scale)
     return Bins(*ends.tolist(), number, scale), why
 
@@ -150,12 +155,19 @@ def choose_shots(counts, test_counts, many=None, few=None):
     """
     order = np.argsort(counts, kind="stable")
     order = order[counts[order] > 0]
+    tested = test_counts[order].sum()
+    if not tested:
+        raise ValueError(
+            "no test row lies in a bucket with training rows: widen it, or --curate less"
+        )
     reached = np.cumsum(test_counts[order]) - test_counts[order] / 2  # up to a bucket's middle
-    share = reached / test_counts.sum()
-    if few is None:
-        few = int(counts[order][share >= 1 / 3].min())
+    share = reached / tested
+    # Where no bucket's middle lies in the second third, none is medium-shot.
     if many is None:
         many = int(counts[order][share <= 2 / 3].max())
+        many = max(many, (few or 0) - 1)
+    if few is None:
+        few = min(int(counts[order][share >= 1 / 3].min()), many + 1)
     if few > many + 1:
         raise ValueError(f"--few {few} must not lie above --many {many}")
     return many, few
@@ -175,6 +187,9 @@ def describe_split(labels, split, rule, cap):
         counts = [int((here & (split == name)).sum()) for name in SPLITS]
         buckets = len(shots) if shot == "all" else int((shots == shot).sum())
         lines.append(f"{shot:>8}{buckets:>9,}" + "".join(f"{count:>9,}" for count in counts))
+    empty = [shot for shot in ("many", "few") if not ((rows == shot) & (split == "test")).any()]
+    if empty:
+        lines.append(f"warning: no test row is {'- or '.join(empty)}-shot: other --bins may help")
     counts = label_counts(labels[split == "train"], rule.bins)
     share = counts.max() / counts.sum()
     if share > 0.5:

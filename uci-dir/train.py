@@ -89,6 +89,10 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     args.evaluate |= bool(args.predict)
+    chosen = args.reweight != "none" or args.lds or args.fds or args.model == TREES
+    chosen |= {args.resample, args.regularizer} != {"none"} or args.loss not in ("l1", "mse")
+    if args.compare and (args.evaluate or args.resume or args.experts or chosen):
+        parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
     flags.check(parser, args, positive=("epoch", "seeds"))
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
@@ -97,10 +101,6 @@ def parse_args(argv=None):
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
     if bool(args.csv) != bool(args.target):
         parser.error("--csv FILE and --target COLUMN go together")
-    chosen = args.reweight != "none" or args.fds or {args.resample, args.regularizer} != {"none"}
-    chosen |= loss_flags.weighs_itself(args)
-    if args.compare and (args.evaluate or args.resume or chosen):
-        parser.error("--compare chooses the methods itself, and resumes: leave out their flags")
     on_features = args.fds or args.experts or args.pretrained or args.regularizer != "none"
     if args.model == TREES and (on_features or args.loss not in ("l1", "mse")):
         parser.error("trees have no features to smooth, no heads; their --loss is l1 or mse")
