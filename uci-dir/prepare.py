@@ -58,10 +58,6 @@ def prepare(frame, args):
     Raises:
         ValueError: for a table, a target or flags that cannot be used.
     """
-    if args.target not in frame.columns:
-        raise ValueError(
-            f"no column {args.target!r}: the table has {', '.join(map(repr, frame.columns))}"
-        )
     labels = labels_of(frame, args.target)
     kept = ~np.isnan(labels)
     inputs, left_out = choose_columns(frame, args, kept)

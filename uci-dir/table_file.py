@@ -42,24 +42,7 @@ def read_table(path, form=(None, None, None), missing=(), known=None):
     """
     separator, decimal, encoding = form
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: check the path")
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-    if not head.strip():
-        raise ValueError(f"{path} is empty: a header line and rows are needed")
-    encoding = encoding or find_encoding(head)
-    if encoding == "utf-8" and not is_utf8(path):
-        encoding = "cp1252"
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise ValueError(
-            f"{path} cannot be read as {encoding} ({shown(error)}): see --encoding"
-        ) from error
-    if "\0" in text:
-        raise ValueError(f"{path} holds NUL characters: it is no text, or UTF-16 (see --encoding)")
-    whole = len(head) < HEAD
+    text, whole, encoding = read_head(path, encoding)
     with reading(path, "see --separator"):
         text, before, named = without_preface(text)
         separator = separator or named or find_separator(text, whole)
@@ -87,6 +70,28 @@ def read_table(path, form=(None, None, None), missing=(), known=None):
         frame = frame.apply(with_points)
     said = f"separator {separator!r}, decimal mark {decimal!r}, {encoding}"
     return frame, f"{len(frame):,} rows, {len(header)} columns, {said}"
+
+
+def read_head(path, encoding=None):
+    """Return a file's first text, whether that is all of it, and its encoding; errors as above."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: check the path")
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if not head.strip():
+        raise ValueError(f"{path} is empty: a header line and rows are needed")
+    encoding = encoding or find_encoding(head)
+    if encoding == "utf-8" and not is_utf8(path):
+        encoding = "cp1252"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(
+            f"{path} cannot be read as {encoding} ({shown(error)}): see --encoding"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{path} holds NUL characters: it is no text, or UTF-16 (see --encoding)")
+    return text, len(head) < HEAD, encoding
 
 
 def find_encoding(head):
@@ -200,8 +205,10 @@ def labels_of(frame, target):
     """Return the labels, float64 [N], NaN where the cell is empty or infinite.
 
     Raises:
-        ValueError: if cells are text, or fewer than two different labels are left.
+        ValueError: without that column, or if cells are text, too large, or all alike.
     """
+    if target not in frame.columns:
+        raise ValueError(f"no column {target!r}: the table has {', '.join(map(repr, frame))}")
     values = frame[target]
     labels = as_numbers(values)
     if pd.api.types.is_bool_dtype(values):
