@@ -56,7 +56,7 @@ def read_rows(file, preparation, overwrite=False):
 
 
 def read_new(file, preparation):
-    """Return a table of new rows and a sentence on its form; errors as of `read_table`."""
+    """Return a table of new rows and a sentence on its form; errors are those of `read_table`."""
     form = preparation.get("form", (None, None, None))
     return read_table(file, form, preparation["missing"], preparation["columns"])
 
