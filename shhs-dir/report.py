@@ -8,6 +8,7 @@ Nothing here knows a benchmark: the target, its unit and the metrics come from `
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ import pandas as pd
 import outside
 import program
 from figures import METRICS, SHOTS, make_figures
+from files import write_atomically
 from run_files import AGAIN, load_run
 
 # Flags that say where a run ran, not what it trained: they do not part the seeds of one method.
@@ -53,9 +55,9 @@ def draw_run(run_folder, out=None, split="test", anchor=None):
     out = Path(out) if out else run["folder"] / "figures"
     try:
         figures = make_figures(run, split, anchor)
-        out.mkdir(parents=True, exist_ok=True)
         for name, fig in figures.items():
-            fig.savefig(out / f"{name}.png")
+            draw = functools.partial(fig.savefig, format="png")
+            write_atomically(out / f"{name}.png", draw)
     except (ValueError, OSError):  # which say what is wrong
         raise
     except Exception as error:  # of files that hold what no run writes

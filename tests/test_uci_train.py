@@ -74,6 +74,27 @@ def finished(tables, tmp_path_factory):
     return only_run(store)
 
 
+def test_a_run_that_ended_meanwhile_is_not_replaced(tables, tmp_path, monkeypatch):
+    """One that trained while this one read its data, and left the folder before it was opened."""
+    words, build, done = flags(tables, tmp_path, "--epoch", 1), train.build_data, []
+
+    def build_late(run, *rest):
+        data = build(run, *rest)
+        if not done:
+            done.append(True)
+            train.main(words)
+        return data
+
+    monkeypatch.setattr(train, "build_data", build_late)
+    monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
+    with pytest.raises(ValueError, match="another process has trained"):
+        train.main(words)
+    monkeypatch.undo()
+    assert results_of(only_run(tmp_path))["best_epoch"] == 0
+    with pytest.raises(ValueError, match="no name of a folder"):
+        train.main([*words, "--store_name", "../elsewhere"])
+
+
 def test_run_leaves_all_its_files(finished, tables):
     held = {path.name for path in finished.iterdir()}
     assert held >= {

@@ -42,6 +42,7 @@ class Run:
     facts: dict  # commit, command and versions at its start
     data: str = ""  # digest of the rows it trains and is judged on
     inputs: dict = field(default_factory=dict)  # digests of what else it reads, by its name
+    seen: dict | None = None  # state of its folder when it was looked at, before data are read
     training: dict = field(default_factory=dict)  # what shots need: training samples per bucket
     lock: FileLock | None = None  # of the folder, in the process that writes files
     group: object = None  # of all processes, to wait in; None with one
@@ -122,6 +123,8 @@ def find_run_folder(root, name):
         return re.sub(r"(?<=_)(\d+)\.0(?=_|$)", r"\1", text)
 
     root, whole = Path(root), "".join(name)
+    if Path(whole).name != whole:
+        raise ValueError(f"{whole} is no name of a folder: --store_name and --dataset take no path")
     if not (root / whole).exists() and root.is_dir():
         head, *parts = map(canonical, name)
         for folder in sorted(root.iterdir()):
@@ -156,7 +159,8 @@ def find_checkpoint(run, last):
         own = any((folder / name).is_file() for name in (last, restoring.WITHIN))
         run.args.resume = "auto" if own else run.args.resume or "auto"
     resume = run.args.resume
-    held = [path for pattern in RESULTS for path in folder.glob(pattern)]
+    run.seen = state_of(folder)
+    held = [folder / name for name in run.seen]
     if held and not (resume or run.args.overwrite):
         raise ValueError(
             f"{folder} holds a run ({', '.join(sorted(path.name for path in held)[:5])}): "
@@ -214,6 +218,7 @@ def find_by_flags(run, last):
         if all(config.get(flag, run.parser.get_default(flag)) == own[flag] for flag in own):
             logging.info("%s is the run of these flags, under its earlier name", path.parent)
             run.folder = path.parent
+            run.seen = state_of(path.parent)
             # The events belong there, too.
             run.accelerator.project_configuration.project_dir = str(path.parent)
             run.accelerator.project_configuration.logging_dir = str(path.parent)
@@ -240,12 +245,24 @@ def open_run_folder(run, log="training.log"):
     if run.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         hold(run)
+        if run.seen not in (None, state_of(folder)):
+            run.lock.release(force=True)
+            raise ValueError(
+                f"another process has trained in {folder} since this one started, and has ended: "
+                "--resume continues that run, --overwrite replaces it"
+            )
         patterns = OUTPUTS if run.args.overwrite else [".*.tmp"]
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
     utils.setup_logging(folder, log, main_process=run.is_main)
     logging.info("Run folder %s, device %s", folder, run.accelerator.device)
+
+
+def state_of(folder):
+    """Return {name: time of its last change} of what shows a run in a folder."""
+    found = [path for pattern in RESULTS for path in folder.glob(pattern)]
+    return {path.name: path.stat().st_mtime_ns for path in found}
 
 
 def hold(run):
@@ -268,7 +285,7 @@ def close(run):
     """End the run's trackers, and let others into its folder."""
     run.accelerator.end_training()
     if run.is_main:
-        if not is_stage_one(vars(run.args)):
+        if (run.folder / "results.json").is_file():
             logging.info("Results are in %s; next: python report.py %s", run.folder, run.folder)
             logging.info("or python predict.py --model %s INPUT", run.folder)
         if run.args.track == "tensorboard":
