@@ -215,16 +215,39 @@ def on_scale(values, scale, xp=np):
 
 
 class SampleWeights(np.ndarray):
-    """Weights of samples [N], mean 1; `transform` gives those of labels that were not counted."""
+    """Weights of samples [N], mean 1; `transform` gives those of labels that were not counted.
+
+    What is computed from them is a plain array or number.
+    """
 
     def __array_finalize__(self, other):
         self.rule = getattr(other, "rule", None)
 
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        return np.asarray(array)[()]
+
+    def __reduce__(self):
+        return restored, (np.asarray(self), self.rule)
+
     def transform(self, labels):
-        """Return the weights of labels, array of any shape, by the buckets of the first ones."""
+        """Return the weights of labels, array of any shape; labels beyond the first take an end's.
+
+        Raises:
+            ValueError: for labels that are not finite.
+        """
         by_bucket, inner, scale, ends = self.rule
+        labels = np.asarray(labels, dtype=np.float64)
+        if not np.isfinite(labels).all():
+            raise ValueError("labels must be finite: remove the others first")
         position = on_scale(np.clip(labels, *ends), scale)
         return by_bucket[np.searchsorted(inner, position, "right")]
+
+
+def restored(values, rule):
+    """Return `SampleWeights` of an array and its rule, as pickle and copy take them apart."""
+    weights = values.view(SampleWeights)
+    weights.rule = rule
+    return weights
 
 
 def lds_weights(labels, bins=50, scale="linear", reweight="sqrt_inv", **window):
@@ -253,6 +276,5 @@ def lds_weights(labels, bins=50, scale="linear", reweight="sqrt_inv", **window):
     bucket = np.searchsorted(inner, position, "right")
     counts = np.bincount(bucket, minlength=bins)
     by_bucket = bucket_weights(label_density(counts, reweight, lds=True, **window), counts)
-    weights = by_bucket[bucket].view(SampleWeights)
-    weights.rule = by_bucket, inner, scale, (labels.min(), labels.max())
-    return weights
+    rule = by_bucket, inner, scale, (labels.min(), labels.max())
+    return restored(by_bucket[bucket], rule)

@@ -14,6 +14,7 @@ copies = load("tools", "copies")
 LIMITS = {
     "train.py": 450,
     "fds.py": 400,  # the module, its checks and their docstrings
+    "lds.py": 280,  # LDS, DenseWeight and weights in one call, in one file to copy
     "utils.py": 260,
     "figures.py": 260,
     "run_folder.py": 300,  # a run from its name to its last epoch, in every folder

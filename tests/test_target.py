@@ -1,6 +1,7 @@
 """Your own target: buckets, the record that a run takes from its flags, weights in one call."""
 
 import argparse
+import copy
 import json
 import pickle
 import sys
@@ -57,7 +58,8 @@ def test_quantile_buckets_with_ties_are_all_filled():
 @pytest.fixture
 def as_in_a_program(monkeypatch):
     """The folder's modules under their own names, as where its programs run."""
-    for module, known in ((buckets, buckets.Buckets), (fds, fds.FDS)):
+    modules = (buckets, buckets.Buckets), (fds, fds.FDS), (lds, lds.SampleWeights)
+    for module, known in modules:
         monkeypatch.setitem(sys.modules, known.__module__, module)
 
 
@@ -87,7 +89,7 @@ def test_a_network_with_log_buckets_is_saved_whole(as_in_a_program, tmp_path):
 # ---- weights in one call -------------------------------------------------------------------
 
 
-def test_lds_weights_are_those_of_the_steps_by_hand():
+def test_lds_weights_are_those_of_the_steps_by_hand(as_in_a_program):
     labels = np.random.default_rng(0).lognormal(4, 1.5, 2000)
     weights = lds.lds_weights(labels, bins=30, scale="log", reweight="inverse", lds_ks=3)
     edges = np.geomspace(labels.min(), labels.max(), 31)[1:-1]
@@ -97,6 +99,12 @@ def test_lds_weights_are_those_of_the_steps_by_hand():
     np.testing.assert_allclose(weights, by_hand / by_hand.mean(), rtol=1e-5)
     np.testing.assert_array_equal(weights.transform(labels[:50]), weights[:50])
     assert weights.transform([-1, 1e9]).tolist() == [*weights[[labels.argmin(), labels.argmax()]]]
+    for again in (pickle.loads(pickle.dumps(weights)), copy.deepcopy(weights)):
+        np.testing.assert_array_equal(again.transform(labels), weights)
+    assert type(2 * weights) is np.ndarray  # whose transform would give the weights before
+    assert isinstance(weights.mean(), np.floating)
+    with pytest.raises(ValueError, match="must be finite"):
+        weights.transform([1.0, np.nan])
 
 
 def test_lds_weights_refuse_labels_without_a_logarithm():
