@@ -1,5 +1,6 @@
 """The kinds of files that `fuzz.py` damages: how a whole one is made and read."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -234,6 +235,24 @@ def draw_run(folder):
     """Draw the figures of a run."""
     load("agedb-dir", "report").draw_run(folder, folder / "figures")
     return ""
+
+
+def make_finished(folder):
+    """Write a finished run's folder with its best epoch."""
+    make_run(folder)
+    results = json.loads((folder / "results.json").read_bytes())
+    results |= {"command": "python train.py --lr 0.1 --data_dir /a/b", "commit": "abc", "data": ""}
+    results |= {"device": "cpu", "versions": {"torch": "2.9"}, "place_flags": ["data_dir"]}
+    text("results.json", json.dumps(results))(folder)
+    torch.save(checkpoint_of(), folder / "ckpt.best.pth.tar")
+
+
+def publish_run(folder):
+    """Publish a run and return the files that were written."""
+    out = folder / "published"
+    with contextlib.redirect_stdout(io.StringIO()):
+        load("tools", "publish").main([str(folder), "--out", str(out), "--overwrite"])
+    return {file.name: file.read_bytes() for file in sorted(out.iterdir())}
 
 
 # ---- images, nights, caches, archives ------------------------------------------------------
@@ -492,6 +511,8 @@ MADE = [
          make_published, read_published, share=6),
     Kind("run_table", ALL, "run folders, for tables", RUN, make_run, read_run, share=8),
     Kind("run_figures", ALL, "run folders, for figures", RUN, make_run, draw_run, share=1),
+    Kind("publish", "tools/publish.py", "run folders, to be published",
+         ("results.json", "ckpt.best.pth.tar"), make_finished, publish_run),
     Kind("images", AGE, "images", ("a.jpg", "a.png", "a.gif"), make_images, read_images, share=8),
     Kind("image_cache", "agedb-dir, imdb-wiki-dir, nyud2-dir", "image caches",
          ("made.npy", "made.rows"), make_cache, read_cache, guarded=True, flips=0.6, share=6),

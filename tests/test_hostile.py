@@ -584,9 +584,9 @@ def test_a_linked_vocabulary_is_not_published(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "secret").write_text("key")
     (tmp_path / "run" / "vocab.txt").symlink_to(tmp_path / "secret")
-    results = {"benchmark": "sts-b-dir", "config": {}}
+    texts = {"config.json": b"{}"}
     with pytest.raises(ValueError, match="is a link: replace it"):
         publish.write_folder(
-            tmp_path / "out", tmp_path / "run", results, {"weight": torch.ones(2)}, "card"
+            tmp_path / "out", tmp_path / "run", "sts-b-dir", {"weight": torch.ones(2)}, texts
         )
     assert publish.plain("a | b\x1b[0m\nc") == r"a \| b\x1b[0m c"

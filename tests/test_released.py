@@ -211,6 +211,7 @@ def write_run(folder):
         "config": {"model": "resnet18", "data_dir": "/home/me/faces", "lr": 1e-3, "img_size": 64},
         "metrics": {"test": METRICS}, "target": {"name": "age", "unit": "years"}, "best_epoch": 2,
         "wall_seconds": 5400.0, "device": "cpu", "versions": {"torch": "2.9"},
+        "main_metrics": ["mae"], "higher_is_better": [],
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results).replace("NaN", "null"))
     return folder
@@ -246,7 +247,7 @@ def test_publish(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     publish.main([str(run), "--out", str(out), "--overwrite"])
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert {path.name for path in out.parent.iterdir()} == {out.name, f".{out.name}.lock"}
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match=r"thesis\.tex"):  # never more than such a folder
         publish.main([str(run), "--out", str(out), "--overwrite"])
@@ -266,10 +267,93 @@ def test_publish_what_is_not_whole(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+DAMAGED = [
+    {"command": 5}, {"command": "'unclosed"}, {"command": None}, {"config": [1]}, {"config": "x"},
+    {"benchmark": ["a"]}, {"benchmark": {}}, {"benchmark": "../agedb-dir"}, {"place_flags": 7},
+    {"place_flags": None}, {"target": 3}, {"versions": [1]}, {"method": 3}, {"best_epoch": "two"},
+    {"wall_seconds": "long"}, {"config": {"lr": "\ud800"}},
+    {"metrics": {"test": METRICS | {"few": METRICS["few"] | {"gm": "much"}}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=str)
+def test_publish_a_damaged_run(tmp_path, damage):
+    run = write_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text()) | damage
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(
+        ValueError, match=r"results\.json cannot be read \(.*writes it again"
+    ) as caught:
+        publish.main([str(run), "--out", str(tmp_path / "out")])
+    assert str(caught.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_publish_cannot_steer_a_terminal(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    evil = "\x1b[2J\x1b]0;pwn\x07X"
+    results = json.loads((run / "results.json").read_text())
+    results |= dict.fromkeys(("method", "commit", "device", "seed"), evil) | {"seed": 4}
+    results |= {"target": {"name": evil}, "versions": {"torch": evil}, "command": f"a '{evil}'"}
+    (run / "results.json").write_text(json.dumps(results))
+    publish.main([str(run), "--out", str(tmp_path / "out")])
+    card = (tmp_path / "out/README.md").read_text()
+    for text in (card, capsys.readouterr().out):
+        assert r"\x1b[2J\x1b]0;pwn\x07X" in text
+        assert text.replace("\n", "").isprintable()
+
+
+def content_of(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_publish_killed_between_its_renames(tmp_path, monkeypatch):
+    run, out = write_run(tmp_path / "run"), tmp_path / "made/ages"
+    words = [str(run), "--out", str(out), "--overwrite"]
+    publish.main(words)
+    (out / "README.md").write_text("the former one")
+    former = content_of(out)
+    rename = Path.rename
+
+    def killed(path, target):
+        if path.suffix == ".new":
+            monkeypatch.setattr(publish, "mend", lambda out: None)  # the dead mend nothing
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        publish.main(words)
+    monkeypatch.undo()
+    left = {path.suffix for path in out.parent.iterdir()}
+    assert left == {".new", ".old", ".lock"}
+    (out.parent / ".ages.tex.1.old").mkdir()  # of another folder, `ages.tex`
+    with pytest.raises(ValueError, match=r"holds README\.md"):  # the former one is back
+        publish.main(words[:-1])
+    assert content_of(out) == former
+    assert {path.name for path in out.parent.iterdir()} == {"ages", ".ages.lock", ".ages.tex.1.old"}
+    with FileLock(out.parent / ".ages.lock"), pytest.raises(ValueError, match="another process"):
+        publish.main(words)
+    publish.main(words)
+    assert content_of(out).keys() == former.keys()
+    assert content_of(out) != former
+
+
+def test_publish_through_a_link(tmp_path):
+    run, out, link = write_run(tmp_path / "run"), tmp_path / "made/ages", tmp_path / "latest"
+    link.symlink_to(out)
+    publish.main([str(run), "--out", str(link)])
+    (out / "README.md").write_text("the former one")
+    publish.main([str(run), "--out", str(link), "--overwrite"])
+    assert link.readlink() == out
+    assert "--eval_model ages" in (out / "README.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "made", "latest"}
+
+
 def test_published_facts(tmp_path):
     run = write_run(tmp_path / "run")
     results = json.loads((run / "results.json").read_text())
-    results |= {"best_epoch": 0, "wall_seconds": None}
+    results["best_epoch"] = 0
     results["command"] = "python train.py --data_dir '/home/me/my faces' --cache=../../me/c --lr 1"
     (run / "results.json").write_text(json.dumps(results))
     publish.main([str(run), "--out", str(tmp_path / "out")])
@@ -278,7 +362,7 @@ def test_published_facts(tmp_path):
     assert "python train.py --data_dir 'my faces' --cache=c --lr 1\n" in card
     del results["metrics"]["test"]
     (run / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="is incomplete"):
+    with pytest.raises(ValueError, match=r"results\.json cannot be read \(no 'test'\)"):
         publish.main([str(run), "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="is a file"):

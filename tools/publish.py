@@ -9,6 +9,7 @@ the folder or OWNER/NAME. Uploading needs a login: `hf auth login`, or the varia
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from load import load
@@ -25,7 +27,7 @@ from load import load
 released = load("agedb-dir", "released")
 outside = load("agedb-dir", "outside")
 program = load("agedb-dir", "program")
-NEEDED = ("benchmark", "method", "metrics", "config", "commit", "seed", "command")
+run_files = load("agedb-dir", "run_files")
 # Where a run lay on a disk is no part of what it was.
 PLACES = (
     "data_dir store_root store_name pretrained resume eval_model word_embs_file cache name".split()
@@ -74,7 +76,10 @@ ICML 2021.
 
 
 def read_results(run):
-    """Return the results of a finished run.
+    """Return the results of a finished run, without places.
+
+    Args:
+        run: `pathlib.Path` of its folder.
 
     Raises:
         FileNotFoundError, ValueError: if it is no run folder, or not finished, or of no benchmark.
@@ -84,11 +89,15 @@ def read_results(run):
         raise FileNotFoundError(
             f"no {path}: give the folder of a finished run, such as checkpoint/NAME"
         )
-    results = outside.read_json(path, "train again")
-    lacking = [key for key in NEEDED if key not in results]
-    if lacking or results["benchmark"] not in LICENCES:
-        raise ValueError(f"{path} lacks {lacking or 'a known benchmark'}: is it a run of train.py?")
-    return results
+    results = outside.read_json(path, run_files.AGAIN)
+    with outside.reading(path, run_files.AGAIN):
+        run_files.check_results(results)
+        if results["benchmark"] not in LICENCES:
+            raise ValueError(f"its benchmark is {outside.shown(results['benchmark'])}")
+        for key, kind in (("command", str), ("versions", dict)):
+            if not isinstance(results.get(key, kind()), kind):
+                raise ValueError(f"its {key} is {outside.shown(results[key])}")
+        return without_places(results)
 
 
 def without_places(results):
@@ -125,7 +134,7 @@ def table_of(metrics):
     lines.append("|---" + "|---:" * (1 + len(names)) + "|")
     for shot, row in metrics.items():
         cells = ["–" if row[name] is None else f"{row[name]:.3f}" for name in names]
-        lines.append(f"| {plain(shot)} | {row['num_samples']} | {' | '.join(cells)} |")
+        lines.append(f"| {plain(shot)} | {plain(row['num_samples'])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -149,7 +158,8 @@ def make_card(results, name):
         best_epoch="unknown" if best is None else round(best, 2),
         hours=(results.get("wall_seconds") or 0) / 3600,
         device=plain(results.get("device", "unknown")),
-        torch=plain(results.get("versions", {}).get("torch", "unknown")), name=name,
+        torch=plain(results.get("versions", {}).get("torch", "unknown")),
+        name=outside.clean(name),
         table=table_of(results["metrics"]["test"]), licence=licence_of(results),
     )  # fmt: skip
 
@@ -166,64 +176,98 @@ def publish(run, out, name="", overwrite=False):
     Raises:
         FileNotFoundError, ValueError: the run is incomplete, or `out` is not empty.
     """
-    results = without_places(read_results(run))
-    path = run / load(results["benchmark"], "checkpoints").BEST
-    state = released.weights_of(released.load(path), path)
     if out.is_file():
         raise ValueError(f"{out} is a file: --out FOLDER")
-    held = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
-    if held and not (overwrite and set(held) <= set(released.FILES)):
-        raise ValueError(
-            f"{out} holds {', '.join(held[:5])}: --out NEW, or --overwrite where only an earlier "
-            "published folder is replaced"
-        )
-    try:
-        card = make_card(results, name or str(out.resolve().name))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run}/results.json is incomplete ({error!r}): train again") from error
-    # Written next to it and then renamed: what was there stays until the new one is whole.
-    new, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    new.mkdir(parents=True)
-    try:
-        write_folder(new, run, results, state, card)
+    results = read_results(run)
+    path = run / load(results["benchmark"], "checkpoints").BEST
+    state = released.weights_of(released.load(path), path)
+    out = Path(os.path.realpath(out))  # of a link, the folder that it leads to
+    with outside.reading(run / "results.json", run_files.AGAIN):
+        texts = texts_of(results, name or out.name)
+    with sole_use(out):
+        held = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
+        if held and not (overwrite and set(held) <= set(released.FILES)):
+            raise ValueError(
+                f"{out} holds {', '.join(held[:5])}: --out NEW, or --overwrite where only an "
+                "earlier published folder is replaced"
+            )
+        # Written next to it and then renamed: what was there stays until the new one is whole.
+        new, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+        new.mkdir()
+        write_folder(new, run, results["benchmark"], state, texts)
         if out.is_dir():
             out.rename(old)
         new.rename(out)
-    finally:
-        if old.is_dir() and not out.is_dir():
-            old.rename(out)
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    print(f"{out}: {results['benchmark']}, {results['method']}, {size:.1f} MB")
+    print(f"{out}: {results['benchmark']}, {outside.shown(results['method'])}, {size:.1f} MB")
 
 
-def write_folder(out, run, results, state, card):
+@contextlib.contextmanager
+def sole_use(out):
+    """Keep other processes from publishing to a folder; what a killed one left is mended.
+
+    Raises:
+        ValueError: if another one is at work.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process publishes to {out}: wait for it") from None
+    try:
+        mend(out)
+        yield
+    finally:
+        mend(out)
+        lock.release()
+
+
+def mend(out):
+    """Bring a folder back that was moved aside, if no new one took its place; remove the rest."""
+    left = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(new|old)")
+    for folder in [path for path in out.parent.iterdir() if left.fullmatch(path.name)]:
+        if folder.suffix == ".old" and not out.exists():
+            folder.rename(out)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def texts_of(results, name):
+    """Return the texts of a folder published under `name`: {file: bytes}."""
+    contents = {released.CONFIG: results["config"], released.RESULTS: results}
+    texts = {
+        file: json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        for file, content in contents.items()
+    }
+    texts["README.md"] = make_card(results, name)
+    return {file: text.encode() for file, text in texts.items()}
+
+
+def write_folder(out, run, benchmark, state, texts):
     """Write the files of a published folder.
 
     Args:
         out: path of the folder.
         run: path of the run's folder.
-        results: of the run, without places.
+        benchmark: name of its folder.
         state: the weights.
-        card: text of the model card.
+        texts: as `texts_of` returns them.
     """
     # Safetensors refuses views of one memory, and the channels-last order of convolutions.
     state = {
         key.removeprefix("module."): value.clone(memory_format=torch.contiguous_format)
         for key, value in state.items()
     }
-    save_file(state, out / released.WEIGHTS, {"format": "pt", "benchmark": results["benchmark"]})
-    for file, content in ((released.CONFIG, results["config"]), (released.RESULTS, results)):
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        (out / file).write_text(text, encoding="utf-8")
+    save_file(state, out / released.WEIGHTS, {"format": "pt", "benchmark": benchmark})
+    for file, text in texts.items():
+        (out / file).write_bytes(text)
     # Safetensors lets nobody else read it.
     (out / released.WEIGHTS).chmod((out / released.CONFIG).stat().st_mode)
     if (run / "vocab.txt").is_file():
         if (run / "vocab.txt").is_symlink():  # which could publish any file
             raise ValueError(f"{run / 'vocab.txt'} is a link: replace it by the file that is meant")
         shutil.copy(run / "vocab.txt", out)
-    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def upload(out, repository, private):
