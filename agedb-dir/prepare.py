@@ -121,7 +121,7 @@ def main(argv=None):
     print(f"wrote {path}, {len(meta):,} {'images' if target.own else 'faces'}")
     report_counts(meta["split"], expected)
     if args.meta:
-        describe_split(target, meta[target.name], meta["split"])
+        describe_split(target, meta[target.name], meta["split"], args)
     return 0
 
 

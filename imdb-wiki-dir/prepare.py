@@ -69,7 +69,7 @@ def write_meta(meta, path, args, expected=None):
     print(f"wrote {path}, {len(meta):,} {'images' if target.own else 'faces'}")
     report_counts(meta["split"], expected)
     if args.meta:
-        describe_split(target, meta[target.name], meta["split"])
+        describe_split(target, meta[target.name], meta["split"], args)
     return meta
 
 

@@ -36,10 +36,10 @@ from datasets import SCORE, SPLITS, Nights, read_meta
 from edf_night import Fault, source_of, write_night
 from fetch import sole_use
 from files import write_atomically
-from held_out import describe_split
+from held_out import add_held_out, check_held_out, describe_split
 from own_signals import add_signals, check_signals, least_minutes, signals_of, words_of
 from recordings import SUFFIXES, read_recording
-from score_table import EXPECTED, SCORE_COLUMNS, balanced_split, read_scores
+from score_table import EXPECTED, SCORE_COLUMNS, read_scores, split_by_flags
 from target import add_target, check_target
 
 EDF_NAME = "shhs2-{id}.edf"  # of SHHS's files
@@ -133,19 +133,20 @@ def end_with_parent():
 def prepare_nights(args, nights):
     """Make all nights in parallel; returns (reason, detail) of each, in order."""
     folder = args.data_dir / "nights"
+    what = f"{args.noun}s"
     files = zip(nights["id"], nights["file"])
     how = signals_of(args), args.min_minutes, args.signal_unit
     tasks = [(file, folder / f"{n}.h5", *how) for n, file in files]
     if args.workers == 1:
-        return [prepare_night(task) for task in tqdm(tasks, "nights", unit="night")]
+        return [prepare_night(task) for task in tqdm(tasks, what, unit=args.noun)]
     # A worker holds one night at a time.
     with ProcessPoolExecutor(args.workers, initializer=end_with_parent) as pool:
         try:
-            return list(tqdm(pool.map(prepare_night, tasks), "nights", len(tasks), unit="night"))
+            return list(tqdm(pool.map(prepare_night, tasks), what, len(tasks), unit=args.noun))
         except BrokenProcessPool:
             raise ValueError(
-                "a worker was ended from outside, as where memory runs out: the nights made are "
-                f"kept, give the command again with fewer than --workers {args.workers}"
+                "a worker was ended from outside, as where memory runs out: those made are kept, "
+                f"give the command again with fewer than --workers {args.workers}"
             ) from None
 
 
@@ -158,7 +159,7 @@ def report_counts(args, meta, skipped, lacking):
         paper = "" if own else f"   paper (from notes, not verified) {EXPECTED[name]:,}"
         print(f"{name:>6} {counts[name]:>6,}{paper}")
     if own and {"train", "test"} <= {*counts}:
-        describe_split(target, meta["score"], meta["split"], "--cap")
+        describe_split(target, meta["score"], meta["split"], args)
     for what, found in (("left out", [row[2] for row in skipped]), ("incomplete", lacking)):
         for reason, number in Counter(filter(None, found)).most_common():
             print(f"{what}: {number:,} {reason}")
@@ -181,7 +182,8 @@ def parse_args(argv=None):
     minutes_help = "a shorter recording is left out [120, of your own signals one frame]"
     add("--min_minutes", type=float, help=minutes_help)
     add_signals(add)
-    add("--cap", type=int, help="most nights per score in val, and in test [about 14 %% in each]")
+    add("--cap", type=int, help="most of a bucket in val, and in test [about 14 %% in each]")
+    add_held_out(add, "--cap", "none")
     add("--seed", type=int, default=666, help="of the split")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes, a night each")
     add("--overwrite", action="store_true", help="replace an existing shhs.csv")
@@ -192,6 +194,7 @@ def parse_args(argv=None):
         parser.error("--edf_name must hold {id}; --workers and --cap must be 1 or more")
     check_target(parser, args, SCORE)
     check_signals(parser, args)
+    check_held_out(parser, args, None, False)
     suffix = Path(args.edf_name).suffix.lower()
     if suffix not in (SUFFIXES if args.channels else (".edf",)):
         parser.error(
@@ -199,6 +202,7 @@ def parse_args(argv=None):
         )
     args.min_minutes = least_minutes(args.min_minutes, signals_of(args))
     args.score_column = args.score_column or args.target
+    args.noun = "recording" if args.channels else "night"
     args.raw = args.raw or args.data_dir / "shhs"
     return args
 
@@ -211,7 +215,7 @@ def main(argv=None):
     if args.check:
         meta = read_meta(args.data_dir, target)
         nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
-        for row in tqdm(range(len(meta)), "nights", unit="night"):
+        for row in tqdm(range(len(meta)), f"{args.noun}s", unit=args.noun):
             nights.read([row])  # which verifies its checksums
         report_counts(args, meta, [], [])
         return 0
@@ -234,14 +238,15 @@ def main(argv=None):
     meta = nights.loc[usable, ["id", "score"]].reset_index(drop=True)
     meta["path"] = [f"nights/{night}.h5" for night in meta["id"]]
     if meta.empty:
-        raise ValueError(f"no night can be used: {args.data_dir / 'skipped.csv'} says why")
-    meta["split"], cap = balanced_split(meta["score"], args.cap, args.seed, target)
+        raise ValueError(f"no {args.noun} can be used: {args.data_dir / 'skipped.csv'} says why")
+    meta["split"], caps = split_by_flags(meta["score"], args, target)
     with sole_use(args.data_dir):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
-    print(f"wrote {path}, {len(meta):,} nights, at most {cap} of a score in val, and in test")
+    most = f"at most {caps[0]} of a bucket in val and {caps[1]} in test"
+    print(f"wrote {path}, {len(meta):,} {args.noun}s, {most}")
     report_counts(args, meta, skipped, [lacking for reason, lacking in results if not reason])
     if not {"val", "test"} <= set(meta["split"]):
-        print("no score has three nights, so val and test are empty: train.py needs more nights")
+        print(f"no bucket has three {args.noun}s, so val and test are empty: train.py needs more")
     return 0
 
 

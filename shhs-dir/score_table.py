@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from datasets import SCORE, label_to_bucket
+from held_out import caps_of
 from outside import shown
 
 EXPECTED = {"train": 1_892, "val": 369, "test": 369}  # from notes on the paper, not verified
@@ -22,12 +23,12 @@ def balanced_split(scores, cap=None, seed=666, target=SCORE):
     """Assign each night to train, val or test so that val and test are balanced over the scores.
 
     For each bucket of the score in turn its nights are shuffled in row order. Then
-    n = min(count // 3, cap) go to val, the next n to test and the rest to train.
+    min(count // 3, cap) go to val, as many of the next to test and the rest to train.
 
     Args:
         scores: [N] scores.
-        cap: largest number of nights per bucket in val, and in test; None takes the one that brings
-            val closest to 369 of 2,630 nights.
+        cap: largest number of nights per bucket in val, and in test, or one for each, a pair; None
+            takes the one that brings val closest to 369 of 2,630 nights.
         seed: of the shuffles.
         target: `target.Target` of the scores.
 
@@ -36,18 +37,35 @@ def balanced_split(scores, cap=None, seed=666, target=SCORE):
     """
     buckets = label_to_bucket(np.asarray(scores, dtype=np.float64), target)
     counts = np.bincount(buckets)
-    if cap is None:
-        held = np.minimum(counts[:, None] // 3, np.arange(1, max(counts.max() // 3, 1) + 1))
-        cap = 1 + int(np.abs(held.sum(axis=0) - SHARE * len(buckets)).argmin())
+    cap = papers_cap(counts) if cap is None else cap
+    caps = (cap, cap) if isinstance(cap, int) else cap
     split = np.full(len(buckets), "train", dtype=object)
     rng = random.Random(seed)
     for bucket in np.flatnonzero(counts):
         rows = np.flatnonzero(buckets == bucket).tolist()
         rng.shuffle(rows)
-        n = min(len(rows) // 3, cap)
-        split[rows[:n]] = "val"
-        split[rows[n : 2 * n]] = "test"
+        val, test = (min(len(rows) // 3, most) for most in caps)
+        split[rows[:val]] = "val"
+        split[rows[val : val + test]] = "test"
     return split.tolist(), cap
+
+
+def papers_cap(counts):
+    """Return the cap that brings val closest to the paper's share, of the buckets' counts [B]."""
+    held = np.minimum(counts[:, None] // 3, np.arange(1, max(counts.max() // 3, 1) + 1))
+    return 1 + int(np.abs(held.sum(axis=0) - SHARE * counts.sum()).argmin())
+
+
+def split_by_flags(scores, args, target):
+    """Split by the flags of prepare.py; returns the split and the caps of val and of test.
+
+    Without --cap, --max_held_out alone sets the caps, or else the paper's share does.
+    """
+    counts = np.bincount(label_to_bucket(np.asarray(scores, dtype=np.float64), target))
+    if args.cap is None:
+        largest = max(1, int(counts.max()) // 3)
+        args.cap = largest if args.max_held_out else papers_cap(counts)
+    return balanced_split(scores, caps_of(args, counts), args.seed, target)
 
 
 def read_scores(path, id_column, score_column):
@@ -85,7 +103,7 @@ def read_scores(path, id_column, score_column):
         )
     if table.empty:
         raise ValueError(f"{path} has no row below its header")
-    print(f"scores: column {found[0]} of {path}")
+    print(f"labels: column {found[0]} of {path}")
     scores = pd.to_numeric(table[found[0]], errors="coerce")
     ids = table[names[id_column.lower()]].fillna("").str.strip()
     return pd.DataFrame({"id": ids, "score": scores})

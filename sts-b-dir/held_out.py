@@ -12,11 +12,11 @@ MAX_HELD_OUT = 0.4  # of your own data, validation and test together
 LEAST_TEST, LEAST_BUCKETS = 100, 20  # below which metrics by shot are mostly noise
 
 
-def add_held_out(add, cap):
-    """Add the flags: `add` does as `add_argument`, `cap` is the flag that both default to."""
+def add_held_out(add, cap, share=f"{MAX_HELD_OUT} of your own data"):
+    """Add the flags: `add` does as `add_argument`, `cap` and `share` name the defaults."""
     add("--val_per_bin", type=int, help=f"most of a bucket in val [{cap}]")
     add("--test_per_bin", type=int, help=f"most of a bucket in test [{cap}]")
-    share_help = f"largest share of the data in val and test [{MAX_HELD_OUT} of your own data]"
+    share_help = f"largest share of the data in val and test [{share}]"
     add("--max_held_out", type=float, help=share_help)
 
 
@@ -25,7 +25,7 @@ def check_held_out(parser, args, cap, own):
 
     Args:
         parser, args: the parser, and what it parsed.
-        cap: of each bucket in val, and in test, unless flags say otherwise.
+        cap: of each bucket in val, and in test, unless flags say otherwise; None leaves it open.
         own: whether this is your own data; a benchmark's are split as published.
     """
     for flag in ("val_per_bin", "test_per_bin"):
@@ -66,32 +66,56 @@ def caps_of(args, counts):
     return caps
 
 
-def describe_split(target, labels, split, helps="--max_held_out or --test_per_bin"):
-    """Print what the split of your own data means for training, with what helps.
+def describe_split(target, labels, split, args, bins=None):
+    """Print what the split of your own data means for training, with what helps, if anything does.
 
     Args:
         target: `target.Target`.
         labels, split: label and 'train', 'val' or 'test' of each sample [N].
-        helps: flags that hold out more.
+        args: the flags of `add_held_out`.
+        bins: number of each sample's bin [N] in the split, where that is not its bucket.
     """
     labels = np.asarray(labels)
     split = np.asarray(split)
-    counts = np.bincount(target.buckets(labels[split == "train"]), minlength=len(target.buckets))
-    tested = target.buckets(labels[split == "test"])
+    buckets = target.buckets(labels)
+    bins = buckets if bins is None else bins
+    third = np.bincount(bins) // 3
+    reached = (np.bincount(bins[split == "test"], minlength=len(third)) >= third).all()
+    counts = np.bincount(buckets[split == "train"], minlength=len(target.buckets))
+    tested = buckets[split == "test"]
     names, numbers = np.unique(target.shots_of_counts(counts)[tested], return_counts=True)
     shots = ", ".join(f"{number} {name}-shot" for name, number in zip(names, numbers))
     used = len(np.unique(tested))
-    print(f"test: {len(tested)} samples in {used} of {len(counts)} buckets: {shots}")
+    most = ", a third of each, which is the most" if reached else ""
+    print(f"test: {len(tested)} samples in {used} of {len(counts)} buckets{most}: {shots}")
+    filled = int(np.count_nonzero(counts))
+    distinct = len(np.unique(labels))
     if len(tested) < LEAST_TEST or used < LEAST_BUCKETS:
+        helps = []
+        if len(tested) < LEAST_TEST and not reached:
+            flag = "--max_held_out" if args.max_held_out else "--test_per_bin"
+            helps.append(f"a larger {flag} holds out more")
+        if filled < LEAST_BUCKETS <= min(distinct, len(labels) // 3):
+            helps.append("a smaller --bin_width makes more buckets")
         print(
             f"warning: fewer than {LEAST_TEST} test samples or {LEAST_BUCKETS} buckets, so metrics "
-            f"will be noisy: {helps} holds out more, and --bin_width makes other buckets"
+            f"will be noisy: {', '.join(helps) or 'only more data helps'}"
         )
     if len(names) == 1:
+        print(f"warning: all test samples are of one shot{shot_flags(counts[tested])}")
+    if filled < min(FEW_BUCKETS, distinct):
         print(
-            "warning: all test samples are of one shot: another --bin_width here and in train.py, "
-            "or --many and --few there, tells rare labels from frequent ones"
+            f"warning: training fills {filled} buckets, too few for --lds and --fds: a smaller "
+            "--bin_width makes more"
         )
-    filled = int(np.count_nonzero(counts))
-    if filled < min(FEW_BUCKETS, len(np.unique(labels))):
-        print(f"warning: training fills {filled} buckets, too few for --lds and --fds")
+
+
+def shot_flags(counts):
+    """Return the flags that cut these training counts of test samples [N] in words, or ''."""
+    values = np.unique(counts)
+    if len(values) < 2:
+        return ""
+    part = max(1, len(values) // 3)
+    few = values[part]
+    many = max(few, values[-1 - part])
+    return f": --few {few} --many {many} here and in train.py tells rare labels from frequent ones"

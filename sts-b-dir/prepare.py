@@ -235,7 +235,7 @@ def main(argv=None):
     print(f"wrote {', '.join(FILES.values())} to {args.data_dir}, {len(table):,} pairs")
     report_counts(Counter(split), expected)
     if args.meta:
-        describe_split(target, scores, split)
+        describe_split(target, scores, split, args, score_bins(scores, target))
     else:
         print("The paper drew its split without a seed, so this is NOT the official one, to which")
         print("the published numbers belong: `python download.py --what split` fetches that.")

@@ -1,5 +1,6 @@
 """shhs-dir's data: EDF files, spectrograms, channel names, faults, split, simulated nights."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ prepare = load("shhs-dir", "prepare")
 score_table = load("shhs-dir", "score_table")
 night_figures = load("shhs-dir", "night_figures")
 datasets = load("shhs-dir", "datasets")
+held_out = load("shhs-dir", "held_out")
 
 SECONDS = 90
 
@@ -469,6 +471,29 @@ def test_split_is_balanced_and_reaches_the_papers_sizes():
     assert score_table.balanced_split(scores, cap)[0] == split
     assert score_table.balanced_split(scores, seed=1)[0] != split
     assert score_table.balanced_split([50, 60])[0] == ["train", "train"]
+    pair = np.array(score_table.balanced_split([50] * 90 + [60] * 9, (20, 5))[0])
+    held = [[(part == name).sum() for name in ("val", "test")] for part in (pair[:90], pair[90:])]
+    assert held == [[20, 5], [3, 3]]
+
+
+def test_advice_on_a_split_is_given_only_where_it_helps(capsys):
+    args = argparse.Namespace(cap=5, val_per_bin=None, test_per_bin=None, max_held_out=None)
+    target = datasets.SCORE._replace(name="qt", low=0, high=200, bin_width=10, own=True)
+    labels = np.repeat(np.arange(5.0, 205, 10), [6, 12] * 10)  # 2 or 4 of a bucket at most
+
+    def told(cap, kept):
+        split, _ = score_table.balanced_split(labels[:kept], cap, target=target)
+        held_out.describe_split(target, labels[:kept], split, args)
+        return capsys.readouterr().out
+
+    reached = told(4, 180)
+    assert "60 samples in 20 of 20 buckets, a third of each" in reached
+    assert "only more data helps" in reached
+    assert "--few 4 --many 4" in reached  # training keeps 2 or 4 of a bucket
+    assert "a larger --test_per_bin holds out more" in told(1, 180)
+    assert "smaller --bin_width" not in told(1, 180)  # 20 labels fill 20 buckets already
+    args.max_held_out = 0.2
+    assert "a larger --max_held_out" in told(1, 180)
 
 
 # ---- simulated nights and pictures ----------------------------------------------------------
