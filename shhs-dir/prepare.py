@@ -239,10 +239,9 @@ def main(argv=None):
     meta["path"] = [f"nights/{night}.h5" for night in meta["id"]]
     if meta.empty:
         raise ValueError(f"no {args.noun} can be used: {args.data_dir / 'skipped.csv'} says why")
-    meta["split"], caps = split_by_flags(meta["score"], args, target)
+    meta["split"], most = split_by_flags(meta["score"], args, target)
     with sole_use(args.data_dir):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
-    most = f"at most {caps[0]} of a bucket in val and {caps[1]} in test"
     print(f"wrote {path}, {len(meta):,} {args.noun}s, {most}")
     report_counts(args, meta, skipped, [lacking for reason, lacking in results if not reason])
     if not {"val", "test"} <= set(meta["split"]):

@@ -57,7 +57,7 @@ def papers_cap(counts):
 
 
 def split_by_flags(scores, args, target):
-    """Split by the flags of prepare.py; returns the split and the caps of val and of test.
+    """Split by the flags of prepare.py; returns the split and its caps in words.
 
     Without --cap, --max_held_out alone sets the caps, or else the paper's share does.
     """
@@ -65,7 +65,9 @@ def split_by_flags(scores, args, target):
     if args.cap is None:
         largest = max(1, int(counts.max()) // 3)
         args.cap = largest if args.max_held_out else papers_cap(counts)
-    return balanced_split(scores, caps_of(args, counts), args.seed, target)
+    caps = caps_of(args, counts)
+    split, _ = balanced_split(scores, caps, args.seed, target)
+    return split, f"at most {caps[0]} of a bucket in val and {caps[1]} in test"
 
 
 def read_scores(path, id_column, score_column):
