@@ -105,7 +105,7 @@ def finite_predictions(run, split):
     kept = rows[np.isfinite(rows["prediction"])]
     if kept.empty:
         raise ValueError(f"{run['folder']}/predictions.csv has no finite prediction of {split}")
-    title = f"\n{split} set, {len(kept)} samples"
+    title = f"\n{split} set, {len(kept)} {run['sample']}s"
     if len(kept) < len(rows):
         title += f" ({len(rows) - len(kept)} without a finite prediction left out)"
     return kept["label"].to_numpy(), kept["prediction"].to_numpy(), title
@@ -117,7 +117,7 @@ def draw_error_by_label(run, split):
     errors = error_by_label(labels, preds, density["label"])
     centres, _ = centres_and_widths(density["label"])
     fig, [[ax]] = new_figure(run, title=title)
-    draw_background(ax, density["label"], density["count"], "training samples")
+    draw_background(ax, density["label"], density["count"], f"training {run['sample']}s")
     ax.plot(centres[errors.index], errors["mae"], color=DARK, lw=0.7)
     shots = density.get("shot", pd.Series("overall", density.index))[errors.index]
     for shot, style in SHOT_STYLES.items():
@@ -125,7 +125,8 @@ def draw_error_by_label(run, split):
         if len(part):
             name = SHOTS[shot] if "shot" in density else "MAE of a bucket"
             ax.plot(centres[part.index], part["mae"], ms=4, label=name, **style | {"ls": ""})
-    ax.axhline(np.abs(preds - labels).mean(), color="black", ls="--", label="MAE of all samples")
+    name = "MAE of all samples" if run["sample"] == "sample" else "MAE, not balanced"
+    ax.axhline(np.abs(preds - labels).mean(), color="black", ls="--", label=name)
     ax.set(xlabel=with_unit(run), ylabel=with_unit(run, "mae"), ylim=(0, None))
     return fig
 
@@ -141,7 +142,7 @@ def draw_predictions(run, split):
             row[:] = labels[inside].mean(), *np.quantile(preds[inside], (0.1, 0.5, 0.9))
     fig, [[ax]] = new_figure(run, size=(6, 6.5), title=title)
     alpha = np.clip(20 / np.sqrt(len(labels)), 0.08, 0.6)
-    ax.scatter(labels, preds, 9, color=DARK, alpha=alpha, lw=0, label="sample")
+    ax.scatter(labels, preds, 9, color=DARK, alpha=alpha, lw=0, label=run["sample"])
     ax.fill_between(*band[:, [0, 1, 3]].T, color=PALE, zorder=0, label="10–90 %")
     ax.plot(band[:, 0], band[:, 2], color="black", lw=2, label="running median")
     ax.plot(ends, ends, color="black", ls="--", lw=1, label="prediction = label")
@@ -160,9 +161,8 @@ def draw_learning_curves(run):
     axes[0].set_ylabel("training loss")
     for ax, metric in zip(axes[1:], metrics):
         for shot, style in SHOT_STYLES.items():
-            if f"val.{shot}.{metric}" in epochs:
-                curve = epochs[f"val.{shot}.{metric}"]
-                ax.plot(curve, lw=1, ms=3, label=SHOTS[shot], **style)
+            if (curve := f"val.{shot}.{metric}") in epochs:
+                ax.plot(epochs[curve], lw=1, ms=3, label=SHOTS[shot], **style)
         ax.set_ylabel(f"validation {with_unit(run, metric)}")
     for ax in axes:
         if run.get("best_epoch") is not None:
@@ -176,7 +176,7 @@ def draw_label_density(run):
     """Label density before and after LDS, each of sum 1, and the weights that follow."""
     density, name = run["label_density"], with_unit(run)
     centres, widths = centres_and_widths(density["label"])
-    title = f"\n{density['count'].sum():,.0f} training samples"
+    title = f"\n{density['count'].sum():,.0f} training {run['sample']}s"
     fig, [[above], [below]] = new_figure(run, 2, 1, (7.5, 6.5), title)
     before, after, weight = (density[x] for x in ("emp_label_dist", "eff_label_dist", "weight"))
     held = (before > 0) | (after > 0)
@@ -184,7 +184,7 @@ def draw_label_density(run):
     share = before[held] / before.sum()
     above.bar(centres[held], share, widths[held], color=PALE, label="before LDS" + root)
     above.plot(centres[held], after[held] / after.sum(), color=BLUE, label="after LDS")
-    below.plot(centres, weight, ".-", color=DARK, label="weight of a sample")
+    below.plot(centres, weight, ".-", color=DARK, label=f"weight of a {run['sample']}")
     above.set(ylabel="share of the density", xlabel=name)
     scale = "log" if weight.max() > 20 * weight.min() else "linear"
     below.set(ylabel="weight", xlabel=name, xlim=above.get_xlim(), yscale=scale)

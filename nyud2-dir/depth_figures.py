@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
 from depth_maps import DEPTH, buckets_of, edges_of, known
@@ -121,25 +122,43 @@ def draw_examples(batch, preds, title, target=DEPTH):
     axes = fig.subplots(n, 4, squeeze=False)
     arrays = [tensor.cpu().numpy() for tensor in (batch.images, batch.depths, preds)]
     # One scale, so that the rows compare.
-    low = min(0.0, float(arrays[1].min()))
+    low = float(arrays[1].min())
+    low = low if target.scale == "log" else min(0.0, low)
     high = max(float(arrays[1].max()), low + 1e-6 if target.own else 1.0)
+    norm = norm_of(target.scale, low, high)
     span = (high - low) / 3
     mask = known(batch.depths, batch.mask if target.own else None, target).cpu().numpy()
-    for row, image, depth, pred, seen in zip(axes, *arrays, mask):
-        error = np.where(seen, pred - depth, np.nan)
+    errors = np.where(mask, arrays[2] - arrays[1], np.nan)
+    for row, image, depth, pred, error, seen in zip(axes, *arrays, errors, mask):
         depth = np.where(seen, depth, np.nan) if target.own else depth
         row[0].imshow(np.clip(image.transpose(1, 2, 0) * STD + MEAN, 0, 1))
         for ax, values in zip(row[1:3], (depth, pred)):
-            shown = ax.imshow(values[0], cmap="viridis", vmin=low, vmax=high)
+            # A logarithm has no colour for what lies below.
+            shown = ax.imshow(np.maximum(values[0], low), cmap="viridis", norm=norm)
         shown_error = row[3].imshow(error[0], cmap="RdBu", vmin=-span, vmax=span)
-    fig.colorbar(shown, ax=axes[:, 1:3], label=target.unit, shrink=0.6)
-    fig.colorbar(shown_error, ax=axes[:, 3], label=target.unit, shrink=0.6)
+    options = {"label": target.unit, "shrink": 0.6}
+    fig.colorbar(shown, ax=axes[:, 1:3], extend=arrows(arrays[2], low, high), **options)
+    fig.colorbar(shown_error, ax=axes[:, 3], extend=arrows(errors, -span, span), **options)
     names = "image", target.name, "prediction", f"prediction − {target.name}"
     for ax, name in zip(axes[0], names):
         ax.set_title(name, fontsize="small")
     for ax in axes.flat:
         ax.set_axis_off()
     return fig
+
+
+def norm_of(scale, low, high):
+    """Return matplotlib's norm of colours that follow a target's scale."""
+    if scale == "log":
+        return LogNorm(low, high)
+    return SymLogNorm(1, vmin=low, vmax=high) if scale == "symlog" else Normalize(low, high)
+
+
+def arrows(values, low, high):
+    """Return which ends of a colour bar get an arrow, as values lie beyond them."""
+    below = np.nanmin(values) < low
+    above = np.nanmax(values) > high
+    return ("both" if above else "min") if below else ("max" if above else "neither")
 
 
 def draw_run(folder, title, errors, counts, examples, target=DEPTH):

@@ -387,7 +387,7 @@ def finish(run, model, data, progress):
         if args.fds:
             buckets = depths[model.FDS.bucket_start :][: len(model.FDS.running_mean)]
             results.write_fds_statistics(folder, model.FDS, buckets)
-        facts = {"benchmark": BENCHMARK, "target": target.record}
+        facts = {"benchmark": BENCHMARK, "target": target.record, "sample": "pixel"}
         facts["main_metrics"] = OWN_METRICS if target.own else MAIN_METRICS
         facts |= {name: progress[name] for name in ("best_epoch", "wall_seconds")}
         results.write_results(run, metrics, higher_is_better=HIGHER_IS_BETTER, **facts)

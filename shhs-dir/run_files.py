@@ -46,7 +46,7 @@ def load_run(folder):
             f"no results.json in {folder}: it is no run folder, or its run has not finished "
             f"({AGAIN})"
         )
-    run = read_json(path, AGAIN)
+    run = {"sample": "sample"} | read_json(path, AGAIN)  # what a label belongs to, or a pixel
     with reading(path, AGAIN):
         check_results(run)
     path = folder / "epochs.jsonl"

@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import tiny_depth_net
@@ -166,6 +167,7 @@ def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch, capsys):
     assert (pixels["label"] == 0).any() == (name == "rain")
     assert (pixels["label"] >= 0).all()
     assert (folder / "figures" / "examples.png").exists()
+    assert results["sample"] == "pixel"  # what the figures count
     # An evaluation takes the target from the checkpoint, and so does predict.py.
     again, _ = train_tiny(tmp_path, "--evaluate", "--eval_model", folder)
     pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(found))
@@ -183,6 +185,21 @@ def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch, capsys):
     y = (2 * kept["y"] + 1) * shape[0] // (2 * height)
     x = (2 * kept["x"] + 1) * shape[1] // (2 * width)
     np.testing.assert_allclose(values[y, x], kept["prediction"], rtol=1e-3, atol=1e-3)
+
+
+def test_colours_of_examples_follow_the_scale_and_say_what_lies_beyond():
+    figures = load("nyud2-dir", "depth_figures")
+    target = figures.DEPTH._replace(name="rain", low=0, high=99, scale="symlog", own=True)
+    depths = torch.tensor([0.0, 1.0, 9.0, 99.0]).reshape(1, 1, 2, 2)
+    batch = load("nyud2-dir", "datasets").Batch(
+        torch.zeros(1, 3, 2, 2), depths, None, torch.ones(1, 1, 2, 2, dtype=torch.bool), 0, 1, 1
+    )
+    preds = torch.tensor([0.0, 1.0, 9.0, 9.0]).reshape(1, 1, 2, 2)  # once 90 too few
+    fig = figures.draw_examples(batch, preds, "", target)
+    _, truth, _, _, values, errors = fig.axes
+    assert truth.images[0].norm(1.0) > 0.2  # on a linear scale 0.01
+    bars = [axes._colorbar.extend for axes in (values, errors)]
+    assert bars == ["neither", "min"]
 
 
 def test_maps_that_do_not_fit_are_refused_with_what_helps(tmp_path):
