@@ -402,7 +402,7 @@ def finish(run, model, data, progress):
 def run_evaluation(run):
     """Evaluate a checkpoint on what exists of validation and test set."""
     args = run.args
-    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    path, checkpoint = evaluation.load(run, checkpoints.BEST)
     model = build_model(args)
     utils.load_state(model, utils.weights_of(checkpoint, path), path)
     before = (checkpoint.get("config") or {}).get("dataset", args.dataset)

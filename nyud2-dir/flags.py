@@ -148,7 +148,7 @@ def add_output(parser, store_name=""):
     add("--resume", nargs="?", const="auto", default="", help=resume_help)
     changed_help = "resume although the data have changed"
     add("--data_changed", action="store_true", help=changed_help)
-    add("--overwrite", action="store_true", help="replace the run in the run folder")
+    add("--overwrite", action="store_true", help="replace the run, or its evaluation")
     add("--evaluate", action="store_true", help="only evaluate --eval_model, --resume or the best")
     add("--eval_model", default="", help="checkpoint to evaluate")
     add("--track", default="tensorboard", choices=trackers, help="where events are written")
@@ -186,7 +186,7 @@ def check(parser, args, positive=(), buckets=None):
         parser.error("--retrain_fc trains a part of a network again: add --pretrained CKPT")
     if args.eval_model and not args.evaluate:
         parser.error("--eval_model needs --evaluate; to train from a checkpoint use --pretrained")
-    if args.resume and args.overwrite:
+    if args.resume and args.overwrite and not args.evaluate:
         parser.error("--resume continues a run, --overwrite replaces it: choose one")
     if args.gpu is not None and args.device == ("cpu" if args.gpu >= 0 else "cuda"):
         parser.error(f"--gpu {args.gpu} and --device {args.device} contradict each other")

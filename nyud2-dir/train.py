@@ -404,7 +404,7 @@ def finish(run, model, data, progress):
 
 def run_evaluation(run):
     """Evaluate a checkpoint on the test set, which is all that it needs."""
-    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    path, checkpoint = evaluation.load(run, checkpoints.BEST)
     model = build_model(run.args)
     checkpoints.load_weights(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)

@@ -5,6 +5,7 @@ in its checkpoints and in `results.json`; it is taken from there where the data 
 """
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,65 @@ import results
 from checkpoint_file import dictionary_of, load_checkpoint
 from outside import read_json, reading
 
-FOLDER = "evaluation"  # in the run folder, whose own predictions stay as they are
+FOLDER = "evaluation"  # in the checkpoint's run folder, whose own predictions stay as they are
+KEPT = ("results.json", "epochs.jsonl")  # show a run folder
 SPLITS = ("val", "test")
 MOST_SAMPLES = 10**8  # of a training set; a file that says more is damaged
+
+
+# ---- where its predictions go --------------------------------------------------------------
+
+
+def load(run, best):
+    """Return path and content of the checkpoint to evaluate, as `released.load_for_evaluation`.
+
+    The run's folder becomes the one that gets the predictions; nothing is written yet.
+
+    Raises:
+        ValueError: if that folder has predictions already, or cannot be written.
+    """
+    path, checkpoint = released.load_for_evaluation(run, best)
+    run.folder = folder_of(path, run.args)
+    file = run.folder / FOLDER / "predictions.csv"
+    if file.exists() and not run.args.overwrite:
+        raise ValueError(f"{file} exists: move it away, or --overwrite replaces it")
+    if not is_writable(file.parent):
+        raise ValueError(f"{file} cannot be written: give another --store_root")
+    return path, checkpoint
+
+
+def folder_of(path, args):
+    """Return the folder that gets the evaluation of a checkpoint.
+
+    That is its run folder. A published folder, a name on the Hub, a file elsewhere and a run that
+    cannot be written get a folder of their name in --store_root.
+
+    Args:
+        path: of the checkpoint.
+        args: the flags.
+    """
+    path, given = Path(path), args.eval_model or args.resume
+    name = path.name
+    while Path(name).suffix in released.LOCAL_SUFFIXES:
+        name = Path(name).stem
+    if path.suffix == ".safetensors":
+        name = path.parent.resolve().name if os.path.exists(given) else given.replace("/", "_")
+    elif path.name in released.BESTS or any(path.with_name(kept).is_file() for kept in KEPT):
+        if is_writable(path.parent / FOLDER):
+            return path.parent
+        name = path.parent.resolve().name
+        logging.warning("%s cannot be written: predictions go to --store_root", path.parent)
+    return Path(args.store_root) / name
+
+
+def is_writable(folder):
+    """Whether a folder, which need not exist yet, can be written."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+# ---- what it needs, and what it leaves -----------------------------------------------------
 
 
 def splits_in(column):

@@ -380,7 +380,7 @@ def finish(run, model, data, progress):
 
 def run_evaluation(run):
     """Evaluate a checkpoint on what exists of validation and test set."""
-    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    path, checkpoint = evaluation.load(run, checkpoints.BEST)
     model = build_model(run.args)
     utils.load_state(model, utils.weights_of(checkpoint, path), path)
     model.to(run.accelerator.device)

@@ -397,7 +397,7 @@ def finish(run, model, data, progress):
 
 def run_evaluation(run):
     """Evaluate a checkpoint on what exists of validation and test set."""
-    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    path, checkpoint = evaluation.load(run, checkpoints.BEST)
     state = utils.weights_of(checkpoint, path)
     data = build_data(run, path, checkpoint)
     text.check_rows(state, data.corpus.words, path)

@@ -221,21 +221,74 @@ def test_a_run_leaves_all_its_files(contract, finished):
     assert density["eff_label_dist"].notna().all()
 
 
-@pytest.mark.slow
-def test_evaluation_gives_the_runs_own_metrics(contract, data, finished, tmp_path):
-    """By the checkpoint's path, without the flags that make the network; predictions are left."""
-    store = tmp_path / "store"
-    found = here(contract, data, store, "--evaluate", "--eval_model", finished / contract.best)
-    assert_same_metrics(found, results_of(finished))
-    assert [path.name for path in only_run(store).iterdir()] == ["evaluation"]
+def evaluated_in(folder):
+    return pd.read_csv(folder / "evaluation" / "predictions.csv")
+
+
+def copy_of(finished, folder):
+    """A run folder with the same files, as hard links: what is replaced stays in `finished`."""
+    return shutil.copytree(finished, folder, copy_function=os.link)
+
+
+def test_an_evaluation_lands_in_its_checkpoints_run(contract, data, finished, tmp_path):
+    """Not in the run that the flags name; what is there is kept, as is a training's lock."""
+    runs = [copy_of(finished, tmp_path / name) for name in ("first", "second")]
+    file = runs[1] / contract.best
+    content = torch.load(file, weights_only=True)
+    content.pop("digest", None)
+    state = content.get("state_dict", content)
+    names = [name for name in state if name.startswith(contract.head) and name.endswith("bias")]
+    state[names[-1]] += 0.01
+    file.unlink()
+    torch.save(content, file)
+    (runs[0] / ".holder").write_text("process 1")
+    before = [{path.name for path in run.iterdir()} for run in runs]
+    words = contract.argv(data, tmp_path / "store", "--evaluate", "--eval_model")
+    metrics = [contract.train.main([*words, str(run / contract.best)]) for run in runs]
+    assert [{path.name for path in run.iterdir()} - {"evaluation"} for run in runs] == before
+    assert not (tmp_path / "store").exists()
+    assert_same_metrics(metrics[0], results_of(finished))
     own = pd.read_csv(finished / "predictions.csv")
     if contract.folder == "nyud2-dir":  # only the test set is evaluated
         own = own[own["split"] == "test"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(evaluated_in(store), own)
+    pd.testing.assert_frame_equal(evaluated_in(runs[0]), own)
+    other = evaluated_in(runs[1])
+    assert (other["prediction"] > own["prediction"]).all()
+    kept = runs[1] / "evaluation" / "predictions.csv"
+    kept.write_text("mine")
+    words.append(str(runs[1]))
+    late = mock.patch.object(contract.train, "evaluate", side_effect=AssertionError("too late"))
+    with late, pytest.raises(ValueError, match=rf"{kept} exists.*--overwrite"):
+        contract.train.main(words)
+    assert kept.read_text() == "mine"
+    contract.train.main([*words, "--overwrite"])
+    pd.testing.assert_frame_equal(evaluated_in(runs[1]), other)
+    assert (runs[1] / "results.json").is_file()
 
 
-def evaluated_in(store):
-    return pd.read_csv(only_run(store) / "evaluation" / "predictions.csv")
+@pytest.mark.parametrize(
+    ("given", "file", "expected"),
+    [
+        ("store/run", "store/run/ckpt.best.pth.tar", "store/run"),
+        ("store/run/ckpt.pth.tar", "store/run/ckpt.pth.tar", "store/run"),
+        ("alone/ckpt.best.pth.tar", "alone/ckpt.best.pth.tar", "alone"),
+        ("alone/v1.2.pth.tar", "alone/v1.2.pth.tar", "new/v1.2"),
+        ("mine", "mine/model.safetensors", "new/mine"),
+        ("mine/model.safetensors", "mine/model.safetensors", "new/mine"),
+        ("someone/ages@v1", "hub/snapshots/0123/model.safetensors", "new/someone_ages@v1"),
+        ("fixed/run", "fixed/run/ckpt.best.pth.tar", "new/run"),
+    ],
+)
+def test_the_folder_of_an_evaluation(given, file, expected, tmp_path, monkeypatch):
+    """The run's own, else one of the checkpoint's name; `fixed` cannot be written."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("store/run/epochs.jsonl", "mine/results.json", file):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    evaluation, args = load("agedb-dir", "evaluation"), mock.Mock(eval_model=given)
+    args.store_root = "new"
+    monkeypatch.setattr(evaluation.os, "access", lambda path, mode: "fixed" not in str(path))
+    assert evaluation.folder_of(Path(file), args) == Path(expected)
 
 
 def test_evaluation_needs_no_training_rows(contract, data, finished, tmp_path):
@@ -246,16 +299,17 @@ def test_evaluation_needs_no_training_rows(contract, data, finished, tmp_path):
     load("tools", "publish").main([str(finished), "--out", str(published)])
     own = pd.read_csv(finished / "predictions.csv")
     own = own[own["split"] == "test"].drop(columns="row", errors="ignore")
-    for model in (finished, published):
+    run = copy_of(finished, tmp_path / "run")
+    for model, folder in ((run, run), (published, store / "published")):
         found = here(contract, alone, store, "--evaluate", "--eval_model", model)
         assert_same_metrics(found, results_of(finished))
-        left = evaluated_in(store).drop(columns="row", errors="ignore")  # numbers in the table
+        left = evaluated_in(folder).drop(columns="row", errors="ignore")  # numbers in the table
         pd.testing.assert_frame_equal(left, own.reset_index(drop=True))
     if contract.folder == "nyud2-dir":  # without them its shots are fixed lists
         return
     (published / "results.json").unlink()  # an earlier version's files lack the counts
     with pytest.raises(ValueError, match="does not say how many training samples"):
-        here(contract, alone, store, "--evaluate", "--eval_model", published)
+        here(contract, alone, store, "--evaluate", "--eval_model", published, "--overwrite")
 
 
 def test_counts_of_training_labels_say_their_shots():
@@ -324,8 +378,8 @@ def test_a_released_file_evaluates(contract, data, finished, tmp_path):
     for name in ("vocab.txt",):
         if (finished / name).is_file():
             shutil.copy(finished / name, tmp_path)
-    for fds in ((), ("--fds",)):
-        found = here(contract, data, tmp_path / "store", "--evaluate", "--eval_model", file, *fds)
+    for more in ((), ("--fds", "--overwrite")):
+        found = here(contract, data, tmp_path / "store", "--evaluate", "--eval_model", file, *more)
         own = results_of(finished)
         if contract.folder == "nyud2-dir":  # without a run's note of its pixels: the fixed shots
             found = {"overall": found["overall"]}

@@ -384,9 +384,9 @@ def finish(run, model, data, progress):
     return metrics["test"]
 
 
-def load_model(run):
+def load_model(run, load=released.load_for_evaluation):
     """Return the checkpoint's path, its content, and its model, ready to predict."""
-    path, checkpoint = released.load_for_evaluation(run, checkpoints.BEST)
+    path, checkpoint = load(run, checkpoints.BEST)
     run.args.preparation = new_rows.preparation_of(checkpoint, path)
     state = utils.weights_of(checkpoint, path)
     model = build_model(run.args, state)
@@ -396,7 +396,7 @@ def load_model(run):
 
 def run_evaluation(run):
     """Evaluate a checkpoint on what exists of validation and test set."""
-    path, checkpoint, model = load_model(run)
+    path, checkpoint, model = load_model(run, evaluation.load)
     data = build_data(run, (path, checkpoint))
     return evaluation.finish(run, path, *evaluate_splits(run, model, data))
 
