@@ -14,6 +14,7 @@ import pandas as pd
 
 from batches import Batches
 from lds import bucket_weights, label_density
+from night_file import check_values, has_seal, read_facts
 from night_signals import SIGNALS
 from outside import check_inside, h5_array, read_table, reading, shown
 from own_signals import layout_fault
@@ -133,33 +134,31 @@ class Nights:
         check_inside(data_dir, paths, allow_outside)
         self.signals = signals
         self.files = [Path(data_dir) / path for path in paths]
-        self.frames = np.zeros(len(self.files), dtype=np.int64)
+        n = len(self.files)
+        self.frames = np.zeros(n, dtype=np.int64)
         # Mean and mean square of each channel of each night, [nights, 2, channels].
-        self.moments = {
-            name: np.zeros((len(self.files), 2, signal.channels))
-            for name, signal in signals.items()
-        }
+        self.moments = {name: np.zeros((n, 2, sig.channels)) for name, sig in signals.items()}
+        # CRC-32 of each signal of each night, −1 where an earlier version wrote none.
+        self.contents = np.zeros((n, len(signals)), dtype=np.int64)
+        self.checked = np.zeros(n, dtype=bool)  # whether its values were compared with these
         for row, file in enumerate(self.files):
             with reading(file, NO_NIGHT), h5py.File(file) as night:
+                has_seal(night.attrs)  # before its flags are believed
                 fault = layout_fault(night.attrs.get("layout", ""), signals)
                 if not fault:
-                    self._look_at(row, night)
+                    self.frames[row], moments, self.contents[row] = read_facts(night, signals)
             if fault:
                 raise ValueError(f"{shown(str(file))}: {fault}; give the same flags")
+            for name in signals:
+                self.moments[name][row] = moments[name]
 
-    def _look_at(self, row, night):
-        """Take a night's length and moments, and check that its signals are of that length."""
-        frames = int(night.attrs["frames"])
-        if frames < 1:
-            raise ValueError("it has no frame")
-        self.frames[row] = frames
-        for name, signal in self.signals.items():
-            array = h5_array(night, name)
-            if array.shape != (signal.channels, frames * signal.frame) or array.dtype.kind != "f":
-                raise ValueError(f"{name} is {array.dtype} of the shape {array.shape}")
-            self.moments[name][row] = array.attrs["mean"], array.attrs["mean_square"]
-            if not np.isfinite(self.moments[name][row]).all():
-                raise ValueError(f"{name} is not finite")
+    def inputs(self):
+        """Return what tells these nights from others, for `run_folder.Run.note_data`."""
+        moments = [self.frames, *map(np.ravel, self.moments.values())]
+        found = {"signals of nights": np.concatenate(moments)}
+        if (self.contents >= 0).all():
+            found["values of nights"] = self.contents
+        return found
 
     def scale(self, rows):
         """Return `{signal: (mean, std)}` [channels] over all columns of some nights, float32."""
@@ -187,10 +186,12 @@ class Nights:
         for k, row in enumerate(rows):
             with reading(self.files[row], NO_NIGHT), h5py.File(self.files[row]) as night:
                 for name, padded in batch.items():
-                    array = h5_array(night, name)[()]
-                    if not np.isfinite(array).all():
-                        raise ValueError(f"{name} is not finite")
-                    padded[k, :, : array.shape[1]] = torch.from_numpy(array)
+                    array = h5_array(night, name)
+                    values = array[()]
+                    if not self.checked[row]:
+                        check_values(array, values)
+                    padded[k, :, : values.shape[1]] = torch.from_numpy(values)
+            self.checked[row] = True
         return batch
 
 

@@ -4,16 +4,13 @@ A night that cannot be used ends in a `Fault` with a reason of one word, which `
 into `skipped.csv`.
 """
 
-import io
 import os
 import re
 import stat
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from files import write_atomically
 from night_signals import FRAME_SECONDS, SIGNALS, breathing, spectrogram
 
 VERSION = 1  # of the arrays: raise it when their content changes, and nights are made again
@@ -207,28 +204,3 @@ def source_of(path, min_minutes, unit, layout=""):
     if not stat.S_ISREG(facts.st_mode):  # reading a pipe would never end
         raise Fault("unreadable", "it is no file")
     return f"{VERSION} {facts.st_size} {facts.st_mtime_ns} {min_minutes:g} {unit}{layout}"
-
-
-def write_night(path, night, source, layout=""):
-    """Write a night as HDF5: an array per signal with its moments, whole or not at all.
-
-    Args:
-        path: of the file.
-        night: as `read_night` returns it.
-        source: as `source_of` returns it.
-        layout: flags of your own signals, as `own_signals.words_of` returns them.
-    """
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        file.attrs.update(source=source, lacking=night["lacking"], frames=len(night["stages"]))
-        file.create_dataset("stages", data=night["stages"], fletcher32=True)
-        if layout:
-            file.attrs["layout"] = layout
-        for name in [name for name in night if name not in ("stages", "lacking")]:
-            # Not compressed: noise hardly packs, and every training epoch reads every night. A
-            # checksum lets damage be found when it is read.
-            whole = {"chunks": night[name].shape, "fletcher32": True}
-            array = file.create_dataset(name, data=night[name], **whole)
-            values = night[name].astype(np.float64)
-            array.attrs.update(mean=values.mean(axis=1), mean_square=(values**2).mean(axis=1))
-    write_atomically(path, content.getvalue())

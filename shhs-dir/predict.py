@@ -35,6 +35,7 @@ import torch
 
 import train
 from criterion import columns_of, in_unit
+from night_file import check_values, read_facts
 from own_signals import layout_fault, least_minutes, signals_of
 from recordings import read_recording
 
@@ -88,7 +89,11 @@ class Predictor:
         with h5py.File(file) as night:
             if fault := layout_fault(night.attrs.get("layout", ""), self.signals):
                 raise ValueError(fault)
-            return {name: night[name][()] for name in self.signals}
+            read_facts(night, self.signals)
+            values = {name: night[name][()] for name in self.signals}
+            for name, array in values.items():
+                check_values(night[name], array)
+        return values
 
     @torch.inference_mode()
     def answer(self, nights):

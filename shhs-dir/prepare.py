@@ -33,10 +33,11 @@ from tqdm import tqdm
 
 import program
 from datasets import SCORE, SPLITS, Nights, read_meta
-from edf_night import Fault, source_of, write_night
+from edf_night import Fault, source_of
 from fetch import sole_use
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
+from night_file import has_seal, write_night
 from own_signals import add_signals, check_signals, least_minutes, signals_of, words_of
 from recordings import SUFFIXES, read_recording
 from score_table import EXPECTED, SCORE_COLUMNS, read_scores, split_by_flags
@@ -109,7 +110,8 @@ def prepare_night(task):
     try:
         source = source_of(file, min_minutes, unit, layout and f" {layout}")
         # A damaged one is made again.
-        with contextlib.suppress(OSError, KeyError), h5py.File(target) as made:
+        with contextlib.suppress(OSError, KeyError, ValueError), h5py.File(target) as made:
+            has_seal(made.attrs)  # an error if it is another's
             if made.attrs["source"] == source:
                 return "", made.attrs["lacking"]
         night = read_recording(file, signals, min_minutes, unit)

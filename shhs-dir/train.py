@@ -156,9 +156,7 @@ def build_data(run, evaluated=None):
     target = TARGET.of(args)
     meta = read_meta(args.data_dir, target, () if evaluated else SPLITS)
     nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
-    # Means and mean squares of a night's channels tell it from another.
-    moments = np.concatenate([nights.frames, *map(np.ravel, nights.moments.values())])
-    run.note_data(meta, {"signals of nights": moments})
+    run.note_data(meta, nights.inputs())
     scores = meta["score"].to_numpy()
     trained = scores[meta["split"] == "train"]
     if evaluated and not len(trained):

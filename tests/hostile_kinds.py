@@ -315,13 +315,13 @@ def make_night(folder):
     night = {"stages": np.zeros(3, dtype=np.int8), "lacking": ""}
     for name, signal in load("shhs-dir", "night_signals").SIGNALS.items():
         night[name] = rng.random((signal.channels, 3 * signal.frame)).astype(np.float16)
-    load("shhs-dir", "edf_night").write_night(folder / "a.h5", night, "none")
+    load("shhs-dir", "night_file").write_night(folder / "a.h5", night, "none")
 
 
 def read_night(folder):
-    """Read a night as training does."""
+    """Read a night and the scale of its inputs, as training does."""
     nights = load("shhs-dir", "datasets").Nights(folder, ["a.h5"])
-    return nights.read([0])
+    return nights.read([0]), nights.scale([0]), nights.frames, nights.moments
 
 
 RECORDINGS = ("a.csv", "a.npy")

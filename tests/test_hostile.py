@@ -385,16 +385,41 @@ def without_frames(file):
     file.attrs["frames"] = "many"
 
 
+def with_negative_moments(file):
+    """Say less than nothing for the mean of its squares."""
+    file["eeg"].attrs["mean_square"] = -file["eeg"].attrs["mean_square"]
+
+
+def with_other_moments(file):
+    """Say moments that could be, of other values."""
+    file["eeg"].attrs["mean_square"] = 1.001 * file["eeg"].attrs["mean_square"]
+
+
+def with_other_values(file):
+    """Write its values again, and not its moments."""
+    file["eeg"][...] = file["eeg"][()] + np.float16(0.125)
+
+
 NIGHTS = (
     as_group, as_external_link, as_soft_loop, as_raw_data, as_virtual, as_text, with_nan,
-    without_frames,
+    without_frames, with_negative_moments, with_other_moments, with_other_values,
 )  # fmt: skip
 
 
+def without_seals(file):
+    """Turn a night into one of an earlier version."""
+    del file.attrs["seal"]
+    for name in ("eeg", "ecg", "breathing"):
+        del file[name].attrs["seal"], file[name].attrs["content"]
+
+
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("change", NIGHTS)
-def test_a_hostile_night_is_refused(tmp_path, change):
+def test_a_hostile_night_is_refused(tmp_path, change, sealed):
     hostile_kinds.make_night(tmp_path)
     with h5py.File(tmp_path / "a.h5", "a") as file:
+        if not sealed:
+            without_seals(file)
         change(file)
     with pytest.raises(ValueError, match=r"a\.h5 cannot be read .*prepare\.py"):
         hostile_kinds.read_night(tmp_path)
@@ -409,6 +434,52 @@ def test_a_flipped_bit_in_a_night_is_found(tmp_path):
     (tmp_path / "a.h5").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.h5 cannot be read"):
         hostile_kinds.read_night(tmp_path)
+
+
+def test_a_flipped_bit_in_a_moment_is_found(tmp_path):
+    """The scale of the inputs comes from the moments, which no checksum of HDF5's covers."""
+    hostile_kinds.make_night(tmp_path)
+    whole = (tmp_path / "a.h5").read_bytes()
+    with h5py.File(tmp_path / "a.h5") as file:
+        moments = [file[name].attrs[kind] for name in file if name != "stages"
+                   for kind in ("mean", "mean_square")]  # fmt: skip
+    for held in moments:
+        place = whole.index(held.tobytes())
+        for bit in (0, 40, 52, 63):  # of the first channel's: lowest, middle, exponent, sign
+            content = bytearray(whole)
+            content[place + bit // 8] ^= 1 << bit % 8
+            (tmp_path / "a.h5").write_bytes(content)
+            with pytest.raises(ValueError, match=r"a\.h5 cannot be read .*prepare\.py"):
+                hostile_kinds.read_night(tmp_path)
+
+
+def test_a_night_of_an_earlier_version_is_read_as_before(tmp_path):
+    hostile_kinds.make_night(tmp_path)
+    read, scale, *_ = hostile_kinds.read_night(tmp_path)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        without_seals(file)
+    again, same, *_ = hostile_kinds.read_night(tmp_path)
+    for name, signal in read.items():
+        assert torch.equal(again[name], signal)
+        assert all(map(torch.equal, same[name], scale[name]))
+
+
+def test_a_resumed_run_is_told_of_other_values(tmp_path):
+    """Values in another order have the same moments, so the digests hold their CRC-32 too."""
+    module = load("shhs-dir", "night_file")
+    rng = np.random.default_rng(0)
+    night = {"stages": np.zeros(1, dtype=np.int8), "lacking": ""}
+    for name, signal in load("shhs-dir", "night_signals").SIGNALS.items():
+        night[name] = rng.integers(0, 9, (signal.channels, signal.frame)).astype(np.float16)
+    inputs = []
+    for name in ("a", "b"):
+        module.write_night(tmp_path / f"{name}.h5", night, "")
+        inputs.append(load("shhs-dir", "datasets").Nights(tmp_path, [f"{name}.h5"]).inputs())
+        night["eeg"] = night["eeg"][:, ::-1]
+    moments, values = ([given[key] for given in inputs]
+                       for key in ("signals of nights", "values of nights"))  # fmt: skip
+    assert np.array_equal(*moments)
+    assert not np.array_equal(*values)
 
 
 def test_a_pipe_is_no_recording(tmp_path):

@@ -108,7 +108,7 @@ def test_your_own_channels_are_drawn(tmp_path):
     np.save(tmp_path / "a.npy", samples)
     night = recordings.read_recording(tmp_path / "a.npy", seen, 0)
     layout = own_signals.words_of(seen)
-    load("shhs-dir", "edf_night").write_night(tmp_path / "a.h5", night, "", layout)
+    load("shhs-dir", "night_file").write_night(tmp_path / "a.h5", night, "", layout)
     night_figures.main([str(tmp_path / "a.h5"), "--out", str(tmp_path)])
     assert (tmp_path / "a.png").stat().st_size > 5000
     fig = night_figures.draw_night(tmp_path / "a.h5")

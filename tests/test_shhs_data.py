@@ -15,6 +15,7 @@ from conftest import ROOT, load
 
 pyedflib = pytest.importorskip("pyedflib")
 edf_night = load("shhs-dir", "edf_night")
+night_file = load("shhs-dir", "night_file")
 night_signals = load("shhs-dir", "night_signals")
 demo_night = load("shhs-dir", "demo.night")
 demo_data = load("shhs-dir", "demo_data")
@@ -247,7 +248,7 @@ def test_a_signal_beyond_all_belief_is_no_night(tmp_path):
 def test_a_night_of_no_finite_numbers_is_refused(tmp_path, value):
     night = read(faulty(None, tmp_path / "a.edf"))
     night["ecg"][3, 5] = value
-    edf_night.write_night(tmp_path / "a.h5", night, "")
+    night_file.write_night(tmp_path / "a.h5", night, "")
     with pytest.raises(ValueError, match=r"a\.h5 cannot be read .ecg is not finite"):
         datasets.Nights(tmp_path, ["a.h5"])
 
@@ -547,7 +548,7 @@ def test_picture_of_a_night(tmp_path):
     )
     demo_data.write_edf(tmp_path / "night.edf", stages, channels)
     night = read(tmp_path / "night.edf")
-    edf_night.write_night(tmp_path / "night.h5", night, "")
+    night_file.write_night(tmp_path / "night.h5", night, "")
     night_figures.main([str(tmp_path / "night.h5"), "--out", str(tmp_path)])
     assert (tmp_path / "night.png").stat().st_size > 20_000
     fig = night_figures.draw_night(tmp_path / "night.h5")
