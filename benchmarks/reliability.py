@@ -55,9 +55,9 @@ kinds at random, {cases:,} in {minutes:.0f} minutes, with seed {seed}: flipped b
 doubled and foreign bytes, fields that no table should have. Each must be read as it was or be
 refused in one line that names it. *Other content* is a change that a reader cannot know of, such
 as another age in a table. Where checksums guard the content, it would be a failure: checkpoints by
-their archive's CRCs, nights by fletcher32 and CRC-32, cached rows by CRC-32. *Failed* counts raw errors of
-other libraries, wrong content, crashes and hangs. Of labelled files and of figures, *as it was*
-says only that they could be made.
+their archive's CRCs, nights by fletcher32 and CRC-32, cached rows by CRC-32. *Failed* counts raw
+errors of other libraries, wrong content, crashes and hangs. Of labelled files and of figures, *as
+it was* says only that they could be made.
 
 `tests/test_hostile.py` has a short form of this and {hostile} files made by hand: payloads, bombs,
 pipes, links, paths that lead out.

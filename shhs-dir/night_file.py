@@ -14,8 +14,9 @@ import numpy as np
 from files import write_atomically
 from outside import h5_array
 
-SEAL, CONTENT = "seal", "content"  # names of attributes
-ROUNDING = 1e-7  # relative, of float32, in which inputs are scaled
+SEAL = "seal"  # names of attributes
+CONTENT = "content"
+ROUNDING = 1e-9  # relative, of 10⁷ float64 values that are added in another order
 
 
 def sum_of(values, start=0):
