@@ -36,6 +36,7 @@ def make_parser(doc, inputs, batch_size):
     add("--overwrite", action="store_true", help="replace --out")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="device")
     add("--batch_size", type=int, default=batch_size, help="inputs that are predicted together")
+    add("--debug", action="store_true", help="show where a mistake was noticed")
     return parser
 
 

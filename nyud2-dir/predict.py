@@ -109,6 +109,8 @@ class Predictor:
             uint8 [240, 320, 3] / downscale, and (left, top, width, height, W, H): where that part
             lies in the whole image.
         """
+        if file.suffix.lower() in (".npy", ".npz"):
+            raise ValueError(f"it is an array: images are taken, {' '.join(SUFFIXES)}")
         with open_image(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}: save it with 8 bits a channel")

@@ -232,10 +232,11 @@ def main(argv=None):
     both = not (args.subset or args.mask)
     # Another set of images has another subset; the official mask fits its 654 test images.
     stale = args.overwrite or args.labeled_mat
-    if (args.subset or both) and (stale or not (args.data_dir / SUBSET).exists()):
-        make_subset(args.data_dir, args.seed)
+    # The mask first: it reads the test depths, and other maps end here, before a file is written.
     if not own and (args.mask or both) and (args.overwrite or not (args.data_dir / MASK).exists()):
         make_mask(args.data_dir, args.seed, args.least, args.allow_outside)
+    if (args.subset or both) and (stale or not (args.data_dir / SUBSET).exists()):
+        make_subset(args.data_dir, args.seed)
     return 0
 
 

@@ -8,18 +8,45 @@ Nothing here knows a benchmark: the target, its unit and the metrics come from `
 """
 
 import argparse
+from pathlib import Path
+
+import program
+
+# ---- command line --------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN_FOLDER", help="folder written by train.py")
+    add("--out", type=Path, metavar="DIR", help="figures into DIR/<run name>, not <run>/figures")
+    add("--split", choices=("val", "test"), default="test", help="set to report (default: test)")
+    add("--table", type=Path, metavar="FILE.md", help="write the table there and to FILE.csv")
+    add("--anchor", type=float, metavar="LABEL", help="label to whose bucket FDS's are compared")
+    add("--debug", action="store_true", help="show where a mistake was noticed")
+    args = parser.parse_args(argv)
+    if args.table and args.table.suffix != ".md":
+        parser.error(f"--table must name a file that ends in .md, got {args.table}")
+    names = [Path(folder).resolve().name for folder in args.runs]
+    if args.out and len(set(names)) < len(names):
+        parser.error(f"--out needs run folders of different names, got {', '.join(names)}")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below
+
 import functools
 import json
 import re
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import outside
-import program
 from figures import METRICS, SHOTS, make_figures
 from files import write_atomically
 from run_files import AGAIN, load_run
@@ -193,25 +220,7 @@ def plain_table(columns, terminal):
     return "\n".join("  ".join(line).rstrip() for line in zip(*aligned))
 
 
-# ---- command line --------------------------------------------------------------------------
-
-
-def parse_args(argv=None):
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN_FOLDER", help="folder written by train.py")
-    add("--out", type=Path, metavar="DIR", help="figures into DIR/<run name>, not <run>/figures")
-    add("--split", choices=("val", "test"), default="test", help="set to report (default: test)")
-    add("--table", type=Path, metavar="FILE.md", help="write the table there and to FILE.csv")
-    add("--anchor", type=float, metavar="LABEL", help="label to whose bucket FDS's are compared")
-    args = parser.parse_args(argv)
-    if args.table and args.table.suffix != ".md":
-        parser.error(f"--table must name a file that ends in .md, got {args.table}")
-    names = [Path(folder).resolve().name for folder in args.runs]
-    if args.out and len(set(names)) < len(names):
-        parser.error(f"--out needs run folders of different names, got {', '.join(names)}")
-    return args
+# ---- main ----------------------------------------------------------------------------------
 
 
 def main(argv=None):

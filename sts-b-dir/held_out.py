@@ -108,6 +108,8 @@ def describe_split(target, labels, split, args, bins=None):
             f"warning: training fills {filled} buckets, too few for --lds and --fds: a smaller "
             "--bin_width makes more"
         )
+    elif target.narrow(labels):
+        print(f"warning: {target.narrow(labels)}")
 
 
 def shot_flags(counts):

@@ -123,6 +123,15 @@ class Target(NamedTuple):
         top = self.high if self.limit is None else self.limit
         return f"{self.low:g} to {top:g} (--low and --high give another range)"
 
+    def narrow(self, labels):
+        """Say in words that labels fill less than a quarter of the range, on its scale; else ''."""
+        labels = np.asarray(labels, dtype=np.float64)
+        low, high = self.ends
+        if np.ptp(on_scale(labels, self.scale)) >= (high - low) / 4:
+            return ""
+        ends = f"{labels.min():g} to {labels.max():g}"
+        return f"the labels go from {ends}, less than a quarter of the range {self.range}"
+
     def shots_of_counts(self, counts):
         """Name the shot of buckets with these counts of training samples, object array."""
         return np.select([counts > self.many, counts < self.few], ["many", "few"], "medium")
@@ -227,6 +236,8 @@ def check_counts(target, counts, args, weights, labels=None):
                 "and --bin_width make finer ones"
             )
         logging.warning("%s: --low, --high and --bin_width make finer ones", where)
+    elif labels is not None and target.narrow(labels):
+        logging.warning(target.narrow(labels))
     elif share > 0.5:
         log = ", or for a heavy tail --scale log or symlog, cuts it"
         tail = log if target.scale == "linear" else " cuts it, unless it is one label"

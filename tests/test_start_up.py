@@ -47,6 +47,7 @@ CALLS = {
     "train --lodss l1": "2",
     "train --lds": "2",
 }
+CALLS |= {"report --help": "0", "report": "2", "predict --debug --help": "0"}
 CALLS |= {"prepare --help": "0", "download --help": "0", "demo_data --help": "0"}
 
 
@@ -58,7 +59,7 @@ def test_answers_come_before_imports(folder):
     done = subprocess.run(command, cwd=ROOT / folder, **options)
     endings = [part.split() for part in done.stdout.split("\nended ")[1:]]
     for (call, status), (code, *modules) in zip(CALLS.items(), endings, strict=True):
-        heavy = HEAVY if call.startswith(("train", "predict")) else HEAVY - {"pandas"}
+        heavy = HEAVY if call.startswith(("train", "predict", "report")) else HEAVY - {"pandas"}
         assert code == status, call
         assert not heavy & set(modules), call
 

@@ -191,6 +191,16 @@ def test_labels_in_one_bucket_are_refused_by_lds_and_fds_and_warned_of_else(capl
     target.check_counts(datasets.AGE, counts, options(lds=True), ones, grades)
 
 
+def test_labels_of_a_small_part_of_the_range_are_named():
+    scores = load("sts-b-dir", "pair_file").SIMILARITY
+    said = scores.narrow(np.linspace(0, 1, 60))
+    assert "0 to 1, less than a quarter of the range 0 to 5 (--low" in said
+    assert not scores.narrow(np.linspace(2, 3.25, 60))  # a quarter
+    decades = scores._replace(low=1, high=1e4, scale="log", own=True)
+    assert decades.narrow([1.0, 9.0])
+    assert not decades.narrow([1.0, 11.0])
+
+
 def test_a_heavy_tail_is_named(caplog):
     labels = np.minimum(np.random.default_rng(0).lognormal(2, 1.5, 5000), 1500)
     price = flags("--target price --low 0 --high 1500")
