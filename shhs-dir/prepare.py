@@ -92,7 +92,7 @@ def choose_nights(table, files, template, target=SCORE):
         elif file is None:
             fault = ("no_file", f"{name} is not there")
         elif not np.isfinite(score):
-            fault = ("no_score", "the score is missing or no number")
+            fault = ("no_score", f"the {target.name} is missing or no number")
         elif not target.low <= score <= target.high:
             fault = ("score_range", f"{score} is outside {target.range}")
         if fault:
