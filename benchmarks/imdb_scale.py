@@ -70,9 +70,13 @@ def make_faces(folder, count, img_size, holes=True):
     if holes:
         Images = load(FOLDER, "image_cache").Images
         build, shape = Images._build, (count, img_size, img_size, 3)
-        Images._build = lambda self, target: np.lib.format.open_memmap(
-            target, mode="w+", dtype=np.uint8, shape=shape
-        )
+
+        def build_holes(self, target):
+            np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+            empty = load(FOLDER, "array_cache").check_sum(np.zeros(shape[1:], np.uint8))
+            np.full(count, empty, np.uint32).tofile(target.with_suffix(".rows"))
+
+        Images._build = build_holes
         try:
             Images(folder, paths, img_size, folder / "cache", "imdb_wiki", quiet=True)
         finally:

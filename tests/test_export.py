@@ -70,7 +70,8 @@ def test_rows_are_answered_in_the_tables_unit(tmp_path):
     expected = load("uci-dir", "predict").load(tmp_path / "ckpt.pth.tar", "cpu").answer(rows)
     assert expected.min() > 20  # prices, not their logarithms
     found = torch.export.load(out).module()(rows)
-    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+    expected = torch.from_numpy(expected).to(found.dtype)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_that_answers_otherwise_is_an_error():

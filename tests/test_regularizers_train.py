@@ -78,7 +78,7 @@ def a_run(*words):
         ("--regularizer_weight 2", "needs --regularizer"),
         ("--regularizer srl --regularizer_weight 1", "takes 3"),
         ("--regularizer conr --regularizer_weight -1", "0 or more"),
-        ("--regularizer conr --regularizer_weight nan", "0 or more"),
+        ("--regularizer conr --regularizer_weight nan", "must be a number"),
         ("--regularizer conr --temperature 0", "above 0"),
         ("--dist_loss --dist_strength inf", "0 or more"),
         ("--regularizer srl --srl_momentum 2", "[0, 1]"),

@@ -1,5 +1,6 @@
 """Sweeps: cells of a table file, a kill in the middle, failures, and what is kept."""
 
+import functools
 import json
 import shutil
 import signal
@@ -145,8 +146,10 @@ def test_cells_of_sets_seeds_values_and_bases():
 def test_flags_of_the_tables_parse_and_the_papers_rows_are_theirs(file):
     table = sweep.read_table(file)
     table["seeds"] = table["seeds"][:1]
-    cells = sweep.cells_of(table, load(table["folder"], "train"), "best")
-    assert all(cell.command[:2] == ["python", "train.py"] for cell in cells)
+    load_own = functools.partial(load, table["folder"])
+    cells = sweep.cells_of(table, load_own("train"), "best", load_own)
+    programs = {cell.program: cell.command[1] for cell in cells}
+    assert programs.items() <= {"train": "train.py", "pretrain": "pretrain.py"}.items()
     for rows in table.get("paper", {}).values():
         assert {*rows} <= {cell.row for cell in cells}
 

@@ -119,13 +119,14 @@ def rows_of(table):
     return rows
 
 
-def cells_of(table, train, best):
+def cells_of(table, train, best, load=importlib.import_module):
     """Return the cells, seeds outermost: a sweep that is stopped has fewer seeds of each row.
 
     Args:
         table: as `read_table` returns it.
         train: the folder's train.py.
         best: file name of the best checkpoint.
+        load: function that imports another program of the folder by its name.
     """
     cells = []
     first = [(PRETRAIN, row, (flags, {})) for row, flags in table.get("pretraining", {}).items()]
@@ -142,7 +143,7 @@ def cells_of(table, train, best):
             except KeyError as error:
                 raise ValueError(f"{row}: {error} is neither an entry nor an earlier row") from None
             words = [*shlex.split(text), "--seed", str(seed), "--store_root", table["store_root"]]
-            module = train if program == TRAIN else importlib.import_module(program)
+            module = train if program == TRAIN else load(program)
             args = module.parse_args([*words, "--resume"])
             bases = [made[other] for other in made if f"{{{other}}}" in flags]
             made[row] = Cell(
