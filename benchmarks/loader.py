@@ -119,6 +119,7 @@ def share_outside_the_network(folder):
     sharing = batches.Sharing(BATCH, 0, "cpu")
     loader = datasets.Loader(images, np.arange(COUNT), labels, np.ones(121), sharing)
     model = train.build_model(args)
+    model.regularizer = train.regularizers.NoRegularizer()
     net, optimizer = accelerator.prepare(model, train.build_optimizer(args, model))
     run = train.run_folder.Run(args, train.make_parser(), accelerator, None, {})
     inside = [0.0]
