@@ -77,6 +77,8 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         )
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # Read at the first tensor: Linux fills fresh memory faster in pages of 2 MiB.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train several times
     # accelerate passes on an argument that PyTorch is about to rename.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)

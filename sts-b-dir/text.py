@@ -8,6 +8,7 @@ built again from the data, and another number of rows is an error.
 import logging
 from collections import Counter
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -192,12 +193,25 @@ def check_rows(state_dict, words, path):
         )
 
 
+def find_encoder(name):
+    """Return the folder `model` of an installed package of that name, else the name."""
+    package = name.replace("-", "_")
+    if Path(name).is_dir() or not package.isidentifier():
+        return name
+    found = find_spec(package)
+    folders = found.submodule_search_locations if found else None
+    folder = Path(folders[0], "model") if folders else Path(name)
+    return folder if (folder / "config.json").is_file() else name
+
+
 def load_pretrained(kind, name):
-    """Load a tokenizer, configuration or model of Hugging Face by its name or path."""
+    """Load a tokenizer, configuration or model of Hugging Face by its name, path or package."""
     import transformers
 
     try:
-        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
+        return getattr(transformers, kind).from_pretrained(
+            find_encoder(name), trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--encoder {name} cannot be loaded ({kind}): give the name of a text encoder on the "

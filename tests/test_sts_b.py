@@ -399,6 +399,18 @@ def test_text_encoder_ignores_padding(pooling):
             torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
 
 
+def test_an_encoder_is_found_in_a_package(tmp_path, monkeypatch):
+    import transformers
+
+    config = transformers.BertConfig(hidden_size=8, num_attention_heads=2, vocab_size=20)
+    config.save_pretrained(tmp_path / "an_encoder" / "model")
+    (tmp_path / "an_encoder" / "__init__.py").write_text("raise SystemExit('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert text.load_pretrained("AutoConfig", "an-encoder").hidden_size == 8
+    for name in ("json", "owner/an-encoder", str(tmp_path / "an_encoder" / "model"), "no-package"):
+        assert text.find_encoder(name) == name
+
+
 # ---- batches -------------------------------------------------------------------------------
 
 
