@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc):
         super().__init__(
+            usage="%(prog)s [flags]   (--help lists them)",
             description=doc.split("\n\n")[0],
             formatter_class=Help,
             allow_abbrev=False,
