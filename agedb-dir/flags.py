@@ -23,6 +23,7 @@ DENSE = "dense"  # a --reweight that needs the labels, not their counts
 SYNTHETIC = "synthetic samples"
 REGULARIZER = "regularizer"
 OPTIONAL = {"resample": SYNTHETIC, "regularizer": REGULARIZER}
+VARIANTS = ("paper", "official", "live", "calibrated")  # of FDS
 LOSSES = ("mse", "l1", "focal_l1", "focal_mse", "huber", "bmc", "gai", "bni", "gar")
 
 
@@ -112,7 +113,6 @@ def add_lds(parser, unit, ks=5, sigma=2):
 def add_fds(parser, bucket_num=100, bucket_start=0, ks=5, sigma=2, variant="official"):
     """Add FDS."""
     add = parser.section("FDS", TRAINING, appended=False)
-    variants = ("paper", "official")
     passes = ("extra_pass", "online")
     add("--fds", action="store_true", help="feature distribution smoothing")
     add("--fds_kernel", default="gaussian", choices=KERNELS, help="window over buckets")
@@ -123,7 +123,7 @@ def add_fds(parser, bucket_num=100, bucket_start=0, ks=5, sigma=2, variant="offi
     add("--bucket_num", type=int, default=bucket_num, help="last bucket + 1", appended=True)
     add("--bucket_start", type=int, default=bucket_start, help="first bucket", appended=True)
     add("--fds_mmt", type=float, default=0.9, help="momentum of the statistics")
-    add("--fds_variant", default=variant, choices=variants, help="see the README: Departures")
+    add("--fds_variant", default=variant, choices=VARIANTS, help="see the README: Departures")
     help_text = "statistics from one more pass, or from the training pass"
     add("--fds_stats", default="extra_pass", choices=passes, help=help_text, appended=True)
 

@@ -19,6 +19,7 @@ from torch import nn
 from lds import get_lds_kernel_window
 from moments import CHUNK_ROWS, PIECE_NUMEL, BucketMoments, blocks_of, widest
 
+VARIANTS = ("official", "paper", "live", "calibrated")
 MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
 
 
@@ -101,7 +102,7 @@ class FDS(nn.Module):
             the floor of the label.
         clip: (low, high) bounds of the variance ratio.
         fill_empty: give a bucket without samples the average of its neighbours.
-        variant: 'official' sets the next two as the released code behaves, 'paper' neither.
+        variant: of the next two, 'official' (released code) sets both, 'live' or 'calibrated' one.
         live_statistics: calibrate from the statistics of the epoch just finished to the smoothed
             ones of the epoch before; without it both are of one epoch.
         calibrated_statistics: take the statistics from calibrated features. FDS is always given
@@ -131,8 +132,8 @@ class FDS(nn.Module):
         calibrated_statistics=None,
     ):
         super().__init__()
-        if variant not in ("official", "paper"):
-            raise ValueError(f"variant must be 'official' or 'paper', got {variant!r}")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
         window = get_lds_kernel_window(kernel, ks, sigma)
         B = bucket_num - bucket_start
         if B < (ks + 1) // 2:
@@ -140,10 +141,9 @@ class FDS(nn.Module):
                 f"{B} buckets (bucket_num {bucket_num} - bucket_start {bucket_start}) are too few "
                 f"to be padded for a window of {ks}: use at least {(ks + 1) // 2}, or a smaller ks"
             )
-        official = variant == "official"
-        self.live_statistics = official if live_statistics is None else live_statistics
-        self.calibrated_statistics = (
-            official if calibrated_statistics is None else calibrated_statistics
+        self.live_statistics, self.calibrated_statistics = (
+            variant in ("official", part) if given is None else given
+            for part, given in (("live", live_statistics), ("calibrated", calibrated_statistics))
         )
         self.feature_dim = feature_dim
         self.bucket_num, self.bucket_start = bucket_num, bucket_start

@@ -583,9 +583,15 @@ def test_raw_features_give_the_rule_of_each_variant(live, calibrated, order, sta
 
 
 def test_the_variants_name_their_parts():
-    for variant, expected in (("official", True), ("paper", False)):
+    for variant, parts in {
+        "official": (True, True),
+        "paper": (False, False),
+        "live": (True, False),
+        "calibrated": (False, True),
+    }.items():
         module = make(variant=variant)
-        assert (module.live_statistics, module.calibrated_statistics) == (expected, expected)
+        assert (module.live_statistics, module.calibrated_statistics) == parts
+    assert {*fds.VARIANTS} == {"official", "paper", "live", "calibrated"}
     mixed = make(variant="official", live_statistics=False)
     assert (mixed.live_statistics, mixed.calibrated_statistics) == (False, True)
     with pytest.raises(ValueError, match="need the epoch"):

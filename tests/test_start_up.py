@@ -67,3 +67,8 @@ def test_answers_come_before_imports(folder):
 @pytest.mark.parametrize(("folder", "name", "module", "own"), REPEATED)
 def test_what_is_repeated_is_equal(folder, name, module, own):
     assert getattr(load(folder, "train"), name) == getattr(load(folder, module), own)
+
+
+@pytest.mark.parametrize("folder", BENCHMARK_FOLDERS)
+def test_the_flag_offers_every_variant_of_fds(folder):
+    assert {*load(folder, "flags").VARIANTS} == {*load(folder, "fds").VARIANTS}
