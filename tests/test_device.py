@@ -159,3 +159,29 @@ def test_a_device_without_float64(monkeypatch):
         with pytest.raises(TypeError, match="makes float64"):
             features.double()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 2), (3, 2, 4), (3, 1, 4), (1, 2, 4)])
+def test_small_maps_of_bfloat16(kernel, stride, size):
+    """In training as one product, against float64; else torch's own convolution."""
+    torch.manual_seed(0)
+    options = dict(stride=stride, padding=kernel // 2, bias=False)
+    own = load("agedb-dir", "resnet").Conv2d(24, 16, kernel, **options)
+    plain = torch.nn.Conv2d(24, 16, kernel, **options)
+    own.load_state_dict(plain.state_dict())
+    x = torch.randn(8, 24, size, size).bfloat16().float()
+    torch.testing.assert_close(own(x), plain(x), rtol=0, atol=0)
+    wide = torch.nn.Conv2d(24, 16, kernel, **options).double()
+    wide.load_state_dict({k: v.bfloat16() for k, v in plain.state_dict().items()})
+    sides = []
+    for conv, given in ((own, x.clone()), (wide, x.double())):
+        given.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=conv is own):
+            y = conv(given)
+        (y.double() * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        sides.append((y, given.grad, conv.weight.grad))
+    for ours, expected in zip(*sides):
+        assert ours.shape == expected.shape
+        assert (ours - expected).norm() < 0.01 * expected.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(own.eval()(x), plain(x), rtol=0, atol=0)
