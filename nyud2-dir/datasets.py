@@ -106,6 +106,18 @@ class Batch(NamedTuple):
     size: int
 
 
+def pixels_of(batch, preds, loss):
+    """Return the predictions that count in a loss, and the batch with their depths and weights.
+
+    The empty corners that rotation leaves have depth 0; in mse they count, as in the released code.
+    """
+    if batch.mask is None and loss == "mse":
+        return preds, batch
+    seen = batch.depths >= BUCKET_START / 10 if batch.mask is None else batch.mask
+    weights = None if batch.weights is None else batch.weights[seen]
+    return preds[seen], batch._replace(depths=batch.depths[seen], weights=weights)
+
+
 class Loader(Batches):
     """Batches of one split.
 

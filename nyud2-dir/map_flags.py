@@ -1,6 +1,7 @@
-"""Flags of maps of your own target; without torch, so that --help answers fast."""
+"""Flags of your own maps and of ConR; without torch, so that --help answers fast."""
 
 from depth_maps import DEPTH, SIZE
+from flags import REGULARIZER, TRAINING
 from target import add_target, check_target
 
 NARROW = "depth maps need float64, which Apple's GPU lacks: use --device cpu"
@@ -27,3 +28,31 @@ def check_maps(parser, args):
     downscale = getattr(args, "downscale", 1)  # not of prepare.py
     if own and (downscale > 1 or min(args.map_size or SIZE) < SMALLEST):
         parser.error(f"--map_size is the size of your own maps, from {SMALLEST}: no --downscale")
+
+
+def add_conr(parser):
+    """Add ConR's flags; the defaults are those of its authors' script for NYUD2."""
+    add = parser.section(REGULARIZER, TRAINING)
+    add("--regularizer", default="none", choices=("none", "conr"), help="what adds to the loss")
+    add("--regularizer_weight", type=float, default=0.2, help="its weight")
+    add("--temperature", type=float, default=0.2, help="of cosines")
+    omega_help = "mean depths so near are alike, m; the range of your own target counts as 10"
+    add("--conr_omega", type=float, default=0.2, help=omega_help)
+    add("--conr_push", type=float, default=0.2, help="growth of the push, 1 / m")
+    official_help = "with the released code's denominators, see the README"
+    add("--conr_official", action="store_true", help=official_help)
+
+
+def check_conr(parser, args):
+    """End with a message where these flags cannot be used."""
+    group = parser.groups[REGULARIZER]
+    changed = [f"--{flag}" for flag in group if not parser.is_default(args, flag)]
+    if changed and args.regularizer == "none":
+        parser.error(f"{', '.join(changed)} needs --regularizer conr")
+    if args.gather:
+        parser.error("--gather is not for maps: ConR compares those that one process holds")
+    if not args.temperature > 0:
+        parser.error(f"--temperature must be above 0, got {args.temperature}")
+    for flag in ("regularizer_weight", "conr_omega", "conr_push"):
+        if not 0 <= getattr(args, flag) < float("inf"):
+            parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}")

@@ -21,7 +21,7 @@ import flags
 import loss_flags
 import program
 from depth_maps import DEPTH
-from map_flags import add_maps, check_maps
+from map_flags import add_conr, add_maps, check_conr, check_maps
 from target import check_counts
 
 # ---- 3 benchmark constants -----------------------------------------------------------------
@@ -87,6 +87,7 @@ def make_parser():
     batch_help = "over all processes together"
     add("--batch_size", type=int, default=32, appended=False, help=batch_help)
     loss_flags.add_losses(parser, "m")
+    add_conr(parser)
     flags.add_output(parser, store_name="nyud2")
     flags.add_run_time(parser)
     return parser
@@ -100,6 +101,7 @@ def parse_args(argv=None):
     check_maps(parser, args)
     if not 0 <= args.start_epoch < args.epochs:
         parser.error(f"--start_epoch {args.start_epoch} must be from 0 to --epochs - 1")
+    check_conr(parser, args)
     loss_flags.check_losses(parser, args)
     if args.experts or args.reweight == flags.DENSE:
         parser.error("--experts and --reweight dense are not for pixels")
@@ -124,6 +126,7 @@ import torch
 from torch.nn.functional import interpolate
 
 import checkpoints
+import conr
 import criterion
 import depth_figures
 import evaluation
@@ -135,7 +138,7 @@ import results
 import run_folder
 import utils
 from batches import Sharing, Steps, gather
-from datasets import LDS_RULE, Data
+from datasets import LDS_RULE, Data, pixels_of
 from depth_maps import buckets_of, edges_of, known, middles_of
 from depth_net import DepthNet, feature_dim_of
 from fds import FDS
@@ -241,14 +244,11 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         with accelerator.autocast():
             preds, features = net(batch.images, batch.depths, min(epoch, args.start_smooth))
         preds = preds.float()
-        depths = batch.depths
-        # The empty corners that rotation leaves have depth 0 and count, as in the released code.
-        if batch.mask is not None or args.loss != "mse":
-            seen = depths >= BUCKET_START / 10 if batch.mask is None else batch.mask
-            preds, depths = preds[seen], depths[seen]
-            if batch.weights is not None:
-                batch = batch._replace(weights=batch.weights[seen])
-        loss = loss_of(preds, target.scaled(depths), batch) if depths.numel() else preds.sum()
+        counted, part = pixels_of(batch, preds, args.loss)
+        depths = target.scaled(part.depths)
+        loss = loss_of(counted, depths, part) if depths.numel() else counted.sum()
+        if args.regularizer == "conr":
+            loss = loss + conr.added_loss(args, target, batch, preds, features)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)

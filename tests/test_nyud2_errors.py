@@ -28,7 +28,8 @@ OURS = dict(
     noise_sigma=1.0, fix_noise_sigma=False, sigma_lr=0.01, gather=False, gar_alpha=0.2,
     dense_alpha=1.0, experts=0, expert_schedule="fade",
     target=None, unit=None, low=None, high=None, bin_width=None, scale=None, many=None, few=None,
-    no_label=None, map_size=None,
+    no_label=None, map_size=None, regularizer="none", regularizer_weight=0.2, temperature=0.2,
+    conr_omega=0.2, conr_push=0.2, conr_official=False,
 )  # fmt: skip
 
 
