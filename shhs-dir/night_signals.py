@@ -58,7 +58,8 @@ def resample(samples, rate, target):
     """Bring samples [n] of `rate` Hz to `target` Hz by a polyphase filter, as float32."""
     from scipy.signal import resample_poly  # here: its import takes most of a second
 
-    ratio = Fraction(target) / Fraction(rate).limit_denominator(1000)
+    target, rate = (Fraction(hertz).limit_denominator(1000) for hertz in (target, rate))
+    ratio = target / rate
     samples = np.asarray(samples, dtype=np.float32)
     return resample_poly(samples, ratio.numerator, ratio.denominator, padtype="line")
 

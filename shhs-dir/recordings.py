@@ -56,9 +56,14 @@ def read_csv(path, own):
     import pandas as pd
 
     try:
-        header = pd.read_csv(path, nrows=1, header=None, dtype=str).iloc[0]
+        # Two lines, as text: a row of more cells than the header is an error with its line here,
+        # where pandas would make row names of its first cells.
+        options = {"skipinitialspace": True}
+        header = pd.read_csv(path, nrows=2, header=None, dtype=str, **options).iloc[0]
+        # Channels may have numbers for names.
         named = pd.to_numeric(header, errors="coerce").isna().any()
-        table = pd.read_csv(path, header=0 if named else None, skipinitialspace=True)
+        named |= sorted(map(str, header)) == sorted(own.channel_names)
+        table = pd.read_csv(path, header=0 if named else None, **options)
         if named:
             labels = {normalized(str(label)): label for label in reversed(table.columns)}
             table = table[[labels[found] for found in find_channels(own, labels)]]

@@ -142,6 +142,39 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path):
     np.testing.assert_allclose(night["own"][0, 100:-100], tone[::2][100:-100], atol=0.2)
 
 
+@pytest.mark.parametrize("row", ["0.5,4.5,0", "0.5,4.5,"])
+def test_a_row_of_more_cells_than_the_header_is_refused_with_its_line(row, tmp_path):
+    seen = signals("--channels ECG,V2 --rate 50 --window 1")
+    for line in (2, 9):
+        rows = ["ECG,V2"] + ["0.5,4.5"] * 60
+        rows[line - 1] = row
+        if line == 2:
+            rows[1:] = [row] * 60  # every row, as a writer with one column too many leaves them
+        (tmp_path / "a.csv").write_text("\n".join(rows))
+        with pytest.raises(Fault, match=rf"unreadable: .*Expected 2 fields in line {line}, saw 3"):
+            recordings.read_recording(tmp_path / "a.csv", seen, 0)
+
+
+@pytest.mark.parametrize("names", [[0, 1], [1, 0]])
+def test_channels_may_have_numbers_for_names(names, tmp_path):
+    samples = np.random.default_rng(3).normal(size=(50, 2))
+    pd.DataFrame(samples, columns=names).to_csv(tmp_path / "a.csv", index=False)
+    seen = signals("--channels 0,1 --rate 50 --window 1")
+    night = recordings.read_recording(tmp_path / "a.csv", seen, 0)
+    np.testing.assert_allclose(night["own"], samples[:, names].T, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "target"), [(200, 33.3333), (256, 102.4), (102.4, 33.3333)])
+def test_rates_with_decimals(rate, target, tmp_path):
+    """A slow tone stays what it is at a rate that no small fraction of the other's gives."""
+    times = np.arange(int(60 * rate)) / rate
+    night_signals = load("shhs-dir", "night_signals")
+    found = night_signals.resample(50 * np.sin(2 * np.pi * times / 5), rate, target)
+    assert len(found) == pytest.approx(60 * target, abs=2)
+    expected = 50 * np.sin(2 * np.pi * np.arange(len(found)) / target / 5)
+    np.testing.assert_allclose(found[50:-50], expected[50:-50], atol=0.2)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
