@@ -77,7 +77,7 @@ def added_loss(args, target, batch, preds, features):
     Pixels without a label count in no mean, though those of rotation's corners do in the loss.
     """
     seen = known(batch.depths, batch.mask, target)
-    maps = target.scaled(batch.depths), preds.detach(), batch.weights
+    maps = target.scaled(batch.depths), preds, batch.weights
     means = [None if x is None else mean_of(x, seen) for x in maps]
     options = args.conr_omega, args.temperature, args.conr_push, args.conr_official
     return args.regularizer_weight * conr_loss(features, *means, *options)

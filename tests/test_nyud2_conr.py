@@ -74,6 +74,7 @@ def test_by_its_formula(official):
         total = total + part / (len(positives) + official)
     assert min(idle.values()) > 0
     got = conr.conr_loss(z, y, p, w, omega, temperature, push, official)
+    assert not conr.conr_loss(z.detach(), y, p.requires_grad_(), w, omega).requires_grad
     assert_allclose(got.item(), total.item() / n, **NEAR)
     ours, theirs = (torch.autograd.grad(x, z, retain_graph=True)[0] for x in (got, total / n))
     assert_allclose(ours, theirs, **NEAR)
