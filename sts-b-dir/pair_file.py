@@ -79,6 +79,21 @@ def read_rows(file):
         return rows[0][1], rows[1:]
 
 
+def columns_differ(header, rows):
+    """Return a sentence for each row of `read_rows` that has not as many fields as its header."""
+    return [
+        f"line {number} has {len(fields)} columns, the header {len(header)}"
+        for number, fields in rows
+        if len(fields) != len(header)
+    ]
+
+
+def some_of(faults):
+    """Return the first ten faults in one line."""
+    more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+    return f"{'; '.join(faults[:10])}{more}"
+
+
 def read_tsv(file, target=SIMILARITY):
     """Read one file of pairs; any row that cannot be used is an error with its line.
 
@@ -95,7 +110,7 @@ def read_tsv(file, target=SIMILARITY):
     rows, faults = [], []
     for number, fields in found:
         if len(fields) != len(header):
-            faults.append(f"line {number} has {len(fields)} columns, the header {len(header)}")
+            faults += columns_differ(header, [(number, fields)])
             continue
         first, second, score = (fields[place].strip() for place in places)
         try:
@@ -108,9 +123,8 @@ def read_tsv(file, target=SIMILARITY):
             faults.append(f"line {number} has an empty sentence")
         rows.append((first, second, np.float32(label)))
     if faults:
-        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ValueError(
-            f"{file}: {'; '.join(faults[:10])}{more}: correct or remove these rows; a score is a "
+            f"{file}: {some_of(faults)}: correct or remove these rows; a score is a "
             f"number, with a decimal point, from {target.range}"
         )
     if not rows:

@@ -24,7 +24,6 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,8 @@ import text
 import train
 from criterion import columns_of, in_unit
 from datasets import tokenize
-from pair_file import from_unit
+from outside import shown
+from pair_file import columns_differ, from_unit, read_rows, some_of
 
 COLUMNS = ["sentence1", "sentence2"]
 
@@ -122,18 +122,15 @@ load = Predictor
 
 def read_pairs(file):
     """Return the pairs of a table as a list; a ValueError says what cannot be used in it."""
-    with open(file, encoding="utf-8-sig") as lines:
-        by_tabs = "\t" in lines.readline()  # as prepare.py decides
-    form = {"sep": "\t", "quoting": csv.QUOTE_NONE} if by_tabs else {"sep": ","}
-    options = {"dtype": str, "na_filter": False, "encoding": "utf-8-sig"}
-    try:
-        table = pd.read_csv(file, **form, **options)
-    except pd.errors.ParserError as error:
-        raise ValueError(f"it is no table with tabs or commas ({error})") from None
-    if missing := [column for column in COLUMNS if column not in table.columns]:
-        found = ", ".join(map(repr, table.columns))
-        raise ValueError(f"it lacks the column {' and '.join(missing)}: it has {found}")
-    return list(table[COLUMNS].itertuples(index=False, name=None))
+    header, rows = read_rows(file)
+    if missing := [column for column in COLUMNS if column not in header]:
+        found = ", ".join(map(repr, header))
+        raise ValueError(f"it lacks the column {' and '.join(missing)}: it has {shown(found)}")
+    rows = [(number, fields) for number, fields in rows if fields != [""]]
+    if faults := columns_differ(header, rows):
+        raise ValueError(f"{some_of(faults)}: correct or remove these rows")
+    places = [header.index(column) for column in COLUMNS]
+    return [tuple(fields[place] for place in places) for _, fields in rows]
 
 
 def main(argv=None):

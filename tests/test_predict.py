@@ -115,8 +115,21 @@ def test_pairs_are_read_by_their_columns(tmp_path, suffix):
     with pytest.raises(ValueError, match="lacks the column sentence2: it has 'sentence1'"):
         pairs.read_pairs(file)
     file.write_text("sentence1;sentence2\nA cat;A dog\nNo, a cat;A dog\n")
-    with pytest.raises(ValueError, match="no table with tabs or commas"):
+    with pytest.raises(ValueError, match="it lacks the column sentence1 and sentence2: it has"):
         pairs.read_pairs(file)
+
+
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_a_row_longer_than_the_header_is_named(tmp_path, mark):
+    """Where all rows are, pandas would take their first field for an index."""
+    file = tmp_path / "pairs.csv"
+    lines = ["sentence1,sentence2", "A cat,A dog", "", "A cat,A dog,", "No,a cat,A dog"]
+    file.write_text("\n".join(line.replace(",", mark) for line in lines) + "\n")
+    named = "line 4 has 3 columns, the header 2; line 5 has 3 columns, the header 2: correct"
+    with pytest.raises(ValueError, match=f"^{named}"):
+        pairs.read_pairs(file)
+    file.write_text("\n".join(line.replace(",", mark) for line in lines[:3]) + "\n\n")
+    assert pairs.read_pairs(file) == [("A cat", "A dog")]
 
 
 def test_bare_weights_take_their_flags_from_the_results(tmp_path):
