@@ -19,7 +19,7 @@ from meta_file import AGE
 from outside import read_table, shown
 
 # With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
-# smoothed counts: the published numbers hold both.
+# smoothed counts: the published numbers hold both. Your own target's counts stay as they are.
 LDS_RULE = {"clip": (5, 1000), "truncate": True}
 CPU_PIECE = 1  # images of a batch that the CPU takes at a time, so that they stay in its cache
 SPLITS = ("train", "val", "test")

@@ -188,8 +188,9 @@ def build_data(run, evaluated=None):
     check_last_batch(args, len(parts["train"][1]), accelerator.num_processes)
     trained = parts["train"][2]
     counts = label_counts(trained, target)
-    density = criterion.density_of(args, counts, LDS_RULE)
-    weights = criterion.weights_of(args, trained, target.middles, counts, LDS_RULE)
+    lds_rule = {} if target.own else LDS_RULE
+    density = criterion.density_of(args, counts, lds_rule)
+    weights = criterion.weights_of(args, trained, target.middles, counts, lds_rule)
     check_counts(target, counts, args, weights, labels)
     loaders = {}
     for split, part in parts.items():

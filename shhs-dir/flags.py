@@ -195,7 +195,7 @@ def check(parser, args, positive=(), buckets=None):
         parser.error(f"--fds_mmt {args.fds_mmt} must be in [0, 1]")
     if not 0 < args.lr < MOST_LR:
         parser.error(f"--lr {args.lr} must be above 0 and below {MOST_LR:g}")
-    for flag in {"weight_decay", "momentum", "save_every", "seed"} & set(vars(args)):
+    for flag in {"weight_decay", "momentum", "save_every", "seed", "patience"} & set(vars(args)):
         if not 0 <= getattr(args, flag) <= MOST:
             parser.error(f"--{flag} must be 0 or more, got {getattr(args, flag)}; most is {MOST}")
     for flag in ("print_freq", "batch_size", *positive):

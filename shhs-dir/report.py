@@ -119,6 +119,9 @@ def group_seeds(runs):
     benchmarks = ", ".join(sorted({run["benchmark"] for run in runs}))
     if not runs or benchmarks != runs[0]["benchmark"]:
         raise ValueError(f"a table takes runs of one benchmark, got {benchmarks or 'no run'}")
+    targets = {f"{run['target']['name']} {run['target'].get('unit', '')}".strip() for run in runs}
+    if len(targets) > 1:
+        raise ValueError(f"a table takes runs of one target, got {', '.join(sorted(targets))}")
     groups = {}
     lacking = {
         method: flags_older_runs_lack([run for run in runs if run["method"] == method])
@@ -196,7 +199,7 @@ def make_table(runs, split="test"):
         sample standard deviation; a shot without samples is a dash, and NaN is `nan`.
 
     Raises:
-        ValueError: for several benchmarks, a seed given twice, or a split that a run lacks.
+        ValueError: for several benchmarks or targets, a seed given twice, a split that a run lacks.
     """
     columns, frame = fill_table(runs, split)
     lines = [list(columns), ["---"] + ["---:"] * (len(columns) - 1)]

@@ -164,8 +164,9 @@ def build_data(run, evaluated=None):
         trained = np.repeat(np.float32(target.middles), noted)
     counts = label_counts(trained, target)
     run.training = {"counts": counts.tolist()}
-    density = criterion.density_of(args, counts, LDS_RULE)
-    weights = criterion.weights_of(args, trained, target.middles, counts, LDS_RULE)
+    lds_rule = {} if target.own else LDS_RULE
+    density = criterion.density_of(args, counts, lds_rule)
+    weights = criterion.weights_of(args, trained, target.middles, counts, lds_rule)
     loaders = {}
     for split in evaluation.splits_in(meta["split"]) if evaluated else SPLITS:
         rows = np.flatnonzero(meta["split"] == split)

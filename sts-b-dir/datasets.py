@@ -11,6 +11,7 @@ from pair_file import MAX_SCORE
 
 BUCKETS = 50  # equal bins of the similarity, of width 0.1, unless --bucket_num says otherwise
 # With `inverse` the released code truncates smoothed counts: the published numbers hold that.
+# Those of your own target stay as they are.
 LDS_RULE = {"truncate": True}
 POOL = 50  # batches that --group_by_length sorts together
 

@@ -108,13 +108,13 @@ def parse_args(argv=None):
     sizes = "max_seq_len max_word_v_size d_word d_hid n_layers_enc val_interval max_vals".split()
     flags.check(parser, args, positive=sizes)
     check_target(parser, args, TARGET)
+    if TARGET.of(args).own and args.bucket_num != BUCKET_NUM:
+        parser.error("--bucket_num cuts [0, 5]: give --bin_width for the bins of your own target")
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
     loss_flags.check_losses(parser, args)
-    if not 0 <= args.dropout < 1:
-        parser.error(f"--dropout {args.dropout} must be in [0, 1)")
-    if not (args.huber_beta > 0 and args.max_grad_norm > 0 and args.patience >= 0):
-        parser.error("--huber_beta and --max_grad_norm must be above 0, --patience 0 or more")
+    if not (0 <= args.dropout < 1 and args.huber_beta > 0 and args.max_grad_norm > 0):
+        parser.error("--dropout must be in [0, 1), --huber_beta and --max_grad_norm above 0")
     if not 0 <= args.n_layers_highway <= 100 >= args.n_layers_enc:  # more would take hours to build
         parser.error("--n_layers_highway must be from 0 to 100, --n_layers_enc from 1 to 100")
     if Path(args.log_file).name != args.log_file:
@@ -196,15 +196,15 @@ def build_data(run, checkpoint=None, evaluated=None):
         make_loader["train"] = functools.partial(BlendLoader, pairs=pairs)
     trained = parts["train"][1]
     counts = label_counts(trained, edges)
-    density = criterion.density_of(args, counts, LDS_RULE)
+    lds_rule = {} if rule.target.own else LDS_RULE
+    density = criterion.density_of(args, counts, lds_rule)
     middles = (edges[1:] + edges[:-1]) / 2
-    weights = criterion.weights_of(args, trained, middles, counts, LDS_RULE)
+    weights = criterion.weights_of(args, trained, middles, counts, lds_rule)
     check_counts(rule.target, counts, args, weights, trained)
+    weighted = criterion.weights_at(args, trained, label_to_bucket(trained, edges), weights)
     loaders = {}
     for split, (ids, y) in parts.items():
-        own = np.ones(len(y))
-        if split == "train":
-            own = criterion.weights_at(args, y, label_to_bucket(y, edges), weights)
+        own = weighted if split == "train" else np.ones(len(y))
         loaders[split] = make_loader[split](ids, y, own, *options)
     values = [to_unit(x, rule.target) for x in (trained, middles)]
     loaders["train"].prior = criterion.prior_of(args, *values, density)

@@ -72,7 +72,7 @@ def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     if name == "interval":  # one set of figures will do
         monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
     small = "--width 8 --d_signal 8 --d_hid 16 --batch_size 16 --epoch 2 --lr 0.01 --device cpu"
-    small += f" --reweight sqrt_inv --lds --fds --track none --store_root {tmp_path}/runs"
+    small += f" --reweight inverse --lds --fds --track none --store_root {tmp_path}/runs"
     train.main([*own, "--unit", "ms", *small.split()])
     (folder,) = (tmp_path / "runs").iterdir()
     results = json.loads((folder / "results.json").read_text())
@@ -80,6 +80,7 @@ def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     assert results["target"]["unit"] == "ms"
     density = pd.read_csv(folder / "label_density.csv")
     assert len(density) == len(np.load(folder / "fds_statistics.npz")["label"]) == 50
+    assert (density["eff_label_dist"] % 1 > 0.1).any()  # not truncated
     many, few = (9, 4) if name == "mood" else (100, 20)
     shots = np.select([density["count"] > many, density["count"] < few], ["many", "few"], "medium")
     assert density["shot"].tolist() == shots.tolist()

@@ -25,6 +25,8 @@ def test_files_of_inputs(tmp_path):
     inputs = [tmp_path / "b.jpg", tmp_path, str(tmp_path / "*.JPG"), "missing.jpg"]
     found = new_inputs.files_of(inputs, (".jpg", ".png"))
     assert [path.name for path in found] == ["b.jpg", "a.JPG", "c.png", "missing.jpg"]
+    for one in (tmp_path, str(tmp_path)):  # not its letters, of which "/" is the whole disk
+        assert len(new_inputs.files_of(one, (".jpg", ".png"))) == 3
     with pytest.raises(FileNotFoundError, match=r"\*.gif gives no file: taken are .jpg"):
         new_inputs.files_of([tmp_path / "*.gif"], (".jpg",))
 
@@ -46,6 +48,15 @@ def test_conflicts_of_flags(words, message, capsys):
     with pytest.raises(SystemExit):
         new_inputs.parse_args(parser, command)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_missing_is_named(name, monkeypatch):
+    for kind in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"^--device {name}: PyTorch finds none here"):
+        new_inputs.device_of(name)
+    assert new_inputs.device_of("auto").type == "cpu"
 
 
 def test_earlier_predictions_are_kept(tmp_path, capsys):

@@ -199,6 +199,9 @@ def test_a_flag_that_came_later_parts_no_rows_unless_it_was_used(tmp_path):
 def test_what_cannot_be_one_table_is_an_error(tmp_path):
     a, again = write_run(tmp_path / "a"), write_run(tmp_path / "again")
     depth = write_run(tmp_path / "d", benchmark="nyud2-dir")
+    price = write_run(tmp_path / "p", target={"name": "price", "unit": "EUR"})
+    with pytest.raises(ValueError, match="one target, got age years, price EUR"):
+        table_of(a, price)
     with pytest.raises(ValueError, match="one benchmark, got agedb-dir, nyud2-dir"):
         table_of(a, depth)
     with pytest.raises(ValueError, match=r"seeds \[0, 0\] in .*a, .*again"):

@@ -510,6 +510,7 @@ def test_a_folder_named_before_the_order_changed_is_found(tmp_path):
      ("--dropout 1", "--dropout"), ("--fds --bucket_num 2", "--bucket_num"),
      ("--bucket_num 5 --bucket_start 5", "must rise"), ("--bucket_start -5", "from 0"),
      ("--max_grad_norm 0", "--max_grad_norm"), ("--n_layers_highway -1", "--n_layers_highway"),
+     ("--target grade --high 100 --bucket_num 20", "give --bin_width"),
      ("--patience -1", "--patience"), ("--n_layers_enc 0", "--n_layers_enc"),
      ("--log_file logs/a.log", "a name"), ("--eval_model a.th", "--evaluate")],
 )  # fmt: skip

@@ -264,7 +264,7 @@ def test_photos_with_labels_of_any_range(name, tmp_path, monkeypatch, capsys):
     train = load("agedb-dir", "train")
     monkeypatch.setattr(train, "AgeResNet", lambda name, module, fresh: TinyNet(module))
     monkeypatch.setattr(train, "feature_dim_of", lambda name: 8)
-    words += "--reweight sqrt_inv --lds --fds --img_size 8 --batch_size 64 --epoch 3".split()
+    words += "--reweight inverse --lds --fds --img_size 8 --batch_size 64 --epoch 3".split()
     words += ["--store_root", str(tmp_path / "runs"), "--cache", "none", "--track", "none"]
     words += ["--device", "cpu", "--workers", "1"]
     if name != "price":  # one set of figures will do
@@ -274,6 +274,8 @@ def test_photos_with_labels_of_any_range(name, tmp_path, monkeypatch, capsys):
     results = json.loads((folder / "results.json").read_text())
     assert results["target"]["name"] == name
     density = pd.read_csv(folder / "label_density.csv")
+    assert density["emp_label_dist"].tolist() == density["count"].tolist()  # within no bounds
+    assert (density["eff_label_dist"] % 1 > 0.1).any()
     assert density["weight"].max() > 1.2 * density["weight"].min()
     assert density["count"].sum() == (meta["split"] == "train").sum()
     assert len(np.load(folder / "fds_statistics.npz")["label"]) == len(density)
@@ -335,13 +337,15 @@ def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch):
     train = load("sts-b-dir", "train")
     monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
     words += "--glove 0 --d_word 8 --d_hid 8 --n_layers_enc 1 --lr 1e-2 --batch_size 32".split()
-    words += "--reweight sqrt_inv --lds --fds --val_interval 20 --max_vals 3 --device cpu".split()
+    words += "--reweight inverse --lds --fds --val_interval 20 --max_vals 3 --device cpu".split()
     words += ["--store_root", str(tmp_path / "runs"), "--track", "none"]
     train.main([*own, *words])
     (folder,) = (tmp_path / "runs").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert results["target"]["name"] == name
     density = pd.read_csv(folder / "label_density.csv")
+    assert density["emp_label_dist"].tolist() == density["count"].tolist()  # within no bounds
+    assert (density["eff_label_dist"] % 1 > 0.1).any()
     many, few = (9, 4) if name == "grade" else (100, 20)
     expected = np.select(
         [density["count"] > many, density["count"] < few], ["many", "few"], "medium"

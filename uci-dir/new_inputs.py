@@ -56,7 +56,8 @@ def files_of(inputs, suffixes):
     """Return the files that inputs name, each once.
 
     Args:
-        inputs: paths of files, of folders (those with a suffix in them and below), or patterns.
+        inputs: paths of files, of folders (those with a suffix in them and below), or patterns;
+            or one of them.
         suffixes: lower-case endings of names, with their dot.
 
     Raises:
@@ -64,7 +65,7 @@ def files_of(inputs, suffixes):
             reported with those that cannot be read.
     """
     files = []
-    for name in map(str, inputs):
+    for name in map(str, [inputs] if isinstance(inputs, (str, Path)) else inputs):
         path = Path(name)
         found = [path]
         if path.is_dir():
@@ -108,11 +109,18 @@ def find_model(train, name, given=()):
 
 
 def device_of(name):
-    """Return the torch device of a name; 'auto' is a GPU where CUDA sees one, else the CPU."""
+    """Return the torch device of a name; 'auto' is a GPU where CUDA sees one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
     import torch
 
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if found["cuda"] else "cpu"
+    if not found.get(name, True):
+        raise ValueError(f"--device {name}: PyTorch finds none here, choose auto or cpu")
     return torch.device(name)
 
 
