@@ -141,10 +141,12 @@ class Nights:
         # CRC-32 of each signal of each night, −1 where an earlier version wrote none.
         self.contents = np.zeros((n, len(signals)), dtype=np.int64)
         self.checked = np.zeros(n, dtype=bool)  # whether its values were compared with these
+        self.units = ""  # of your own channels, if the recordings state them
         for row, file in enumerate(self.files):
             with reading(file, NO_NIGHT), h5py.File(file) as night:
                 has_seal(night.attrs)  # before its flags are believed
                 fault = layout_fault(night.attrs.get("layout", ""), signals)
+                self.units = self.units or night.attrs.get("units", "")
                 if not fault:
                     self.frames[row], moments, self.contents[row] = read_facts(night, signals)
             if fault:
@@ -246,9 +248,7 @@ class Loader(Batches):
         """Return signals, labels and weights [n, 1] of some of the split's nights."""
         import torch
 
-        labels, weights = (
-            torch.from_numpy(values[rows]).unsqueeze(1) for values in (self.labels, self.weights)
-        )
+        labels, weights = (torch.from_numpy(x[rows])[:, None] for x in (self.labels, self.weights))
         return self.read(rows), labels, weights
 
     def _batches(self, parts):

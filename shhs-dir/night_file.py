@@ -58,7 +58,7 @@ def write_night(path, night, source, layout=""):
 
     Args:
         path: of the file.
-        night: as `edf_night.read_night` returns it.
+        night: as `recordings.read_recording` returns it.
         source: as `edf_night.source_of` returns it.
         layout: flags of your own signals, as `own_signals.words_of` returns them.
     """
@@ -67,8 +67,8 @@ def write_night(path, night, source, layout=""):
         file.attrs.update(source=source, lacking=night["lacking"], frames=len(night["stages"]))
         file.create_dataset("stages", data=night["stages"], fletcher32=True)
         if layout:
-            file.attrs["layout"] = layout
-        for name in [name for name in night if name not in ("stages", "lacking")]:
+            file.attrs.update(layout=layout, units=night["units"])
+        for name in [name for name in night if name not in ("stages", "lacking", "units")]:
             # Not compressed: noise hardly packs, and every training epoch reads every night. A
             # checksum lets damage be found when it is read.
             whole = {"chunks": night[name].shape, "fletcher32": True}

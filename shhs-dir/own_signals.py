@@ -4,6 +4,9 @@ A CSV or `.npy` file holds an array [T, C], a row a sample, at --rate Hz; channe
 are brought to that rate. The network sees the samples as they are, in frames of --window seconds.
 """
 
+from collections import Counter
+
+from edf_night import MICROVOLTS
 from night_signals import FRAME_SECONDS, SIGNALS, Signal
 
 MIN_MINUTES = 120.0  # of a night
@@ -82,3 +85,53 @@ def layout_fault(made, signals):
     if made == words:
         return ""
     return f"it was prepared with {made or 'no --channels'}, and here is {words or 'no --channels'}"
+
+
+# ---- units ---------------------------------------------------------------------------------
+
+
+def other_units(signals, stated, wanted):
+    """Yield (row, name, unit, wanted unit) of each of your own channels that has another unit.
+
+    Args:
+        signals: as `signals_of` returns them.
+        stated, wanted: units of the channels with commas between, '' where nothing states them.
+    """
+    names = signals["own"].channel_names if "own" in signals else ()
+    for row, facts in enumerate(zip(names, stated.split(","), wanted.split(","))):
+        _, *units = facts
+        one, other = (MICROVOLTS.get(unit.lower(), unit.lower()) for unit in units)
+        if all(units) and one != other:
+            yield row, *facts
+
+
+def with_common_units(results, signals):
+    """Return (reason, detail) of each recording; one in other units than most gets a fault.
+
+    Args:
+        results: (reason, detail, units) of each.
+        signals: as `signals_of` returns them.
+    """
+    stated = Counter(units for *_, units in results if units)
+    most = max(stated, key=stated.get, default="")
+    checked = []
+    for reason, detail, units in results:
+        if odd := [*other_units(signals, units, most)]:
+            _, name, unit, other = odd[0]
+            reason, detail = "unit", f"{name} is in {unit}, and in most recordings in {other}"
+        checked.append((reason, detail))
+    return checked
+
+
+def convert(values, signals, stated, wanted):
+    """Return a recording `{signal: [C, T]}` in the wanted units, as for `other_units`.
+
+    Raises:
+        ValueError: naming both units, where one is no volts.
+    """
+    for row, name, unit, other in other_units(signals, stated, wanted):
+        factors = [MICROVOLTS.get(text.lower()) for text in (unit, other)]
+        if None in factors:
+            raise ValueError(f"{name} is in {unit}, and in training it was in {other}: convert it")
+        values["own"][row] *= factors[0] / factors[1]
+    return values

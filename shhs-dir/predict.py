@@ -18,7 +18,7 @@ def parse_args(argv=None):
     parser = new_inputs.make_parser(__doc__, inputs, 8)
     minutes_help = "shorter recordings are left out, as in prepare.py"
     parser.add_argument("--min_minutes", type=float, help=minutes_help)
-    unit_help = "of EEG and ECG where a file gives none"
+    unit_help = "of EEG, ECG or your own channels where a file gives none"
     parser.add_argument("--unit", default="", choices=("", "uV", "mV", "V"), help=unit_help)
     return new_inputs.parse_args(parser, argv)
 
@@ -36,7 +36,7 @@ import torch
 import train
 from criterion import columns_of, in_unit
 from night_file import check_values, read_facts
-from own_signals import layout_fault, least_minutes, signals_of
+from own_signals import convert, layout_fault, least_minutes, signals_of
 from recordings import read_recording
 
 
@@ -56,6 +56,8 @@ class Predictor:
     def __init__(self, name, device="auto", min_minutes=None, unit=""):
         path, checkpoint, self.args = new_inputs.find_model(train, name)
         self.signals = signals_of(self.args)
+        # Recordings in other units are brought to these.
+        self.units = str(train.evaluation.noted_in(path, checkpoint).get("units", ""))
         self.min_minutes = least_minutes(min_minutes, self.signals)
         self.unit = unit
         self.device = new_inputs.device_of(device)
@@ -85,7 +87,8 @@ class Predictor:
         """Return what the network sees of a night: {signal: [channels, columns]}."""
         if Path(file).suffix.lower() != ".h5":
             night = read_recording(file, self.signals, self.min_minutes, self.unit)
-            return {name: night[name] for name in self.signals}
+            values = {name: night[name] for name in self.signals}
+            return convert(values, self.signals, night.get("units", ""), self.units)
         with h5py.File(file) as night:
             if fault := layout_fault(night.attrs.get("layout", ""), self.signals):
                 raise ValueError(fault)
@@ -93,7 +96,7 @@ class Predictor:
             values = {name: night[name][()] for name in self.signals}
             for name, array in values.items():
                 check_values(night[name], array)
-        return values
+            return convert(values, self.signals, night.attrs.get("units", ""), self.units)
 
     @torch.inference_mode()
     def answer(self, nights):

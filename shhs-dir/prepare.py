@@ -38,7 +38,14 @@ from fetch import sole_use
 from files import write_atomically
 from held_out import add_held_out, check_held_out, describe_split
 from night_file import has_seal, write_night
-from own_signals import add_signals, check_signals, least_minutes, signals_of, words_of
+from own_signals import (
+    add_signals,
+    check_signals,
+    least_minutes,
+    signals_of,
+    with_common_units,
+    words_of,
+)
 from recordings import SUFFIXES, read_recording
 from score_table import EXPECTED, SCORE_COLUMNS, read_scores, split_by_flags
 from target import add_target, check_target
@@ -104,7 +111,7 @@ def choose_nights(table, files, template, target=SCORE):
 
 
 def prepare_night(task):
-    """Make one night; returns (reason, detail) of its fault, or what it lacks as ('', text)."""
+    """Make one night; returns (reason, detail, '') of its fault, or ('', what it lacks, units)."""
     file, target, signals, min_minutes, unit = task
     layout = words_of(signals)
     try:
@@ -113,13 +120,13 @@ def prepare_night(task):
         with contextlib.suppress(OSError, KeyError, ValueError), h5py.File(target) as made:
             has_seal(made.attrs)  # an error if it is another's
             if made.attrs["source"] == source:
-                return "", made.attrs["lacking"]
+                return "", made.attrs["lacking"], made.attrs.get("units", "")
         night = read_recording(file, signals, min_minutes, unit)
     except Fault as fault:
         target.unlink(missing_ok=True)  # made from the file as it was before
-        return fault.reason, fault.detail
+        return fault.reason, fault.detail, ""
     write_night(target, night, source, layout)
-    return "", night["lacking"]
+    return "", night["lacking"], night.get("units", "")
 
 
 def end_with_parent():
@@ -133,7 +140,7 @@ def end_with_parent():
 
 
 def prepare_nights(args, nights):
-    """Make all nights in parallel; returns (reason, detail) of each, in order."""
+    """Make all nights in parallel; returns what `prepare_night` does of each, in order."""
     folder = args.data_dir / "nights"
     what = f"{args.noun}s"
     files = zip(nights["id"], nights["file"])
@@ -177,7 +184,7 @@ def parse_args(argv=None):
     add("--id_column", default="nsrrid", help="column of the ids")
     add("--score_column", help=f"column of the scores [--target, or {' or '.join(SCORE_COLUMNS)}]")
     add("--edf_name", "--file_name", default=EDF_NAME, help="name of an id's file")
-    unit_help = "of EEG and ECG if a file says none; the score's unit is a flag of train.py"
+    unit_help = "of EEG, ECG or own channels if a file says none; the score's is a flag of train.py"
     add("--unit", dest="signal_unit", default="", choices=("", "uV", "mV", "V"), help=unit_help)
     # The target's unit changes no file.
     add_target(lambda flag, **facts: flag == "--unit" or add(flag, **facts), SCORE)
@@ -229,7 +236,7 @@ def main(argv=None):
     files = find_files(args.raw, Path(args.edf_name).suffix.lower(), covariates)
     nights, skipped = choose_nights(table, files, args.edf_name, target)
     with sole_use(args.data_dir / "nights"):
-        results = prepare_nights(args, nights)
+        results = with_common_units(prepare_nights(args, nights), signals_of(args))
     for (night, _, file), (reason, detail) in zip(nights.itertuples(index=False), results):
         if reason:
             skipped.append((night, str(file), reason, detail))
@@ -246,8 +253,6 @@ def main(argv=None):
         write_atomically(path, meta.to_csv(index=False, lineterminator="\n").encode())
     print(f"wrote {path}, {len(meta):,} {args.noun}s, {most}")
     report_counts(args, meta, skipped, [lacking for reason, lacking in results if not reason])
-    if not {"val", "test"} <= set(meta["split"]):
-        print(f"no bucket has three {args.noun}s, so val and test are empty: train.py needs more")
     return 0
 
 

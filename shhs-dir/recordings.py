@@ -13,6 +13,10 @@ from outside import shown
 from own_signals import LONGEST_SECONDS
 
 SUFFIXES = (".csv", ".npy", ".edf")  # of your own signals
+# Normalized names of a CSV file's column of times, and what one of it may be in seconds.
+TIMES = ("time", "times", "timesec", "timeseconds", "timestamp", "t", "seconds", "sec")
+TIME_UNITS = (1, 1e-3, 1e-6, 1e-9)
+RATE_ERROR = 0.01  # relative, of --rate against the times
 
 
 def read_recording(path, signals, min_minutes, unit=""):
@@ -22,10 +26,12 @@ def read_recording(path, signals, min_minutes, unit=""):
         path: of a night in EDF or, with your own signals, of a file with one of SUFFIXES.
         signals: as `signals_of` returns them.
         min_minutes: a shorter one is left out; it needs a frame at least.
-        unit: as for `edf_night.read_night`.
+        unit: as for `edf_night.read_night`; of your own signals that of every channel whose file
+            gives none.
 
     Returns:
-        As `edf_night.read_night`: your own signal is 'own', float32 [channels, columns].
+        As `edf_night.read_night`: your own signal is 'own', float32 [channels, columns], and
+        'units' its channels' units with commas between, '' where none is known.
 
     Raises:
         Fault: if it cannot be used.
@@ -37,7 +43,7 @@ def read_recording(path, signals, min_minutes, unit=""):
     if kind not in SUFFIXES:
         raise Fault("unreadable", f"its name ends in {kind}, taken are {' '.join(SUFFIXES)}")
     read = {".csv": read_csv, ".npy": read_npy, ".edf": read_edf}[kind]
-    samples = read(path, own)
+    samples, units = read(path, own)
     frames = samples.shape[1] // own.frame
     seconds = samples.shape[1] / own.columns
     if frames < 1 or not 60 * min_minutes <= seconds <= LONGEST_SECONDS:
@@ -48,11 +54,14 @@ def read_recording(path, signals, min_minutes, unit=""):
     if not np.isfinite(samples).all():
         bad = own.channel_names[int(np.argmin(np.isfinite(samples).all(axis=1)))]
         raise Fault("range", f"{bad} has values that are no finite numbers")
-    return {"own": samples, "stages": np.full(frames, -1, dtype=np.int8), "lacking": ""}
+    stages = np.full(frames, -1, dtype=np.int8)
+    units = [stated or unit for stated in units]
+    units = ",".join(units) if any(units) else ""
+    return {"own": samples, "stages": stages, "lacking": "", "units": units}
 
 
 def read_csv(path, own):
-    """Return the channels [C, T] of a CSV file, by name where it has a header, else in order."""
+    """Return the channels [C, T] of a CSV file, by name or in order, and no units."""
     import pandas as pd
 
     try:
@@ -66,6 +75,7 @@ def read_csv(path, own):
         table = pd.read_csv(path, header=0 if named else None, **options)
         if named:
             labels = {normalized(str(label)): label for label in reversed(table.columns)}
+            check_times(table, labels, own)
             table = table[[labels[found] for found in find_channels(own, labels)]]
         samples = table.to_numpy(dtype=np.float64)
     except Fault:
@@ -75,8 +85,31 @@ def read_csv(path, own):
     return in_order(samples, own)
 
 
+def check_times(table, labels, own):
+    """Raise a Fault if a column of even times, in seconds, tells another rate than --rate.
+
+    Args:
+        table: of the file, its column of times in any of TIME_UNITS, or a count of samples.
+        labels: its columns' names by their normalized ones.
+        own: `night_signals.Signal`.
+    """
+    import pandas as pd
+
+    for label in [labels[name] for name in TIMES if name in labels]:
+        times = pd.to_numeric(table[label], errors="coerce").to_numpy(dtype=np.float64)
+        if len(times) < 2:
+            continue
+        step = (times[-1] - times[0]) / (len(times) - 1)
+        even = np.abs(times - times[0] - step * np.arange(len(times))) <= step
+        rates = [1 / (step * unit) for unit in TIME_UNITS] if step > 0 else []
+        known = step == 1 or any(abs(rate / own.columns - 1) <= RATE_ERROR for rate in rates)
+        if rates and even.all() and not known:
+            told = f"column {shown(str(label))} has a step of {step:g} s, {rates[0]:g} Hz"
+            raise Fault("rate", f"its {told}, and --rate is {own.columns:g}")
+
+
 def read_npy(path, own):
-    """Return the channels [C, T] of an array [T, C], or [T] of one, in the order of --channels."""
+    """Return the channels [C, T] of an array [T, C], or [T] of one, and no units."""
     try:
         # Mapped: a damaged header may claim more than memory holds.
         samples = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -88,20 +121,21 @@ def read_npy(path, own):
 
 
 def in_order(samples, own):
-    """Return samples [T, C] as [C, T], or a Fault if there are more or fewer channels."""
+    """Return samples [T, C] as [C, T], without units, or a Fault for more or fewer channels."""
     if samples.ndim != 2 or samples.shape[1] != own.channels:
         shape = list(samples.shape)
         raise Fault("missing_channel", f"it is {shape}, needed is [T, {own.channels}]")
-    return samples.T
+    return samples.T, [""] * own.channels
 
 
 def read_edf(path, own):
-    """Return the channels [C, T] of an EDF file at the rate of --rate."""
+    """Return the channels [C, T] of an EDF file at the rate of --rate, and their units."""
     with open_edf(path) as reader:
         numbers = {
             normalized(label): number for number, label in enumerate(reader.getSignalLabels())
         }
         found = [numbers[label] for label in find_channels(own, numbers)]
+        units = [reader.getPhysicalDimension(number).strip() for number in found]
         # A channel that has the rate already stays as it is.
         channels = []
         for number in found:
@@ -110,7 +144,7 @@ def read_edf(path, own):
             same = rate == own.columns
             channels.append(samples if same else resample(samples, rate, own.columns))
     shortest = min(map(len, channels))
-    return np.stack([samples[:shortest] for samples in channels])
+    return np.stack([samples[:shortest] for samples in channels]), units
 
 
 def find_channels(own, labels):

@@ -60,6 +60,9 @@ def split_by_flags(scores, args, target):
     """Split by the flags of prepare.py; returns the split and its caps in words.
 
     Without --cap, --max_held_out alone sets the caps, or else the paper's share does.
+
+    Raises:
+        ValueError: if nothing can be held out.
     """
     counts = np.bincount(label_to_bucket(np.asarray(scores, dtype=np.float64), target))
     if args.cap is None:
@@ -67,6 +70,11 @@ def split_by_flags(scores, args, target):
         args.cap = largest if args.max_held_out else papers_cap(counts)
     caps = caps_of(args, counts)
     split, _ = balanced_split(scores, caps, args.seed, target)
+    if not {"val", "test"} <= {*split}:
+        raise ValueError(
+            f"no bucket of {target.words} has three {args.noun}s, so none goes to val and test: "
+            "add some, or make wider buckets with --bin_width"
+        )
     return split, f"at most {caps[0]} of a bucket in val and {caps[1]} in test"
 
 

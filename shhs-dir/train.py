@@ -21,7 +21,7 @@ from typing import NamedTuple
 import flags
 import loss_flags
 import program
-from own_signals import add_signals, check_signals, signals_of
+from own_signals import add_signals, check_signals, other_units, signals_of
 from regularizer_flags import add_regularizer, check_regularizer
 from target import Target, add_target, check_target
 
@@ -157,13 +157,16 @@ def build_data(run, evaluated=None):
     meta = read_meta(args.data_dir, target, () if evaluated else SPLITS)
     nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
     run.note_data(meta, nights.inputs())
+    noted = str(evaluation.noted_in(*evaluated).get("units", "")) if evaluated else ""
+    for _, name, unit, other in other_units(nights.signals, nights.units, noted):
+        raise ValueError(f"{name} is in {unit} here, and was in {other} in training: convert it")
     scores = meta["score"].to_numpy()
     trained = scores[meta["split"] == "train"]
     if evaluated and not len(trained):
         noted = evaluation.training_of(*evaluated)["counts"]
         trained = np.repeat(np.float32(target.middles), noted)
     counts = label_counts(trained, target)
-    run.training = {"counts": counts.tolist()}
+    run.training = {"counts": counts.tolist()} | ({"units": nights.units} if nights.units else {})
     lds_rule = {} if target.own else LDS_RULE
     density = criterion.density_of(args, counts, lds_rule)
     weights = criterion.weights_of(args, trained, target.middles, counts, lds_rule)

@@ -49,6 +49,11 @@ def make_recordings(folder, kind, scores):
         pd.DataFrame(table).to_csv(folder / f"{number}.csv", index=False)
 
 
+def read_leads(file):
+    """The two channels of a CSV recording [T, 2]."""
+    return pd.read_csv(file)[["lead II", "V2"]].to_numpy()
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     scores, words, kind = SCORES[name]
@@ -59,7 +64,7 @@ def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     own = ["--target", name, *words.split(), "--data_dir", str(tmp_path)]
     own += ["--channels", "lead II,V2", "--rate", str(RATE), "--window", "2"]
     raw = ["--raw", str(table.parent), "--covariates", str(table), "--id_column", "id"]
-    raw += ["--file_name", f"{{id}}.{kind}", "--workers", "1", "--cap", "2"]
+    raw += ["--file_name", f"{{id}}.{kind}", "--workers", "1", "--cap", "2", "--unit", "V"]
     assert prepare.main([*own, *raw]) == 0
     assert prepare.main([*own, "--check"]) == 0
     told = capsys.readouterr().out
@@ -98,6 +103,15 @@ def test_ecg_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(new["prediction"], told["prediction"], rtol=1e-3, atol=1e-3)
     made = model.predict([tmp_path / path for path in told["path"]])
     np.testing.assert_allclose(made["prediction"], told["prediction"], rtol=1e-3, atol=1e-3)
+    # It holds the unit of the channels, too.
+    lead, v2 = (np.load if kind == "npy" else read_leads)(table.parent / f"{stems[0]}.{kind}").T
+    channels = [("V2", RATE, "mV", 1e3 * v2), ("lead II", RATE, "uV", 1e6 * lead)]
+    edf = model.predict([write_edf(tmp_path / "new.edf", channels, 5000.0)])
+    assert edf["prediction"][0] == pytest.approx(told["prediction"].iloc[0], rel=1e-2)
+    if name == "mood":
+        assert prepare.main([*own, *raw[:-1], "mV", "--overwrite"]) == 0
+        with pytest.raises(ValueError, match="lead II is in mV here, and was in V in training"):
+            train.main([*own, "--unit", "ms", *small.split(), "--evaluate"])
     with pytest.raises(ValueError, match=r"prepared with --channels lead II,V2 --rate 50"):
         train.main(["--data_dir", str(tmp_path), *own[2 : 2 + len(words.split())], *small.split()])
 
@@ -165,6 +179,29 @@ def test_channels_may_have_numbers_for_names(names, tmp_path):
     np.testing.assert_allclose(night["own"], samples[:, names].T, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("times", "refused"),
+    [
+        (np.arange(500) / 500, True), (np.round(np.arange(500) / 256, 3), True),
+        (np.arange(500) * 2, True),  # milliseconds
+        (np.arange(500) / 250, False), (np.round(np.arange(500) / 251, 3), False),
+        (np.arange(500) * 4 + 7e5, False), (np.arange(500) * 4e6, False), (np.arange(500), False),
+        (np.arange(500) // 3 / 500, False), (np.zeros(500), False), (["12:00:01"] * 500, False),
+    ],
+)  # fmt: skip
+def test_times_that_tell_another_rate(times, refused, tmp_path):
+    seen = signals("--channels ECG --rate 250 --window 1")
+    samples = np.random.default_rng(4).normal(size=500)
+    table = pd.DataFrame({"Time": times, "ECG": samples})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    if refused:
+        with pytest.raises(Fault, match=r"rate: its column Time .* and --rate is 250"):
+            recordings.read_recording(tmp_path / "a.csv", seen, 0)
+    else:
+        night = recordings.read_recording(tmp_path / "a.csv", seen, 0)
+        np.testing.assert_allclose(night["own"][0], samples, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("rate", "target"), [(200, 33.3333), (256, 102.4), (102.4, 33.3333)])
 def test_rates_with_decimals(rate, target, tmp_path):
     """A slow tone stays what it is at a rate that no small fraction of the other's gives."""
@@ -210,6 +247,30 @@ def test_flags_that_cannot_be_used(text, message, capsys):
     with pytest.raises(SystemExit):
         train.parse_args(text.split())
     assert message in capsys.readouterr().err
+
+
+def test_recordings_in_rarer_units_are_left_out(tmp_path):
+    samples = np.random.default_rng(5).normal(0, 2, 500)
+    for number, unit in enumerate(["mV"] * 4 + ["uV", "", "MV"]):
+        write_edf(tmp_path / "raw" / f"{number}.edf", [("ECG", 100, unit, samples)], 10)
+    table = tmp_path / "scores.csv"
+    table.write_text("id,score\n" + "".join(f"{number},50\n" for number in range(7)))
+    flags = f"--channels ECG --rate 100 --window 1 --data_dir {tmp_path} --raw {tmp_path}/raw"
+    flags += f" --covariates {table} --id_column id --score_column score --file_name {{id}}.edf"
+    for _ in range(2):  # made, and found as they were made
+        assert prepare.main([*flags.split(), "--workers", "1", "--overwrite"]) == 0
+        skipped = pd.read_csv(tmp_path / "skipped.csv")
+        assert skipped[["id", "reason"]].to_numpy().tolist() == [[4, "unit"]]
+        assert skipped["detail"][0] == "ECG is in uV, and in most recordings in mV"
+
+
+def test_units_that_cannot_be_converted():
+    seen = signals("--channels ECG,SpO2 --rate 50")
+    values = {"own": np.ones((2, 3))}
+    own_signals.convert(values, seen, "µV,%", "V,%")
+    np.testing.assert_allclose(values["own"], [[1e-6] * 3, [1] * 3])
+    with pytest.raises(ValueError, match="SpO2 is in mV, and in training it was in %"):
+        own_signals.convert(values, seen, "V,mV", "V,%")
 
 
 def test_a_table_without_channels_says_what_helps(capsys):

@@ -314,7 +314,7 @@ def test_nothing_is_left_out_in_silence(tmp_path, capsys):
 
 
 def test_a_link_that_leads_nowhere_stops_nothing(tmp_path):
-    write_raw(tmp_path, {1: 50, 2: 60}, {2: "no_file"})
+    write_raw(tmp_path, {1: 50, 2: 60, 3: 50, 4: 50}, {2: "no_file"})
     (tmp_path / "shhs/edfs/shhs2-2.edf").symlink_to(tmp_path / "gone.edf")
     assert run_prepare(tmp_path) == 0
     skipped = pd.read_csv(tmp_path / "skipped.csv", dtype=str)
@@ -323,7 +323,7 @@ def test_a_link_that_leads_nowhere_stops_nothing(tmp_path):
 
 def test_ids_of_other_tables(tmp_path):
     """A byte order mark, letters beyond ASCII, _ and -; ids that differ in case share a file."""
-    ids = ["Mül-1", "b_2", "Cc", "cC", "d e"]
+    ids = ["Mül-1", "b_2", "b-3", "Cc", "cC", "d e"]
     write_raw(tmp_path, dict.fromkeys(ids, 50), {"cC": "no_file"})
     table = tmp_path / "shhs" / "datasets" / "shhs2-dataset-0.csv"
     for encoding in ("utf-8-sig", "utf-8", "latin-1"):
@@ -331,10 +331,10 @@ def test_ids_of_other_tables(tmp_path):
         table.write_text("nsrrid,gh_s2,\n" + rows, encoding=encoding)
         assert run_prepare(tmp_path, "--overwrite") == 0
         meta = pd.read_csv(tmp_path / "shhs.csv")
-        assert meta["id"].tolist() == ["Mül-1", "b_2"]
+        assert meta["id"].tolist() == ["Mül-1", "b_2", "b-3"]
         skipped = pd.read_csv(tmp_path / "skipped.csv")
         assert skipped["reason"].tolist() == ["duplicate_id", "duplicate_id", "id"]
-    assert score_table.read_scores(table, "nsrrid", None)["score"].tolist() == [50.5] * 5
+    assert score_table.read_scores(table, "nsrrid", None)["score"].tolist() == [50.5] * 6
 
 
 @pytest.mark.filterwarnings("ignore:Length of header")
@@ -352,17 +352,25 @@ def test_what_is_no_table_is_named(tmp_path, text):
 
 
 def test_the_newest_table_is_taken_and_named(tmp_path, capsys):
-    table = write_raw(tmp_path, {1: 50})
+    table = write_raw(tmp_path, {1: 50, 2: 50, 3: 50})
     for version, score in (("0.9.0", 60), ("0.21.0", 70), ("0.3.0", 100.0000001)):
         other = table.with_name(f"shhs2-dataset-{version}.csv")
-        other.write_text(f"nsrrid,gh_s2\n1,{score}\n")
+        rows = "".join(f"{night},{score}\n" for night in (1, 2, 3))
+        other.write_text(f"nsrrid,gh_s2\n{rows}")
     run_prepare(tmp_path)
-    assert pd.read_csv(tmp_path / "shhs.csv")["score"].tolist() == [70]
+    assert pd.read_csv(tmp_path / "shhs.csv")["score"].tolist() == [70] * 3
     assert "column gh_s2 of" in (said := capsys.readouterr().out)
     assert "shhs2-dataset-0.21.0.csv" in said
     with pytest.raises(ValueError, match="no night"):
         run_prepare(tmp_path, "--overwrite", "--covariates", other)
     assert "100.0000001 is outside" in (tmp_path / "skipped.csv").read_text()
+
+
+def test_a_set_of_which_nothing_can_be_held_out_is_no_set(tmp_path):
+    write_raw(tmp_path, {1: 50, 2: 50, 3: 60, 4: 60})
+    with pytest.raises(ValueError, match=r"no bucket of health score .* has three nights"):
+        run_prepare(tmp_path)
+    assert not (tmp_path / "shhs.csv").exists()
 
 
 def start_workers(body):
