@@ -82,7 +82,7 @@ def write_contact_sheet(file, meta, out, columns=12, most=72):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--num_images", type=int, default=3000, help="number of faces")
     parser.add_argument("--img_size", type=int, default=96, help="side of a picture in pixels")

@@ -96,7 +96,7 @@ def match_names(data_dir):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--split_file", action="store_true", help="fetch the official agedb.csv")
     parser.add_argument("--base_url", default=BASE_URL, help="of the split file, for a mirror")

@@ -180,7 +180,7 @@ def check_place(out, overwrite):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--num_images", type=int, default=3000, help="number of faces that count")
     parser.add_argument("--img_size", type=int, default=96, help="side of a picture in pixels")

@@ -103,7 +103,7 @@ def check_split_file(path, content):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--images", action="store_true", help="fetch and unpack the archives")
     parser.add_argument("--split_file", action="store_true", help="fetch the official csv")

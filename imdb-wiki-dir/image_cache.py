@@ -14,7 +14,6 @@ from PIL import Image
 
 import program
 from array_cache import ArrayCache
-from datasets import read_meta
 from image_file import open_image
 
 MOST_PIXELS = 10_000  # of a side
@@ -63,7 +62,7 @@ class Images(ArrayCache):
 
 def main(argv=None):
     """Build the array of a meta file's images."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--data_dir", default="./data", help="folder of the csv and of the images")
     parser.add_argument("--dataset", required=True, help="reads <data_dir>/<dataset>.csv")
     parser.add_argument("--img_size", type=int, default=224, help="side of the images, pixels")
@@ -74,6 +73,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.img_size < 1:
         parser.error(f"--img_size must be 1 or more, got {args.img_size}")
+    from datasets import read_meta  # only here: its imports take seconds
+
     cache = args.cache or Path(args.data_dir) / "cache"
     paths = read_meta(args.data_dir, args.dataset)["path"]
     options = {"workers": args.workers, "allow_outside": args.allow_outside}

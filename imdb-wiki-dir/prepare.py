@@ -75,7 +75,7 @@ def write_meta(meta, path, args, expected=None):
 
 def parse_args(argv=None):
     """Parse the command line; flags that contradict each other are an error."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--dataset", default=DATASET, help="the meta file is <dataset>.csv")
     parser.add_argument("--meta", type=Path, help="your own faces: a CSV file with age,path")

@@ -9,6 +9,7 @@ from outside import clean
 
 HERE = Path(__file__).resolve().parent
 DEBUG = "--debug"  # shows the traceback of a mistake too
+USAGE = "%(prog)s [flags]   (--help lists them)"
 MISTAKES = (ValueError, FloatingPointError)
 # Of a size that no machine has, or not this one; PyTorch's types would need its import.
 NO_MEMORY = re.compile("allocate|out of memory|Storage size calculation overflowed")

@@ -18,6 +18,7 @@ BINS = 50  # buckets of your own range, unless --bin_width says otherwise
 MOST_BUCKETS = 10_000
 FEW_BUCKETS = 10  # filled ones, below which neither weights nor statistics say much
 LARGE_WEIGHT = 50.0
+TAKEN = ("path", "split", "sentence1", "sentence2")  # columns of the data that are no labels
 # The ages' range is about as long, so that learning rate and losses made for ages fit.
 SPAN = 100.0
 WORDS = ("target", "unit")  # flags that are text; the others are numbers, but for the scale
@@ -201,6 +202,8 @@ def add_target(add, target, counted="training samples"):
 
 def check_target(parser, args, target):
     """End with a message where the flags of the target cannot be used."""
+    if args.target in TAKEN:
+        parser.error(f"--target {args.target} is another column's name: rename that of the labels")
     try:
         target = target.of(args)
         buckets_of(target)

@@ -88,7 +88,8 @@ def draw_gain(runs, split="test"):
 
 def main(argv=None):
     """Print the table, and draw the figure with --out."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    usage = "%(prog)s RUN_FOLDER ... [flags]   (--help lists them)"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="written by train.py")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="figure of the gain")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="set to report")

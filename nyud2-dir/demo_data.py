@@ -101,7 +101,7 @@ def remove_demo(out):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--scenes", type=int, default=200, help="training scenes")
     parser.add_argument("--frames", type=int, default=3, help="pairs of a training scene")

@@ -88,7 +88,7 @@ def fetch_split_files(data_dir, base_url=BASE_URL, overwrite=False):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--data_dir", type=Path, default="./data", help="folder of the data")
     add("--archive", type=Path, help="the official archive, fetched by hand")

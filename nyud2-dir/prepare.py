@@ -193,7 +193,7 @@ def check(data_dir):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--data_dir", type=Path, default="./data", help="folder of the data")
     add("--labeled_mat", type=Path, help="nyu_depth_v2_labeled.mat, to be unpacked")

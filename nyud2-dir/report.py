@@ -17,7 +17,8 @@ import program
 
 def parse_args(argv=None):
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    usage = "%(prog)s RUN_FOLDER ... [flags]   (--help lists them)"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_FOLDER", help="folder written by train.py")
     add("--out", type=Path, metavar="DIR", help="figures into DIR/<run name>, not <run>/figures")

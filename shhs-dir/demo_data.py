@@ -80,7 +80,7 @@ def make_file(index, folder, minutes, seed):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--nights", type=int, default=1600, help="number of nights")
     parser.add_argument("--minutes", type=float, default=6.0, help="mean length of a night")

@@ -140,7 +140,7 @@ def read_token(path):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--data_dir", type=Path, default="./data", help="files go to <data_dir>/shhs")
     secret = parser.add_mutually_exclusive_group()

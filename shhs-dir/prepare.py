@@ -176,7 +176,7 @@ def report_counts(args, meta, skipped, lacking):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--data_dir", type=Path, default="./data", help="folder of shhs.csv and nights/")
     add("--raw", type=Path, help="folder below which the .edf files lie [<data_dir>/shhs]")

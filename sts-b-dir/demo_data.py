@@ -52,7 +52,7 @@ def spread(total, shares):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default="glue_data/demo", help="folder of the data")
     parser.add_argument("--n_train", type=int, default=1500, help="number of training pairs")
     parser.add_argument("--n_val", type=int, default=200, help="number of validation pairs")

@@ -100,7 +100,7 @@ def fetch_archive(url, folder, wanted, overwrite=False, max_gb=20.0):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     what = ("split", "raw", "glove")
     parser.add_argument("--what", nargs="+", choices=what, default=[], help="what to fetch")
     parser.add_argument("--checkpoint", choices=OFFICIAL, help="fetch a released checkpoint only")

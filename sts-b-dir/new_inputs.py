@@ -26,7 +26,10 @@ FAULTS = "faults"  # where a table's `attrs` hold (input, reason) of what is mis
 def make_parser(doc, inputs, batch_size):
     """Return the parser; `inputs` says what they are, `batch_size` how many are one batch."""
     parser = argparse.ArgumentParser(
-        description=doc.split("\n\n")[0], formatter_class=Help, allow_abbrev=False
+        usage="%(prog)s INPUT ... --model RUN [flags]   (--help lists them)",
+        description=doc.split("\n\n")[0],
+        formatter_class=Help,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help=inputs)

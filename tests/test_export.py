@@ -1,9 +1,12 @@
 """tools/export.py: the file answers as the network does, and a file that does not is removed."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from conftest import load
+from conftest import ROOT, load
 
 export = load("tools", "export")
 
@@ -79,6 +82,16 @@ def test_a_file_that_answers_otherwise_is_an_error():
     assert export.check(network, lambda inputs: inputs.sum(1), (3,)) == 0.0
     with pytest.raises(ValueError, match="where the network answers"):
         export.check(network, lambda inputs: inputs.sum(1) + 1e-3, (3,))
+
+
+def test_a_mistake_is_one_line_and_success_says_nothing_else(tmp_path):
+    """As a program; the network need not be a trained one."""
+    path = save("agedb-dir", tmp_path / "ckpt.tar", "--model", "resnet18", "--img_size", "40")
+    for name, told in ((path, ""), (tmp_path / "none", "export.py: no checkpoint at")):
+        command = [sys.executable, "tools/export.py", "agedb-dir", name, tmp_path / "net.pt2"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.stderr.startswith(told)
+        assert done.stderr.count("\n") == bool(told)
 
 
 def test_only_known_endings(capsys):

@@ -48,20 +48,38 @@ CALLS = {
     "train --lds": "2",
 }
 CALLS |= {"report --help": "0", "report": "2", "predict --debug --help": "0"}
-CALLS |= {"prepare --help": "0", "download --help": "0", "demo_data --help": "0"}
+CALLS |= {
+    "prepare --help": "0",
+    "prepare --typo": "2",
+    "download --help": "0",
+    "demo_data --help": "0",
+}
 
 
 @pytest.mark.parametrize("folder", BENCHMARK_FOLDERS)
 def test_answers_come_before_imports(folder):
     """Help, a typo and a conflict of flags need no torch; nor do the data scripts."""
-    command = [sys.executable, "-c", PROGRAM, *CALLS]
+    own = {"image_cache --help": "0"} if (ROOT / folder / "image_cache.py").exists() else {}
+    calls = own | CALLS
+    command = [sys.executable, "-c", PROGRAM, *calls]
     options = {"capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run(command, cwd=ROOT / folder, **options)
     endings = [part.split() for part in done.stdout.split("\nended ")[1:]]
-    for (call, status), (code, *modules) in zip(CALLS.items(), endings, strict=True):
-        heavy = HEAVY if call.startswith(("train", "predict", "report")) else HEAVY - {"pandas"}
+    for (call, status), (code, *modules) in zip(calls.items(), endings, strict=True):
+        light = call.startswith(("train", "predict", "report", "image"))
+        heavy = HEAVY if light else HEAVY - {"pandas"}
         assert code == status, call
         assert not heavy & set(modules), call
+    assert done.stderr.count("(--help lists them)") == [*calls.values()].count("2")
+
+
+def test_an_export_is_refused_before_imports():
+    command = [sys.executable, "-c", PROGRAM, "export agedb-dir run net.pth"]
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(command, cwd=ROOT / "tools", **options)
+    code, *modules = done.stdout.split("\nended ")[1].split()
+    assert code == "2"
+    assert not HEAVY & set(modules)
 
 
 @pytest.mark.parametrize(("folder", "name", "module", "own"), REPEATED)

@@ -159,6 +159,7 @@ def test_what_the_network_learns_spans_a_hundred_and_comes_back(scale, low):
     [
         ("--low 5 --high 5", "must be below"), ("--scale log", "--scale symlog takes zeros"),
         ("--bin_width 0", "must be above 0"), ("--bin_width 1e-9", "at most 10000"),
+        ("--target path", "--target path is another column's name"),
         ("--high nan", "must be below"), ("--few 300", "--many 100"),
     ],
 )  # fmt: skip

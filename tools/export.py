@@ -9,17 +9,38 @@ networks over sentences and nights are not exported: their inputs differ in leng
 """
 
 import argparse
-import sys
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
+
+from load import ROOT, load
+
+TOLERANCE = 1e-4  # of an answer, absolute and relative
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "uci-dir")
+
+
+def parse_args(argv=None):
+    """Parse the command line; what cannot be used ends with a message."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", choices=FOLDERS, help="benchmark folder")
+    parser.add_argument("model", help="run folder, file of a checkpoint, or OWNER/NAME on the Hub")
+    parser.add_argument("out", type=Path, help="file to write, .pt2 or .onnx")
+    args = parser.parse_args(argv)
+    if args.out.suffix not in (".pt2", ".onnx"):
+        parser.error(f"the file must end in .pt2 or .onnx, got {args.out}")
+    lacking = [name for name in ONNX if not find_spec(name)]
+    if args.out.suffix == ".onnx" and lacking:
+        parser.error(f"pip install {' '.join(lacking)}, or write a .pt2")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
 
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
-
-from load import load
-
-TOLERANCE = 1e-4  # of an answer, absolute and relative
-FOLDERS = ("agedb-dir", "imdb-wiki-dir", "nyud2-dir", "uci-dir")
 
 
 class Answer(nn.Module):
@@ -86,7 +107,9 @@ def export(network, shape, out):
         name = session.get_inputs()[0].name
         return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, out)
+    with warnings.catch_warnings():  # of weights in groups, "when your weights are not on CPU"
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+        torch.export.save(program, out)
     return torch.export.load(out).module()
 
 
@@ -106,20 +129,7 @@ def check(network, exported, shape):
 @torch.no_grad()
 def main(argv=None):
     """Write the file and check it; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", choices=FOLDERS, help="benchmark folder")
-    parser.add_argument("model", help="run folder, file of a checkpoint, or OWNER/NAME on the Hub")
-    parser.add_argument("out", type=Path, help="file to write, .pt2 or .onnx")
-    args = parser.parse_args(argv)
-    if args.out.suffix not in (".pt2", ".onnx"):
-        parser.error(f"the file must end in .pt2 or .onnx, got {args.out}")
-    if args.out.suffix == ".onnx":
-        try:
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            parser.error(f"{error}: pip install onnx onnxscript onnxruntime, or write a .pt2")
+    args = parse_args(argv)
     network, shape = network_of(args.folder, args.model)
     network.eval()
     try:
@@ -132,4 +142,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    load(FOLDERS[0], "program").run(main, *(ROOT / name for name in (*FOLDERS, "tools")))

@@ -65,7 +65,7 @@ def read_diabetes():
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--set", choices=TARGETS, default="demo", help="which table")
     parser.add_argument("--out", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--rows", type=int, default=2000, help="of the generated table")

@@ -87,7 +87,7 @@ def check(name, path):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder of the data")
     parser.add_argument("--set", choices=SETS, nargs="+", default=[*SETS], help="which tables")
     parser.add_argument("--files", type=Path, help="folder with the tables, instead of fetching")

@@ -163,7 +163,7 @@ def prepare_once(csv, target, data_dir):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(usage=program.USAGE, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--csv", type=Path, required=True, help="the table, with a header line")
     add("--target", required=True, metavar="COLUMN", help="column of the labels")
