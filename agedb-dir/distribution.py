@@ -14,6 +14,7 @@ from contrast import in_full_precision
 from loss import weighted_l1_loss
 from moments import widest
 
+SMALLEST_STRENGTH = 1e-9  # below it the sort's steps leave no digits to the values
 ONE_BLOCK = 1e-9  # values of the isotonic fit at most so far apart form a block (released code)
 
 
@@ -86,8 +87,8 @@ def soft_sort(values, strength):
 
     Args:
         values: [N], or [N, d] for each column alone.
-        strength: ε, per unit of the values; 0 sorts hard. The result is the hard sort's unless a
-            gap between neighbours exceeds 1/ε.
+        strength: ε, per unit of the values, from 1e-9 on; 0 sorts hard. The result is the hard
+            sort's unless a gap between neighbours exceeds 1/ε.
 
     Returns:
         Tensor of the values' shape and type. A block of pooled neighbours has the mean of the
@@ -95,8 +96,8 @@ def soft_sort(values, strength):
 
     In float64 inside, where the device has it; time and memory grow with N².
     """
-    if not 0 <= strength < float("inf"):
-        raise ValueError(f"strength must be 0 or more, got {strength}")
+    if strength != 0 and not SMALLEST_STRENGTH <= strength < float("inf"):
+        raise ValueError(f"strength must be 0, or {SMALLEST_STRENGTH} or more, got {strength}")
     rising = values.sort(dim=0).values
     if strength == 0:
         return rising

@@ -17,6 +17,7 @@ import time
 
 import checkpoints
 import flags
+import loss_flags
 import program
 import run_folder
 import train
@@ -28,7 +29,7 @@ from regularizers import rnc_loss
 NAME = "rnc"
 TEMPERATURE = 2.0  # released code
 LAST_LR = 0.1**3  # part of --lr at the end of the cosine (released code)
-# Flags of train.py that say nothing here.
+# Flags of train.py that say nothing here, next to those of the later methods.
 NOT_HERE = (
     "reweight lds fds retrain_fc pretrained resample regularizer loss experts schedule evaluate "
     "eval_model csv target_scale predict compare"
@@ -48,7 +49,8 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     flags.check(parser, args, positive=("epoch",))
-    for flag in NOT_HERE:
+    later = {*parser.groups[flags.REGULARIZER], *parser.groups[loss_flags.LATER]}
+    for flag in [*NOT_HERE, *sorted(later - {"temperature"})]:
         if hasattr(args, flag) and not parser.is_default(args, flag):
             parser.error(f"pretraining has no use for --{flag}: give it to train.py")
     if "boosting" in args.model:
@@ -96,9 +98,10 @@ def main(argv=None):
     run = run_folder.start(args, make_parser(), run_name(args))
     checkpoint = run_folder.find_checkpoint(run, checkpoints.LAST)
     data = train.build_data(run)
-    model = train.build_model(args)
+    images = getattr(args, "imagenet_weights", False)  # faces have that flag
+    model = train.build_model(args, *[checkpoint is None] * images)
     run_folder.open_run_folder(run)
-    net, optimizer = run.accelerator.prepare(model, train.build_optimizer(args, model))
+    net, optimizer = utils.prepare(run, model, train.build_optimizer(args, model))
     progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": None, "wall_seconds": 0.0}
     if checkpoint:
         progress |= checkpoints.restore(run, checkpoint, model, optimizer)

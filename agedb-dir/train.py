@@ -196,6 +196,7 @@ def build_data(run, evaluated=None):
     for split, part in parts.items():
         own = weights if split == "train" else np.ones(len(counts))
         loaders[split] = Loader(*part, own, sharing, target)
+    loaders["train"].weights = criterion.weights_at(args, trained, target.buckets(trained), weights)
     values = target.scaled(trained), target.scaled(target.middles)
     loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(target, meta, labels, loaders, counts, density, weights)
@@ -270,10 +271,10 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         with accelerator.autocast():
             preds, features = net(batch.images, batch.labels, min(epoch, args.start_smooth))
             loss = loss_of(preds.float(), targets, batch)
-            compared = preds, features
+            seen = preds, features
             if batch.views is not None:
-                compared = net(batch.views, batch.labels.repeat(2, 1), NO_FDS)
-            loss = loss + model.regularizer(compared[1], targets, compared[0], batch.weights)
+                seen = net(batch.views, batch.labels.repeat(2, 1), NO_FDS)
+            loss = loss + model.regularizer(seen[1], targets, seen[0], batch.weights, batch.share)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -428,7 +429,7 @@ def main(argv=None):
     model = build_model(args, fresh=checkpoint is None and not args.pretrained)
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
-        utils.load_state(model, state, path, skip=("linear.",))
+        utils.load_state(model, state, path, skip=("linear.", heads.NOISE))
         args.pretraining = released.stage_one(path)
     labels = data.target.scaled(data.loaders["train"].labels)
     model.regularizer = regularizers.make(run, feature_dim_of(args.model), labels, GRID)

@@ -430,7 +430,7 @@ def main(argv=None):
     data = build_data(run)
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
-        checkpoints.load_weights(model, state, path, skip=("R.",) if args.retrain_fc else ())
+        checkpoints.load_weights(model, state, path, skip=(heads.NOISE, *["R."] * args.retrain_fc))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run, LOG)
     logging.info("Images: %s", {name: loader.N for name, loader in data.loaders.items()})

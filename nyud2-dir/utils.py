@@ -80,8 +80,9 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     # Read at the first tensor: Linux fills fresh memory faster in pages of 2 MiB.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train several times
-    # accelerate passes on an argument that PyTorch is about to rename.
+    # accelerate and --gather use what PyTorch is about to rename.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*all_gather.*", category=FutureWarning)
     # Each process keeps the running statistics of its own share; rank 0's are taken before an
     # evaluation. That equals broadcasting them at every step, at no cost.
     join_after_restart(use_cuda)

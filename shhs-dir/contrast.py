@@ -49,6 +49,12 @@ def distances(values):
     return torch.cdist(values, values, p=1)
 
 
+def rounding(values):
+    """Return by how much distances between rows [N, d] may be off, as decimals are rounded."""
+    largest = values.abs().max() if values.numel() else 0.0
+    return 8 * torch.finfo(values.dtype).eps * largest * values.shape[1]
+
+
 # ---- ConR ----------------------------------------------------------------------------------
 
 
@@ -75,8 +81,9 @@ def conr_loss(
     """
     m = len(features)
     u = unit(features)
-    apart = distances(rows_of(labels, features))
-    near = apart <= omega
+    labels = rows_of(labels, features)
+    apart = distances(labels)
+    near = apart <= omega + rounding(labels)
     positive = near & ~torch.eye(m, dtype=torch.bool, device=u.device)
     negative = ~near & (distances(rows_of(preds, features)) <= omega)
     weights = torch.ones_like(u[:, 0]) if weights is None else rows_of(weights, u).flatten()
@@ -128,8 +135,8 @@ def rnc_loss(features, labels, temperature=2.0):
     similarity = similarity.gather(1, order)[:, :-1]
     totals = torch.logcumsumexp(similarity, dim=1)
     # A row is contrasted with all that are as far or farther: the total at the end of its ties.
-    last = apart[:, :-1] != apart[:, 1:]
-    place = torch.where(last, torch.arange(m - 1, device=last.device), m)
+    last = apart[:, :-1] - apart[:, 1:] > rounding(labels)
+    place = torch.where(last, torch.arange(m - 1, device=last.device), m - 2)
     ends = place.flip(1).cummin(1).values.flip(1)
     return (totals.gather(1, ends) - similarity).sum() / (m * (m - 1))
 
@@ -232,7 +239,7 @@ class SRL(nn.Module):
 
     @torch.no_grad()
     def accumulate(self, features, buckets):
-        """Add a batch to the epoch's centroids."""
+        """Add a batch, the whole one in each process, to the epoch's centroids."""
         buckets = buckets.reshape(-1).long()
         self.sums.index_add_(0, buckets, unit(features.to(self.sums.dtype)))
         self.counts += torch.bincount(buckets, minlength=len(self.counts))
@@ -244,9 +251,6 @@ class SRL(nn.Module):
         Args:
             momentum: part of the old surrogate that stays; a bucket seen first is taken whole.
         """
-        for part in (self.sums, self.counts):
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(part)
         means = self.sums / self.counts.clamp_min(1)[:, None]
         new = unit(torch.where(self.counts[:, None] > 0, means, self.surrogate))
         old = torch.where((self.surrogate != 0).any(1, keepdim=True), self.surrogate, new)

@@ -47,7 +47,7 @@ def make(run, feature_dim, labels, grid=STEPS):
 class NoRegularizer(nn.Module):
     """What `--regularizer none` adds: nothing."""
 
-    def forward(self, features, labels, preds, weights):
+    def forward(self, features, labels, preds, weights, share=1.0):
         """Return 0."""
         return 0.0
 
@@ -66,6 +66,7 @@ class Regularizer(nn.Module):
         self.weights = args.regularizer_weight or weights[args.regularizer]
         self.temperature = args.temperature or temperatures.get(args.regularizer)
         self.step = float(grid[1] - grid[0]) or 1.0  # 0 where all labels are equal
+        self.counted = slice(None)  # of a process's rows, those that are samples of the batch
         self.wanted = {}  # pseudo-labels of each size of a batch
         self.method = getattr(self, args.regularizer)
         if args.regularizer == "srl":
@@ -74,17 +75,20 @@ class Regularizer(nn.Module):
             self.surrogate = SRL(len(grid), width, SRL_POINTS)
             self.register_buffer("epochs", torch.zeros((), dtype=torch.long))
 
-    def forward(self, features, labels, preds, weights):
+    def forward(self, features, labels, preds, weights, share=1.0):
         """Return what a batch adds to its loss.
 
         Args:
             features: raw ones of the network [N, D]; for ConR also of more views, one view after
                 the other, [views · N, D] with predictions [views · N, 1].
             labels, preds, weights: [N, 1]; labels in the unit of the predictions.
+            share: of these samples in the batch, as in `batches.Part`; those of 0 are not compared
+                with another process's.
 
         Returns:
             Scalar, differentiable in features and predictions.
         """
+        self.counted = slice(None if share else 0)
         return self.method(features, labels.detach(), preds, weights.detach())
 
     def conr(self, features, labels, preds, weights):
@@ -92,7 +96,7 @@ class Regularizer(nn.Module):
         views = len(features) // len(labels)
         rows = [features, labels.repeat(views, 1), preds.detach(), weights.repeat(views, 1)]
         if getattr(self.args, "gather", False):  # not every benchmark has it
-            rows = [gather_rows(x) for x in rows]
+            rows = [gather_rows(x[self.counted]) for x in rows]
         features, labels, preds, weights = rows
         options = self.args.conr_omega, self.temperature, self.args.conr_push
         near = labels / self.step, preds.float() / self.step
@@ -107,7 +111,9 @@ class Regularizer(nn.Module):
         """SRL's three losses; nothing in the first epoch, which only gathers a surrogate."""
         projected = self.projection(features)
         buckets = ((labels - self.grid[0]) / self.step).round().clamp(0, len(self.grid) - 1)
-        self.surrogate.accumulate(projected.detach(), buckets)
+        # The sums are the same in all processes: an evaluation gives them those of the first.
+        rows = gather_rows(projected.detach().float()[self.counted])
+        self.surrogate.accumulate(rows, gather_rows(buckets[self.counted]))
         if self.epochs == 0:
             return projected.sum() * 0  # so that the projection has a gradient in every step
         parts = self.surrogate(projected, buckets, self.temperature)

@@ -178,6 +178,9 @@ def build_data(run, evaluated=None):
         loaders[split] = Loader(nights, rows, scores[rows], own, sharing, target)
     if not evaluated:
         check_counts(target, counts, args, weights, trained)
+        loaders["train"].weights = criterion.weights_at(
+            args, trained, target.buckets(trained), weights
+        )
         values = target.scaled(trained), target.scaled(target.middles)
         loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(target, meta, trained, loaders, counts, density, weights)
@@ -240,7 +243,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
                 batch.signals, batch.frames, batch.labels, min(epoch, args.start_smooth)
             )
             loss = loss_of(preds.float(), targets, batch)
-            loss = loss + model.regularizer(features, targets, preds, batch.weights)
+            loss = loss + model.regularizer(features, targets, preds, batch.weights, batch.share)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -406,7 +409,7 @@ def main(argv=None):
     model.set_input_scale(train_set.nights.scale(train_set.rows))  # a checkpoint's replaces it
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
-        utils.load_state(model, state, path, skip=("linear.",))
+        utils.load_state(model, state, path, skip=("linear.", heads.NOISE))
     labels = data.target.scaled(train_set.labels)
     model.regularizer = regularizers.make(run, args.d_hid, labels, GRID)
     # All that was given has been read: only now is an earlier run replaced.

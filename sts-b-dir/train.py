@@ -278,7 +278,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
             preds, features = net(batch.ids, batch.lengths, batch.labels, stage, batch.blend)
             targets = to_unit(batch.labels, target)
             loss = loss_of(preds.float(), targets, batch)
-            loss = loss + model.regularizer(features, targets, preds, batch.weights)
+            loss = loss + model.regularizer(features, targets, preds, batch.weights, batch.share)
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -426,7 +426,7 @@ def main(argv=None):
     if pretrained:
         state = utils.weights_of(released.load(pretrained), pretrained)
         text.check_rows(state, data.corpus.words, pretrained)
-        utils.load_state(model, state, pretrained, skip=("sts-b_pred_layer.", "FDS."))
+        utils.load_state(model, state, pretrained, skip=("sts-b_pred_layer.", "FDS.", heads.NOISE))
     targets = to_unit(data.loaders["train"].labels, data.rule.target)
     sizes = 4 * model.pair_encoder.sentence_dim, targets
     model.regularizer = regularizers.make(run, *sizes, BUCKET_NUM)

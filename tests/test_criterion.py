@@ -166,6 +166,7 @@ def test_learning_rates_and_what_is_trained():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--loss bmc --fix_noise_sigma --sigma_lr 0.1", "choose one"),
         ("--noise_sigma 2", "--noise_sigma needs --loss bmc, gai or bni"),
         ("--loss gai --gather", "--gather needs --loss bmc or"),
         ("--gar_alpha 2", "--gar_alpha needs --loss gar"),
@@ -272,6 +273,11 @@ def test_two_stages_of_balanced_mse(tables, tmp_path, no_figures):
     for name, value in before.items():
         assert torch.equal(value, after[name]) != name.startswith("linear."), name
     assert json.loads((folder / "results.json").read_text())["method"] == "RRT BMC"
+    # A third one has a noise of its own, not the second one's.
+    words = (*words[:4], folder / "ckpt.pth.tar", "--noise_sigma", 3, "--fix_noise_sigma")
+    train.main(flags(tables, tmp_path / "third", "--epoch", 1, *words))
+    third = torch.load(only_run(tmp_path / "third") / "ckpt.pth.tar", weights_only=True)
+    assert third["state_dict"]["noise_sigma"] == 3
 
 
 def test_new_rows_get_a_deviation(tables, tmp_path, no_figures):

@@ -89,6 +89,13 @@ def test_golden_dense_weights(golden, alpha):
         np.testing.assert_allclose(ours, golden[f"{key}/{theirs}"], atol=2.4e-3 * largest)
 
 
+def test_golden_balanced_mae(golden):
+    target = load("agedb-dir", "meta_file").AGE
+    arguments = golden["in/preds"], golden["in/labels"], golden["in/train_labels"], target
+    ours = load("agedb-dir", "metrics").shot_metrics(*arguments)["overall"]["bmae"]
+    assert ours == pytest.approx(golden["bmae/value"].item(), rel=1e-9)
+
+
 # ---- slow transcriptions -------------------------------------------------------------------
 
 

@@ -82,6 +82,11 @@ def test_second_stage_of_another_network_needs_weights(tables, tmp_path, capsys,
         ("--fds", "--fds"),
         ("--reweight inverse", "--reweight"),
         ("--regularizer conr", "--regularizer"),
+        ("--dist_loss", "--regularizer"),
+        ("--srl_momentum 0.1", "--srl_momentum"),
+        ("--gather", "--gather"),
+        ("--fix_noise_sigma", "--fix_noise_sigma"),
+        ("--gar_alpha 1", "--gar_alpha"),
         ("--model hist_gradient_boosting", "trees"),
         ("--temperature 0", "above 0"),
         ("--epoch 0", "1 or more"),
@@ -130,14 +135,23 @@ def test_faces_learn_to_rank(tmp_path, monkeypatch):
         table.append((age, f"{i}.png", "train" if i < 32 else "val" if i < 36 else "test"))
     table = pd.DataFrame(table, columns=["age", "path", "split"])
     table.to_csv(tmp_path / "agedb.csv", index=False)
-    builder = tiny_run.make_builder(faces_pretrain.train.FDS)
-    monkeypatch.setattr(faces_pretrain.train, "build_model", builder)
+    builder, told = tiny_run.make_builder(faces_pretrain.train.FDS), []
+
+    def build_model(args, fresh=False):
+        told.append("ImageNet" if fresh and args.imagenet_weights else "nothing")
+        return builder(args)
+
+    monkeypatch.setattr(faces_pretrain.train, "build_model", build_model)
+    compiler = lambda model, dynamic=False: told.append("compiled")  # noqa: E731
+    monkeypatch.setattr(tiny_run.TinyNet, "compile", compiler)
     fixed = "--img_size 40 --batch_size 16 --epoch 6 --lr 0.1 --device cpu".split()
+    fixed += ["--imagenet_weights", "--compile"]
     places = ["--data_dir", str(tmp_path), "--store_root", str(tmp_path / "runs")]
     path = faces_pretrain.main([*fixed, *places])
     log = path.with_name("training.log").read_text(encoding="utf-8")
     losses = [float(loss) for loss in re.findall(r"Epoch \d: loss (.*)", log)]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+    assert told == ["ImageNet", "compiled"]
     held = torch.load(path, weights_only=True)
     assert (held["epoch"], held["config"]["pretraining"]) == (6, "rnc")

@@ -17,6 +17,7 @@ from conftest import ROOT, load
 train = load("uci-dir", "train")
 demo_data = load("uci-dir", "demo_data")
 regularizers = load("uci-dir", "regularizers")
+lds = load("uci-dir", "lds")
 results = load("uci-dir", "results")
 faces_train = load("agedb-dir", "train")
 datasets = load("agedb-dir", "datasets")
@@ -30,8 +31,13 @@ METHODS = load("agedb-dir", "regularizer_flags").METHODS[1:]
 TWO_PROCESSES = """
 import sys
 sys.path.insert(0, ".")
+from types import SimpleNamespace
+import numpy as np
 import torch
+import flags
+import regularizer_flags
 import regularizers
+import utils
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 torch.manual_seed(0)
@@ -47,6 +53,32 @@ whole = regularizers.conr_loss(layer(z.double()), y, p, omega=1, temperature=0.5
 (expected,) = torch.autograd.grad(whole, layer.weight)
 torch.testing.assert_close((loss, gradient / 2), (whole, expected))
 assert whole > 0
+
+def made(*words):
+    parser = flags.Parser("")
+    regularizer_flags.add_regularizer(parser, "", {"conr": [1.0], "srl": [1.0] * 3}, 0.1)
+    args = parser.parse_args(["--regularizer", *words])
+    args.gather = True
+    torch.manual_seed(rank)
+    made = regularizers.make(SimpleNamespace(args=args, parser=parser), 4, y, np.arange(4.0))
+    if words[0] == "srl":
+        made.projection = torch.nn.Identity()
+    return made
+
+# The second process has no sample of the first batch, and a part of the second one.
+conr, srl = made("conr", "--temperature", "0.5"), made("srl")
+held = slice(None) if rank == 0 else slice(0, 1)
+w = torch.ones(9, 1)
+got = conr(z[held], y[held], p[held], w[held], 2.0 - 2 * rank)
+expected = regularizers.conr_loss(z, y, p, omega=1, temperature=0.5)
+torch.testing.assert_close(got, expected)
+srl(z[held], y[held], p[held], w[held], 2.0 - 2 * rank)
+utils.broadcast_buffers(srl)  # as each evaluation does, in sentences within an epoch
+srl(z[own], y[own], p[own], w[own], share)
+buckets = y.flatten().long()
+assert srl.surrogate.counts.tolist() == (2 * torch.bincount(buckets, minlength=4)).tolist()
+u = torch.nn.functional.normalize(z)
+torch.testing.assert_close(srl.surrogate.sums, 2 * torch.zeros(4, 4).index_add(0, buckets, u))
 torch.distributed.destroy_process_group()
 """
 
@@ -79,6 +111,10 @@ def a_run(*words):
         ("--regularizer srl --regularizer_weight 1", "takes 3"),
         ("--regularizer conr --regularizer_weight -1", "0 or more"),
         ("--regularizer conr --regularizer_weight nan", "must be a number"),
+        ("--regularizer conr --regularizer_weight inf", "0 or more"),
+        ("--dist_loss --regularizer conr", "is dist and conr: choose one"),
+        ("--regularizer conr --dist_loss", "is conr and dist: choose one"),
+        ("--dist_loss --dist_strength 1e-18", "must be 0, or 1e-06 or more"),
         ("--regularizer conr --temperature 0", "above 0"),
         ("--dist_loss --dist_strength inf", "0 or more"),
         ("--regularizer srl --srl_momentum 2", "[0, 1]"),
@@ -249,6 +285,27 @@ def test_nights_learn_with_each(method, tmp_path_factory, tmp_path, monkeypatch)
     data = nights.nights.__wrapped__(tmp_path_factory)
     words = nights.flags(data, tmp_path, "--epoch", 3, "--regularizer", method)
     assert np.isfinite(nights_train.main(words)["overall"]["mae"])
+
+
+def built(program, words):
+    args = program.parse_args([str(word) for word in words])
+    run = program.run_folder.start(args, program.make_parser(), program.run_name(args))
+    return program.build_data(run)
+
+
+def test_dense_weights_are_those_at_your_own_labels(faces, tmp_path_factory, tmp_path):
+    """And not those at the middles of their buckets, here of 7 each."""
+    own = "--reweight dense --low 0 --high 105 --bin_width 7 --device cpu --track none".split()
+    words = ["--img_size", 40, "--data_dir", faces, "--store_root", tmp_path / "faces", *own]
+    data = nights.nights.__wrapped__(tmp_path_factory)
+    for made in (
+        built(faces_train, words),
+        built(nights_train, nights.flags(data, tmp_path / "nights", *own)),
+    ):
+        loader = made.loaders["train"]
+        assert len({*loader.labels}) >= 5
+        expected = lds.dense_weights(loader.labels)
+        np.testing.assert_allclose(loader.weights, expected, rtol=1e-6)
 
 
 @pytest.mark.slow

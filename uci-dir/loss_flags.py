@@ -4,6 +4,7 @@ import os
 
 from flags import DENSE, NETWORK, TRAINING
 
+LATER = "losses of later methods"  # the group
 BALANCED = ("bmc", "gai", "bni")  # losses with a noise, of Balanced MSE
 SCHEDULES = ("rise", "fade", "constant")
 MOST_EXPERTS = 100
@@ -11,7 +12,7 @@ MOST_EXPERTS = 100
 
 def add_losses(parser, unit, noise=1.0, schedule="fade"):
     """Add the flags; `unit` is that of predictions, `noise` and `schedule` are defaults."""
-    add = parser.section("losses of later methods", TRAINING)
+    add = parser.section(LATER, TRAINING)
     add("--noise_sigma", type=float, default=noise, help=f"noise of bmc, gai, bni at first, {unit}")
     add("--fix_noise_sigma", action="store_true", help="keep that noise")
     add("--sigma_lr", type=float, default=1e-2, help="learning rate of the noise, never lowered")
@@ -59,6 +60,8 @@ def check_losses(parser, args, weighted_rrt=False):
             "--retrain_fc needs --reweight sqrt_inv or --reweight inverse, or a network of "
             "pretrain.py as --pretrained"
         )
+    if args.fix_noise_sigma and not parser.is_default(args, "sigma_lr"):
+        parser.error("--fix_noise_sigma keeps the noise, --sigma_lr moves it: choose one")
     if not 0 <= args.experts <= MOST_EXPERTS:
         parser.error(f"--experts must be from 0 to {MOST_EXPERTS}, got {args.experts}")
     for flag in ("noise_sigma", "sigma_lr", "gar_alpha"):

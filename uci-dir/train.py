@@ -266,7 +266,8 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         with accelerator.autocast():
             preds, features = net(batch.inputs, batch.labels, min(epoch, args.start_smooth))
             loss = loss_of(preds.float(), batch.targets, batch)
-            loss = loss + model.regularizer(features, batch.targets, preds, batch.weights)
+            more = model.regularizer(features, batch.targets, preds, batch.weights, batch.share)
+            loss = loss + more
         optimizer.zero_grad()
         # DDP averages over processes; the share makes that the mean over the whole batch.
         accelerator.backward(loss * batch.share)
@@ -274,8 +275,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         if model.FDS is not None and args.fds_stats == "online" and batch.share:
             model.FDS.accumulate(features, batch.labels, epoch)
         steps.add(loss, batch.share, batch.size)
-    train_loss = steps.mean_loss()
-    return {"epoch": epoch, "lr": lr, "train_loss": train_loss, "seconds": steps.seconds}
+    return {"epoch": epoch, "lr": lr, "train_loss": steps.mean_loss(), "seconds": steps.seconds}
 
 
 # ---- 7 update_fds_statistics ---------------------------------------------------------------
@@ -415,7 +415,7 @@ def train_and_finish(args):
     model = build_model(args)
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
-        utils.load_state(model, state, path, skip=("linear.",))
+        utils.load_state(model, state, path, skip=("linear.", heads.NOISE))
         args.pretraining = released.stage_one(path)
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
