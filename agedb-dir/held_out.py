@@ -90,13 +90,15 @@ def describe_split(target, labels, split, args, bins=None):
     print(f"test: {len(tested)} samples in {used} of {len(counts)} buckets{most}: {shots}")
     filled = int(np.count_nonzero(counts))
     distinct = len(np.unique(labels))
+    narrow = target.narrow(labels)
+    finer = "other --low and --high make" if narrow else "a smaller --bin_width makes"
     if len(tested) < LEAST_TEST or used < LEAST_BUCKETS:
         helps = []
         if len(tested) < LEAST_TEST and not reached:
             flag = "--max_held_out" if args.max_held_out else "--test_per_bin"
             helps.append(f"a larger {flag} holds out more")
         if filled < LEAST_BUCKETS <= min(distinct, len(labels) // 3):
-            helps.append("a smaller --bin_width makes more buckets")
+            helps.append(f"{finer} more buckets")
         print(
             f"warning: fewer than {LEAST_TEST} test samples or {LEAST_BUCKETS} buckets, so metrics "
             f"will be noisy: {', '.join(helps) or 'only more data helps'}"
@@ -105,11 +107,11 @@ def describe_split(target, labels, split, args, bins=None):
         print(f"warning: all test samples are of one shot{shot_flags(counts[tested])}")
     if filled < min(FEW_BUCKETS, distinct):
         print(
-            f"warning: training fills {filled} buckets, too few for --lds and --fds: a smaller "
-            "--bin_width makes more"
+            f"warning: training fills {filled} buckets, too few for --lds and --fds: "
+            f"{narrow or f'{finer} more'}"
         )
-    elif target.narrow(labels):
-        print(f"warning: {target.narrow(labels)}")
+    elif narrow:
+        print(f"warning: {narrow}")
 
 
 def shot_flags(counts):

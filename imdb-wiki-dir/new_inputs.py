@@ -6,6 +6,7 @@ Nothing here is imported that takes seconds, so that the command line is answere
 import argparse
 import glob
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def read_and_answer(items, read, answer, batch_size, quiet=True):
     answers = []
     faults = []
     bar = tqdm(total=len(items), disable=quiet, leave=False)
-    with ThreadPoolExecutor(READERS) as pool, bar:
+    with ThreadPoolExecutor(READERS) as pool, bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # of images that it reads all the same
         for start in range(0, len(items), batch_size):
             part = range(start, min(start + batch_size, len(items)))
             readings = [(row, pool.submit(read, items[row])) for row in part]

@@ -36,6 +36,7 @@ BUCKET_NUM, BUCKET_START = 100, 0  # integer ages 0 ... 98 have their own statis
 VARIANT = "official"  # what the published numbers come from
 # Years 0 to 120 by whole years, unless --target and the like say otherwise: `datasets.AGE`.
 TARGET = Target("age", "years", 0, 121, 1, limit=200)
+STEP = "years, or hundredths of your own range"  # what regularizers and noise count in
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio (released code, ages)
 FOCAL_BETA = 0.2  # 1 / years (released code, ages)
 HUBER_BETA = 1.0  # years
@@ -68,11 +69,11 @@ def make_parser():
     outside_help = "paths in the csv may lead out of --data_dir"
     add("--allow_outside", action="store_true", role=flags.PLACE, help=outside_help)
     add_target(parser.section("target", flags.NETWORK), TARGET)
-    flags.add_lds(parser, "years", LDS_KS, LDS_SIGMA)
+    flags.add_lds(parser, "buckets", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
-    add_regularizer(parser, "years", REGULARIZER, 0.3)
+    add_regularizer(parser, STEP, REGULARIZER, 0.3)
     # Those that are not appended stand in the released name already, or may grow on resume.
     add = parser.section("optimisation", flags.TRAINING, appended=False)
     add("--model", default="resnet50", choices=MODELS, role=flags.NETWORK, help="network")
@@ -88,7 +89,7 @@ def make_parser():
     schedule_help = "epochs where lr falls to 0.1"
     add("--schedule", type=int, nargs="*", default=[60, 80], appended=True, help=schedule_help)
     add("--batch_size", type=int, default=256, help="over all processes together")
-    loss_flags.add_losses(parser, TARGET.unit, schedule=EXPERT_SCHEDULE)
+    loss_flags.add_losses(parser, STEP, schedule=EXPERT_SCHEDULE)
     flags.add_output(parser)
     flags.add_run_time(parser)
     return parser

@@ -13,6 +13,7 @@ from pathlib import Path
 
 LONGEST = 300  # letters of a foreign text that a message shows
 ADVICE = re.compile("weights_only|allow_pickle")  # a library's, to run what a file holds
+PICKLE = 0x80  # its first byte
 LARGEST_JSON = 2**26  # bytes; ours have some thousand
 
 # ---- messages ------------------------------------------------------------------------------
@@ -196,6 +197,8 @@ def check_archive(path):
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content[0] != PICKLE:
+                    raise ValueError("it is neither an archive nor a pickle")
                 pickles = [content.find(b"bytearray") >= 0]
         else:
             with zipfile.ZipFile(file) as archive:

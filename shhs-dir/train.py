@@ -35,6 +35,7 @@ VARIANT = "official"  # what the published numbers of the released benchmarks co
 TARGET = Target("health score", "points", 0, 100, 1)
 GRID = range(101)  # points; your own target is predicted from 0 to 100
 # The paper names Adam at 1e-3, 80 epochs and L1 (from notes, not verified). Left open, and so ours:
+STEP = "points, or hundredths of your own range"  # what regularizers and noise count in
 FDS_CLIP = (0.1, 10.0)  # bounds of the variance ratio, as for ages, the nearest in range
 FOCAL_BETA = 0.2  # 1 / points, as for ages
 HUBER_BETA = 1.0  # points, as for ages
@@ -54,10 +55,10 @@ def make_parser():
     add("--allow_outside", action="store_true", role=flags.PLACE, help=outside_help)
     add_signals(parser.section("signals", flags.NETWORK))
     add_target(parser.section("target", flags.NETWORK), TARGET)
-    flags.add_lds(parser, "points", LDS_KS, LDS_SIGMA)
+    flags.add_lds(parser, "buckets", LDS_KS, LDS_SIGMA)
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
-    add_regularizer(parser, "points", REGULARIZER, 0.3)
+    add_regularizer(parser, STEP, REGULARIZER, 0.3)
     add = parser.section("model", flags.NETWORK)
     add("--width", type=int, default=64, help="channels of a CNN's first block, a multiple of 8")
     add("--d_signal", type=int, default=256, help="length of a signal's vector")
@@ -77,7 +78,7 @@ def make_parser():
     norm_help = "longer gradients are scaled down to it"
     add("--max_grad_norm", type=float, default=5.0, appended=True, help=norm_help)
     add("--batch_size", type=int, default=32, help="nights, over all processes together")
-    loss_flags.add_losses(parser, "points")
+    loss_flags.add_losses(parser, STEP)
     flags.add_output(parser, store_name="shhs")
     flags.add_run_time(parser)
     return parser

@@ -75,15 +75,22 @@ class Predictor:
         """Predict pairs.
 
         Args:
-            pairs: list of (first sentence, second sentence).
+            pairs: list of (first sentence, second sentence), strings.
             batch_size, quiet: pairs of a batch; show no progress bar.
 
         Returns:
             DataFrame of sentence1, sentence2 and prediction, in the scores' unit, and of experts
             `std`. Pairs without words are not in it: its `attrs["faults"]` is a list of (pair,
             error).
+
+        Raises:
+            ValueError: naming what is no such pair.
         """
         pairs = list(pairs)
+        for pair in pairs:
+            parts = [] if isinstance(pair, str) or not np.iterable(pair) else pair
+            if [isinstance(part, str) for part in parts] != [True, True]:
+                raise ValueError(f"a pair is (sentence, sentence), both strings; got {pair!r}")
         given = pairs, self.read, self.answer, batch_size, quiet
         rows, answers, faults = new_inputs.read_and_answer(*given)
         table = pd.DataFrame([pairs[row] for row in rows], columns=COLUMNS)

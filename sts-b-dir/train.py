@@ -67,7 +67,7 @@ def make_parser():
     flags.add_fds(parser, BUCKET_NUM, BUCKET_START, FDS_KS, FDS_SIGMA, VARIANT)
     flags.add_two_stage(parser)
     resample.add_resample(parser, RELEVANCE, OVERSAMPLE)
-    add_regularizer(parser, "bins of 0.1", REGULARIZER, 0.1)
+    add_regularizer(parser, "fiftieths of the range", REGULARIZER, 0.1)
     add = parser.section("network", flags.NETWORK)
     add("--encoder", default="", help="Hugging Face encoder, name or path, in place of the LSTM")
     add("--pooling", choices=("mean", "max"), help="over tokens; only with --encoder [mean]")
@@ -88,7 +88,7 @@ def make_parser():
     add("--val_interval", type=int, default=400, help="steps between two validations")
     add("--max_vals", type=int, default=100, help="most validations")
     add("--patience", type=int, default=10, help="validations without a gain before the end")
-    loss_flags.add_losses(parser, "similarity / 5", noise=0.2)  # 1 on the labels' own scale
+    loss_flags.add_losses(parser, "parts of the range", noise=0.2)  # 1 on the labels' own scale
     flags.add_output(parser, "sts")
     add = parser.section("names", flags.PLACE)
     add("--suffix", default="", help="end of the run folder's name")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,30 @@ def test_what_cannot_be_read_is_left_out():
     assert answers == [11, 6, 3]
     assert [item for item, _ in faults] == [0, 0]
     assert isinstance(faults[0][1], ZeroDivisionError)
+
+
+def test_an_image_that_is_read_is_not_warned_of(tmp_path):
+    image = Image.new("P", (2, 2))
+    image.putpalette(range(9))
+    image.save(tmp_path / "a.png", transparency=bytes(range(3)))  # over which Pillow warns
+
+    def read(file):
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+
+    with pytest.warns(UserWarning, match="Transparency"):
+        read(tmp_path / "a.png")
+    with warnings.catch_warnings(record=True) as caught:
+        found, _, _ = new_inputs.read_and_answer([tmp_path / "a.png"], read, list, 1)
+    assert found == [0]
+    assert not caught
+
+
+@pytest.mark.parametrize("pair", ["ab", ("a", None), ("a", "b", "c"), None])
+def test_what_is_no_pair_is_named(pair):
+    model = object.__new__(pairs.Predictor)  # no network is reached
+    with pytest.raises(ValueError, match=r"^a pair is .sentence, sentence., both strings; got"):
+        model.predict([("A cat.", "A dog."), pair])
 
 
 @pytest.mark.parametrize("size", [(640, 480), (641, 300), (300, 641), (1, 1)])

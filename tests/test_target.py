@@ -202,6 +202,16 @@ def test_labels_of_a_small_part_of_the_range_are_named():
     assert not decades.narrow([1.0, 11.0])
 
 
+def test_labels_from_0_to_1_call_for_another_range(capsys):
+    held_out = load("agedb-dir", "held_out")
+    labels = np.linspace(0, 1, 300)
+    args = argparse.Namespace(max_held_out=0.4)
+    held_out.describe_split(datasets.AGE, labels, np.repeat(["train", "val", "test"], 100), args)
+    told = capsys.readouterr().out
+    assert "--low and --high give another range" in told
+    assert "--bin_width" not in told
+
+
 def test_a_heavy_tail_is_named(caplog):
     labels = np.minimum(np.random.default_rng(0).lognormal(2, 1.5, 5000), 1500)
     price = flags("--target price --low 0 --high 1500")

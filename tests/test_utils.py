@@ -76,6 +76,11 @@ def test_a_checkpoint_never_runs_code(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         utils.load_checkpoint(tmp_path / "plain")
     assert not (tmp_path / "harm").exists()
+    (tmp_path / "mine.csv").write_text("age,path\n")
+    with pytest.raises(
+        ValueError, match=r"neither an archive nor a pickle.: use another checkpoint"
+    ):
+        utils.load_checkpoint(tmp_path / "mine.csv")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         utils.load_checkpoint(tmp_path / "none")
 
