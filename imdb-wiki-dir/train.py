@@ -193,10 +193,8 @@ def build_data(run, evaluated=None):
     density = criterion.density_of(args, counts, lds_rule)
     weights = criterion.weights_of(args, trained, target.middles, counts, lds_rule)
     check_counts(target, counts, args, weights, labels)
-    loaders = {}
-    for split, part in parts.items():
-        own = weights if split == "train" else np.ones(len(counts))
-        loaders[split] = Loader(*part, own, sharing, target)
+    ones = np.ones(len(counts))
+    loaders = {split: Loader(*part, ones, sharing, target) for split, part in parts.items()}
     loaders["train"].weights = criterion.weights_at(args, trained, target.buckets(trained), weights)
     values = target.scaled(trained), target.scaled(target.middles)
     loaders["train"].prior = criterion.prior_of(args, *values, density)
