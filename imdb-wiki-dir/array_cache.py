@@ -17,6 +17,7 @@ from files import reserve
 from image_file import UNREADABLE
 from outside import check_inside, reading, shown
 
+SHOWN = 3  # files that a message names for one reason
 PIECE = 256  # most rows of a task: one task for each of 213,553 images would cost memory
 
 
@@ -224,7 +225,7 @@ class ArrayCache:
 
     def _load_all(self, rows, store, title):
         """Make rows in parallel, then name all that failed."""
-        failed = []
+        failed = {}  # names by reason
 
         def load(rows):
             for row in rows:
@@ -232,7 +233,10 @@ class ArrayCache:
                 try:
                     store(row, self.load_row(*files))
                 except UNREADABLE as error:
-                    failed.append(f"{' and '.join(map(shown, files))} ({shown(error)})")
+                    reason = shown(error)
+                    for file in files:  # Pillow names it
+                        reason = reason.replace(f" {str(file)!r}", "")
+                    failed.setdefault(reason, []).append(" and ".join(map(shown, files)))
             return len(rows)
 
         with tqdm(desc=title, total=len(rows), disable=self.quiet or not len(rows)) as progress:
@@ -241,9 +245,13 @@ class ArrayCache:
         if self.turned:
             logging.info("%d images were turned as their EXIF data say", len(self.turned))
         if failed:
+            told = []
+            for reason, names in sorted(failed.items(), key=lambda item: min(item[1])):
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                told.append(f"{', '.join(sorted(names)[:SHOWN])}{more} ({reason})")
             raise ValueError(
-                f"{len(failed)} of {len(self)} {self.what} cannot be used: "
-                f"{', '.join(sorted(failed)[:10])}; replace them or remove their rows from the csv"
+                f"{sum(map(len, failed.values()))} of {len(self)} {self.what} cannot be used: "
+                f"{', '.join(told[:10])}; replace them or remove their rows from the csv"
             )
 
 

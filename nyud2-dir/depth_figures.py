@@ -62,6 +62,11 @@ class PixelSample:
         return table.assign(split=self.split)
 
 
+def errors_name(target):
+    """Return the name of the files of errors per bucket, without suffix."""
+    return "error_by_depth" if target.name == DEPTH.name else "error_by_label"
+
+
 def error_by_depth(sums, split):
     """Return a DataFrame of errors per bucket of a `metrics.BucketSums`, those with pixels."""
     table = pd.DataFrame(sums.by_bucket().numpy(), columns=["pixels", *SUMS[1:]])
@@ -171,7 +176,9 @@ def draw_run(folder, title, errors, counts, examples, target=DEPTH):
         examples: batch and its predictions, as for `draw_examples`.
         target: `target.Target`.
     """
-    save(draw_error_by_depth(errors, counts, title, target), folder / "error_by_depth.png")
+    counted = f"{title}, {errors['pixels'].sum():,} pixels"
+    figure = draw_error_by_depth(errors, counts, counted, target)
+    save(figure, folder / f"{errors_name(target)}.png")
     save(draw_examples(*examples, title, target), folder / "examples.png")
 
 

@@ -26,8 +26,10 @@ def check_maps(parser, args):
     if not own and (args.map_size or args.no_label is not None):
         parser.error("--map_size and --no_label go with your own --target, --low or --high")
     downscale = getattr(args, "downscale", 1)  # not of prepare.py
-    if own and (downscale > 1 or min(args.map_size or SIZE) < SMALLEST):
-        parser.error(f"--map_size is the size of your own maps, from {SMALLEST}: no --downscale")
+    if own and downscale > 1:
+        parser.error("--map_size scales your own maps: no --downscale")
+    if own and min(args.map_size or SIZE) < SMALLEST:
+        parser.error(f"--map_size takes sides from {SMALLEST}, got {args.map_size}")
 
 
 def add_conr(parser):

@@ -21,6 +21,10 @@ from transforms import Draws, apply_colour_map, colour_map, grid_of
 ARRAYS = (".npy", ".npz")
 MODES = ("L", "I;16", "I;16L", "I;16B", "I", "F")  # Pillow's, of one number a pixel
 PIXELS = 10**8  # of a map, at most
+LEAST_TEST = 100  # maps, and buckets below: with fewer, metrics by shot are mostly noise
+LEAST_BUCKETS = 20
+MORE_MAPS = "only more test maps help"
+MORE_BUCKETS = "more test maps help, or a smaller --bin_width, which makes more buckets"
 READERS = 32  # threads that decode, at most one per core
 
 
@@ -210,11 +214,17 @@ def describe_maps(args):
     for name in (TRAIN, TEST):
         maps = Maps(root, read_pairs(root, name), args, root / "cache", cache_name(name), **options)
         counts = maps.count(np.arange(len(maps)))
+        filled = np.count_nonzero(counts)
         print(
             f"{name}: {len(maps):,} maps, {counts.sum():,} pixels with a label, which fill "
-            f"{np.count_nonzero(counts)} of {len(counts)} buckets of {target.words}; "
+            f"{filled} of {len(counts)} buckets of {target.words}; "
             f"{counts.max() / counts.sum():.0%} lie in one"
         )
+        if name == TEST and (len(maps) < LEAST_TEST or filled < LEAST_BUCKETS):
+            print(
+                f"warning: fewer than {LEAST_TEST} test maps or {LEAST_BUCKETS} filled buckets, so "
+                f"metrics will be noisy: {MORE_BUCKETS if filled < LEAST_BUCKETS else MORE_MAPS}"
+            )
 
 
 def counts_of(args, pairs, rows, official):

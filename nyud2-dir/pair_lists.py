@@ -80,7 +80,10 @@ def hold_out(paths, seed):
         scenes = np.argsort(np.argsort(np.array(paths, dtype=object))) // block
     names = np.unique(scenes)
     if len(names) < 2:
-        raise ValueError(f"one scene, of {len(paths)} images: nothing to hold out; --select test")
+        raise ValueError(
+            f"one scene, of {len(paths)} images: nothing to hold out. Add more, or give train.py "
+            "--select test and prepare.py --subset"
+        )
     chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(HELD_OUT * len(names)))]
     return np.isin(scenes, chosen)
 

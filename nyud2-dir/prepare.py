@@ -33,6 +33,7 @@ from pair_lists import (
     TEST,
     TRAIN,
     balanced_mask,
+    hold_out,
     official_split,
     read_mask,
     read_pairs,
@@ -230,6 +231,8 @@ def main(argv=None):
 
         describe_maps(args)
     both = not (args.subset or args.mask)
+    if both:  # train.py refuses a set of which nothing can be held out
+        hold_out(read_pairs(args.data_dir, TRAIN)["image"], args.seed)
     # Another set of images has another subset; the official mask fits its 654 test images.
     stale = args.overwrite or args.labeled_mat
     # The mask first: it reads the test depths, and other maps end here, before a file is written.

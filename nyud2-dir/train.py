@@ -381,7 +381,7 @@ def finish(run, model, data, progress):
     if run.is_main:
         results.write_predictions(folder, pixels)
         text = pd.concat(errors).to_csv(index=False, lineterminator="\n")
-        utils.write_atomically(folder / "error_by_depth.csv", text.encode())
+        utils.write_atomically(folder / f"{depth_figures.errors_name(target)}.csv", text.encode())
         depths, shots = edges_of(target), shots_of_buckets(data.pixels, target)
         results.write_label_density(folder, depths, shots, data.counts, data.density, data.weights)
         if args.fds:

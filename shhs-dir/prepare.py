@@ -143,9 +143,8 @@ def prepare_nights(args, nights):
     """Make all nights in parallel; returns what `prepare_night` does of each, in order."""
     folder = args.data_dir / "nights"
     what = f"{args.noun}s"
-    files = zip(nights["id"], nights["file"])
     how = signals_of(args), args.min_minutes, args.signal_unit
-    tasks = [(file, folder / f"{n}.h5", *how) for n, file in files]
+    tasks = [(file, folder / f"{n}.h5", *how) for n, file in zip(nights["id"], nights["file"])]
     if args.workers == 1:
         return [prepare_night(task) for task in tqdm(tasks, what, unit=args.noun)]
     # A worker holds one night at a time.

@@ -158,8 +158,8 @@ def build_data(run, evaluated=None):
     meta = read_meta(args.data_dir, target, () if evaluated else SPLITS)
     nights = Nights(args.data_dir, meta["path"], args.allow_outside, signals_of(args))
     run.note_data(meta, nights.inputs())
-    noted = str(evaluation.noted_in(*evaluated).get("units", "")) if evaluated else ""
-    for _, name, unit, other in other_units(nights.signals, nights.units, noted):
+    units = str(evaluation.noted_in(*evaluated).get("units", "")) if evaluated else ""
+    for _, name, unit, other in other_units(nights.signals, nights.units, units):
         raise ValueError(f"{name} is in {unit} here, and was in {other} in training: convert it")
     scores = meta["score"].to_numpy()
     trained = scores[meta["split"] == "train"]

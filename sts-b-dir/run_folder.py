@@ -23,7 +23,8 @@ from flags import PLACE, Parser
 # What a run writes, and so what --overwrite removes; nothing else in the folder is touched.
 OUTPUTS = (
     "results.json epochs.jsonl predictions.csv label_density.csv fds_statistics.npz figures "
-    "error_by_depth.csv evaluation/predictions.csv events *.log *.pth.tar *.th .*.tmp"
+    "error_by_depth.csv error_by_label.csv evaluation/predictions.csv events *.log *.pth.tar *.th "
+    ".*.tmp"
 ).split()
 # What shows that a run got as far as the end of an epoch: it is not replaced unasked.
 RESULTS = ("results.json", "epochs.jsonl", "*.pth.tar", "*.th")

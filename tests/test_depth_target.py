@@ -148,6 +148,9 @@ def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch, capsys):
     assert load("nyud2-dir", "prepare").main(["--data_dir", str(tmp_path), *flags]) == 0
     told = capsys.readouterr().out
     size = np.prod([int(side) for side in words.split("--map_size ")[1].split()[:2]])
+    assert (
+        "warning: fewer than 100 test maps or 20 filled buckets, so metrics will be noisy" in told
+    )
     assert f"nyu2_test.csv: 4 maps, {4 * size * 7 // 8:,} pixels with a label" in told
     assert not (tmp_path / "test_balanced_mask.npy").exists()
     found, folder = train_tiny(tmp_path, *own)
@@ -166,6 +169,9 @@ def test_maps_from_files_to_predictions(name, tmp_path, monkeypatch, capsys):
     pixels = pd.read_csv(folder / "predictions.csv")
     assert (pixels["label"] == 0).any() == (name == "rain")
     assert (pixels["label"] >= 0).all()
+    errors = "error_by_depth" if name == "depth" else "error_by_label"
+    assert [path.name for path in folder.glob("error_by_*")] == [f"{errors}.csv"]
+    assert [path.name for path in folder.glob("figures/error_by_*")] == [f"{errors}.png"]
     assert (folder / "figures" / "examples.png").exists()
     assert results["sample"] == "pixel"  # what the figures count
     # An evaluation takes the target from the checkpoint, and so does predict.py.
@@ -202,6 +208,49 @@ def test_colours_of_examples_follow_the_scale_and_say_what_lies_beyond():
     assert bars == ["neither", "min"]
 
 
+def test_a_set_of_one_scene_is_no_set(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "maps", load("nyud2-dir", "maps"))
+    for split in ("train", "test"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{split}.png")
+        np.save(tmp_path / f"{split}.npy", np.ones((32, 32)))
+        (tmp_path / f"nyu2_{split}.csv").write_text(f"data/{split}.png,data/{split}.npy\n")
+    prepare = load("nyud2-dir", "prepare")
+    words = ["--data_dir", str(tmp_path), *"--target x --low 0 --high 2 --map_size 32 32".split()]
+    with pytest.raises(ValueError, match="one scene, of 1 images: nothing to hold out"):
+        prepare.main(words)
+    assert not (tmp_path / "nyu2_train_FDS_subset.csv").exists()
+    assert prepare.main([*words, "--subset"]) == 0  # for --select test
+
+
+def test_errors_say_of_how_many_pixels_they_are(tmp_path, monkeypatch):
+    figures = load("nyud2-dir", "depth_figures")
+    drawn = []
+    monkeypatch.setattr(figures, "draw_examples", lambda *given: None)
+    monkeypatch.setattr(figures, "save", lambda fig, path: drawn.append((fig, path.name)))
+    table = pd.DataFrame({"pixels": [1200, 34], "mae": 1.0, "rmse": 2.0, "shot": "many"})
+    target = figures.DEPTH._replace(name="rain", unit="mm", own=True)
+    figures.draw_run(tmp_path, "run\ntest set", table, np.ones(len(target.buckets)), (), target)
+    fig, name = drawn[0]
+    assert name == "error_by_label.png"
+    assert fig.get_suptitle() == "run\ntest set, 1,234 pixels"
+
+
+def test_one_reason_is_said_once(tmp_path):
+    maps, train = load("nyud2-dir", "maps"), load("nyud2-dir", "train")
+    np.save(tmp_path / "m.npy", np.zeros((64, 32)))
+    np.save(tmp_path / "n.npy", np.full((64, 64), 9.0))
+    pairs = [[f"{number}.png", "m.npy"] for number in range(5)] + [["9.png", "n.npy"]]
+    for image, _ in pairs:
+        Image.new("RGB", (64, 64)).save(tmp_path / image)
+    args = train.parse_args("--target x --low 0 --high 1 --map_size 32 32 --model mini".split())
+    table = pd.DataFrame(pairs, columns=["image", "depth"])
+    with pytest.raises(ValueError, match="6 of 6 pairs cannot be used") as error:
+        maps.Maps(tmp_path, table, args, None, "x", quiet=True)
+    names = [f"{tmp_path}/{number}.png and {tmp_path}/m.npy" for number in range(3)]
+    reason = "(the image is 64×64, its map 32×64: another shape)"
+    assert f": {', '.join(names)} and 2 more {reason}, {tmp_path}/9.png" in str(error.value)
+
+
 def test_maps_that_do_not_fit_are_refused_with_what_helps(tmp_path):
     maps, train = load("nyud2-dir", "maps"), load("nyud2-dir", "train")
     Image.new("RGB", (64, 64)).save(tmp_path / "i.png")
@@ -219,7 +268,8 @@ def test_maps_that_do_not_fit_are_refused_with_what_helps(tmp_path):
     ("words", "message"),
     [
         ("--map_size 64 64", "your own --target"), ("--high 80 --downscale 2", "no --downscale"),
-        ("--target x --map_size 8 8", "from 32"), ("--target x --mask", "are for depths"),
+        ("--target x --map_size 8 40", "sides from 32, got [8, 40]"),
+        ("--target x --mask", "are for depths"),
     ],
 )  # fmt: skip
 def test_flags_of_maps_that_contradict(words, message, capsys):
