@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/methods.py [--json FILE]
 
-A step is that of train.py: forward, loss, backward, optimizer. The networks are agedb-dir's
-resnet18 on 8 faces of 64², and uci-dir's perceptron on 64 rows, where the loss itself is most of a
-step. Memory is what a step keeps for its backward pass. All ratios are of one run, and the methods
-take turns. Time is the processor's, the least of five: other work on the machine counts little.
+A step is that of train.py or pretrain.py: forward, loss, backward, optimizer. The networks are
+agedb-dir's resnet18 on 32 faces of 64², and uci-dir's perceptron on 64 rows, where the loss itself
+is most of a step. Memory is what a step keeps for its backward pass, apart from the weights. Views
+are given, not drawn. All ratios are of one run, and the methods take turns. Time is the
+processor's, the least of five: other work on the machine counts little.
 """
 
 import argparse
@@ -21,10 +22,10 @@ from common import load
 METHODS = (
     "", "--reweight sqrt_inv --lds", "--fds", "--reweight dense", "--loss bmc", "--loss gai",
     "--loss bni", "--loss gar", "--experts 2", "--regularizer ordinal_entropy",
-    "--regularizer srl", "--regularizer dist", "--regularizer conr",
+    "--regularizer srl", "--regularizer dist", "--regularizer conr", "pretrain.py",
 )  # fmt: skip
 COLUMNS = 8  # inputs of the table
-N, TRAINED = {"agedb-dir": 8, "uci-dir": 64}, 2000
+N, TRAINED = {"agedb-dir": 32, "uci-dir": 64}, 2000
 STEPS = {"agedb-dir": 1, "uci-dir": 20}  # timed together
 
 
@@ -49,11 +50,25 @@ class Repeated:
         return {"views": None} if "views" in self.batch._fields else {}
 
 
+class Pairs(Repeated):
+    """One batch of two views, again and again, for pretrain.py."""
+
+    def pairs(self, folder):
+        """Yield the batch."""
+        first = self.batch[0]
+        views = torch.randn(2 * len(first), *first.shape[1:])
+        made = load(folder, "augmentation").Pairs(views, self.batch.labels, 1.0, len(first))
+        yield from [made] * self.number
+
+
 def make_run(folder, flags):
-    """Return train.py's arguments of `train_one_epoch`, but for the epoch."""
-    train, rng = load(folder, "train"), np.random.default_rng(0)
+    """Return a function that trains for some steps, the network, and what says how many."""
+    pretrain = load(folder, "pretrain")
+    train, rng = pretrain.train, np.random.default_rng(0)
     name = "--model resnet18" if folder == "agedb-dir" else ""
-    args = train.parse_args([*flags.split(), *name.split(), "--print_freq", "1000"])
+    program = pretrain if flags == "pretrain.py" else train
+    words = flags.removeprefix("pretrain.py")
+    args = program.parse_args([*words.split(), *name.split(), "--print_freq", "1000"])
     labels = np.clip(rng.gamma(9, 4.5, TRAINED).round(), 1, 100)
     counts = np.bincount(labels.astype(int), minlength=121)
     density = train.criterion.density_of(args, counts, {})
@@ -78,14 +93,19 @@ def make_run(folder, flags):
     given = () if grid is None else (grid,)
     model.regularizer = load(folder, "regularizers").make(run, width, labels, *given)
     net, optimizer = accelerator.prepare(model, train.build_optimizer(args, model))
-    loader = Repeated(batch, STEPS[folder], prior, torch.from_numpy(labels).unsqueeze(1))
+    kind = Pairs if program is pretrain else Repeated
+    loader = kind(batch, STEPS[folder], prior, torch.from_numpy(labels).unsqueeze(1))
     run.args.print_freq = 10**6
     if model.FDS is not None:
         for epoch in range(2):
             model.FDS.update_last_epoch_stats(epoch)
             with torch.no_grad():
                 model.FDS.update_running_stats(torch.randn(TRAINED, width), labels, epoch)
-    return train, (run, net, model, optimizer, loader)
+    # Epoch 2: FDS and SRL are at work by then.
+    if program is train:
+        return lambda: train.train_one_epoch(run, net, model, optimizer, loader, 2), model, loader
+    pretrain.pairs = lambda loader, epoch: loader.pairs(folder)
+    return lambda: pretrain.pretrain_one_epoch(run, net, optimizer, loader, 2), model, loader
 
 
 def shortest(steps, runs=5):
@@ -100,9 +120,10 @@ def shortest(steps, runs=5):
     return seconds
 
 
-def kept_bytes(step):
-    """Bytes that a step's graph keeps for the backward pass, each storage once."""
+def kept_bytes(step, model):
+    """Bytes that a step's graph keeps for the backward pass, each storage once, but no weights."""
     sizes = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def note(tensor):
         storage = tensor.untyped_storage()
@@ -111,7 +132,7 @@ def kept_bytes(step):
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()
-    return sum(sizes.values())
+    return sum(size for place, size in sizes.items() if place not in weights)
 
 
 def main(argv=None):
@@ -121,18 +142,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
     rows = {}
     for folder in N:
-        steps, names, loaders = [], [], []
+        made = []
         for flags in METHODS:
             torch.manual_seed(0)
-            train, given = make_run(folder, flags)
-            # Epoch 2: FDS and SRL are at work by then.
-            steps.append(lambda train=train, given=given: train.train_one_epoch(*given, 2))
-            loaders.append(given[-1])
-            names.append(flags or "plain")
-        seconds = shortest(steps)
-        for loader in loaders:
+            made.append(make_run(folder, flags))
+        names = [flags or "plain" for flags in METHODS]
+        seconds = shortest([step for step, _, _ in made])
+        for _, _, loader in made:
             loader.number = 1
-        kept = [kept_bytes(step) for step in steps]
+        kept = [kept_bytes(step, model) for step, model, _ in made]
         print(f"{folder}: {1e3 * seconds[0] / STEPS[folder]:.2f} ms a step, plain")
         for name, took, held in zip(names, seconds, kept):
             ratios = {"time": took / seconds[0], "memory": held / kept[0]}

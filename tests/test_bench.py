@@ -2,11 +2,19 @@
 
 import sys
 
+import torch
+
 from conftest import ROOT, load
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 bench = load("benchmarks", "bench")
 common = load("benchmarks", "common")
+methods = load("benchmarks", "methods")
+
+
+def test_what_a_step_keeps_leaves_the_weights_out():
+    model, x = torch.nn.Linear(4, 4), torch.ones(8, 4, requires_grad=True)
+    assert methods.kept_bytes(lambda: model(x).sum().backward(), model) == x.nbytes
 
 
 def test_the_page_holds_tables_and_notes(monkeypatch, capsys):
