@@ -32,7 +32,7 @@ LAST_LR = 0.1**3  # part of --lr at the end of the cosine (released code)
 # Flags of train.py that say nothing here, next to those of the later methods.
 NOT_HERE = (
     "reweight lds fds retrain_fc pretrained resample regularizer loss experts schedule evaluate "
-    "eval_model csv target_scale predict compare"
+    "eval_model csv target_scale predict compare bucket_num bucket_start fds_stats"
 ).split()
 
 

@@ -321,6 +321,9 @@ def test_conr_with_anchors_that_have_nothing_to_compare(rows):
     loss = regularizers.conr_loss(z, take["labels"], preds)
     assert loss > 0
     assert finite(loss, z)
+    # A label that is no number shows in the loss, which then ends the run.
+    unknown = take["labels"].double().index_fill(0, torch.tensor([3]), math.nan)
+    assert regularizers.conr_loss(z, unknown, preds, omega=20).isnan()
     no_positive = regularizers.conr_loss(z, torch.arange(32) * 100.0, preds)
     assert no_positive.item() == 0
     assert finite(no_positive, z)

@@ -51,7 +51,7 @@ def distances(values):
 
 def rounding(values):
     """Return by how much distances between rows [N, d] may be off, as decimals are rounded."""
-    largest = values.abs().max() if values.numel() else 0.0
+    largest = values.abs().nan_to_num(0.0, 0.0).max() if values.numel() else 0.0
     return 8 * torch.finfo(values.dtype).eps * largest * values.shape[1]
 
 
