@@ -3,13 +3,16 @@
     python benchmarks/gpu.py [--minutes 25] [--data PACK_OR_FOLDER] [--parts kernels steps ...]
     python benchmarks/gpu.py --pack gpu_data.zip --data ../shared/data
 
-Each job writes a file into results/gpu/<device>/ when it ends, and is left out if the file exists.
-Run the command again until it says that nothing is left. A training that the time cuts off is asked
-to save, and resumes. No network is needed. `--pack` makes one file of at most 60 MB: faces, depth
-pairs, sentences and word vectors, for a machine that has nothing but this repository.
+Each job writes a file into results/gpu/<device>/ when it ends, and is left out if the file exists;
+kernels and steps write after each measurement. What fails leaves its error in a .failed.json, and
+the others follow. Run the command again until it says that nothing is left. A training that the
+time cuts off is asked to save, and resumes. No network is needed. `--pack` makes one file of at
+most 60 MB: faces, depth pairs, sentences and word vectors, for a machine that has nothing but this
+repository. Only the parts that train need data.
 """
 
 import argparse
+import contextlib
 import csv
 import importlib.metadata
 import importlib.util
@@ -17,20 +20,29 @@ import io
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import types
 import zipfile
 from pathlib import Path
+
+from common import load
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "kernels", "steps", "loader", "sentences", "faces", "depths", "processes")
 NEEDED = ("torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "PIL", "tqdm",
           "filelock", "matplotlib", "nltk")  # fmt: skip
+CUDA_TESTS = ("device", "fds", "nyud2_train", "shhs_train", "sts_b_train", "train")
+OF_TESTS = ("pytest", "hypothesis", "h5py", "pyedflib")  # what these need in addition
+TRAINING = ("sentences", "faces", "depths", "processes")  # parts that need data
 TORCH = (2, 11)
 PACK_LIMIT = 60_000_000  # bytes
 SHARES = {"utkface": 0.38, "nyud2": 0.38}  # of the pack; sentences and vectors take what they need
+VOCABULARY = 10_000  # words of the sentences that a step is timed on
 SAVING = 60  # seconds in which a training that is stopped saves
 METHODS = {
     "plain": [],
@@ -41,9 +53,9 @@ METHODS = {
 }
 
 
-def check_packages():
+def check_packages(names=None):
     """Raise SystemExit naming what is missing or too old."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in names or NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"missing packages: {', '.join(missing).replace('PIL', 'pillow')}")
     version = importlib.metadata.version("torch")
@@ -108,14 +120,29 @@ def pack(source, target, limit=PACK_LIMIT):
 
 def data_folder(data, place):
     """Return the folder of the data: `data` itself, or where a pack was unpacked in `place`."""
-    data = Path(data)
+    data = Path(data).absolute()
     if data.is_dir():
         return data
+    if not data.is_file():
+        raise FileNotFoundError(f"no data at {data}: give --data a folder or a pack")
     folder = place / "data"
     if not (folder / ".whole").is_file():
         with zipfile.ZipFile(data) as archive:
             archive.extractall(folder)
         (folder / ".whole").touch()
+    return folder
+
+
+def depth_pairs(data, place):
+    """Return the folder of the depth pairs: a copy, with the subset and mask of prepare.py."""
+    folder = place / "data" / "depths"
+    if not (folder / "nyu2_train_FDS_subset.csv").is_file():  # prepare.py writes it last
+        shutil.copytree(data / "nyud2", folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        folder.chmod(0o755)  # the original may be closed to writers
+        command = [sys.executable, "prepare.py", "--data_dir", str(folder)]
+        done = subprocess.run(command, cwd=ROOT / "nyud2-dir", capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"prepare.py failed: {done.stderr[-2000:]}")
     return folder
 
 
@@ -129,86 +156,146 @@ def synchronizer(device):
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
-def measure_kernels(device, small):
-    """Return ms of FDS on features and on maps, and the share of the device's copy bandwidth."""
-    import torch
-
-    from common import load, medians
-
-    fds, sync, rows = load("agedb-dir", "fds"), synchronizer(device), {}
+def kernels(device, small):
+    """Return {name: function of the rows so far -> row} of FDS on features and on maps."""
     shapes = {"2048 features": (64, 32) if small else (4096, 2048)}
     shapes["maps of 128 channels"] = (2, 8, 6, 5) if small else (32, 128, 114, 152)
+    made = {}
     for what, shape in shapes.items():
-        module = fds.FDS(shape[1], 100, variant="paper").to(device)
-        x = torch.randn(shape, device=device)
-        if x.ndim == 4:
-            x = x.to(memory_format=torch.channels_last)
-        labels = torch.rand(shape[0], *shape[2:], device=device) * 100
-        module.update_running_stats(x, labels, 0)
-        module.update_last_epoch_stats(1)
-        given, grad, target = x.clone().requires_grad_(), torch.ones_like(x), torch.empty_like(x)
-        compiled = module.smooth if small else torch.compile(module.smooth, dynamic=False)
+        for dtype in ("float32", "bfloat16"):
+            for compiled in (False, True):
+                name = f"{what}, {dtype}{', compiled' * compiled}"
+                options = device, shape, dtype, compiled and not small
+                made[name] = lambda _, options=options: kernel_row(*options)
+    return made
 
-        def both(smooth, given=given, labels=labels, grad=grad):
-            given.grad = None
-            smooth(given, labels, 1).backward(grad)
 
-        # Copies that the arithmetic cannot do without: of what is read and what is written.
-        calls = {
-            "copy": (lambda x=x, target=target: target.copy_(x), 1),
-            "smooth": (lambda m=module, x=x, y=labels: m.smooth(x, y, 1), 1),
-            "smooth, compiled": (lambda f=compiled, x=x, y=labels: f(x, y, 1), 1),
-            "smooth, forward + backward": (lambda m=module: both(m.smooth), 2),
-            "the same, compiled": (lambda f=compiled: both(f), 2),
-            "statistics": (lambda m=module, x=x, y=labels: m.accumulate(x, y, 1), 0.5),
-        }
-        seconds = medians([call for call, _ in calls.values()], 3 if small else 20, sync)
-        copy = seconds[0]
-        for (name, (_, copies)), each in zip(calls.items(), seconds):
-            share = copies * copy / each
-            rows[f"{what}: {name}"] = {"ms": 1e3 * each, "share_of_copy": share}
-        rows[f"{what}: copy"]["GB_per_s"] = 2 * x.numel() * 4 / copy / 1e9
-    return rows
+def kernel_row(device, shape, dtype, compiled):
+    """Return ms and peak MiB of FDS, and the share of the device's copy bandwidth."""
+    import torch
+
+    from common import medians
+
+    sync, few = synchronizer(device), 20 if device == "cuda" else 3
+    module = load("agedb-dir", "fds").FDS(shape[1], 100, variant="paper").to(device)
+    x = torch.randn(shape, device=device).to(getattr(torch, dtype))
+    if x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    labels = torch.rand(shape[0], *shape[2:], device=device) * 100
+    module.update_running_stats(x, labels, 0)
+    module.update_last_epoch_stats(1)
+    given, grad, target = x.clone().requires_grad_(), torch.ones_like(x), torch.empty_like(x)
+    smooth = torch.compile(module.smooth, dynamic=False) if compiled else module.smooth
+
+    def both():
+        given.grad = None
+        smooth(given, labels, 1).backward(grad)
+
+    # Copies that the arithmetic cannot do without: of what is read and what is written.
+    calls = {
+        "copy": (lambda: target.copy_(x), 1),
+        "smooth": (lambda: smooth(x, labels, 1), 1),
+        "smooth, forward + backward": (both, 2),
+        "statistics": (lambda: module.accumulate(x, labels, 1), 0.5),
+    }
+    seconds = dict(zip(calls, medians([call for call, _ in calls.values()], few, sync)))
+    bytes_moved = 2 * x.numel() * x.element_size()
+    row = {"GB_per_s": bytes_moved / seconds["copy"] / 1e9}
+    for name, (call, copies) in calls.items():
+        share = copies * seconds["copy"] / seconds[name]
+        row[name] = {"ms": 1e3 * seconds[name], "share_of_copy": share}
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            row[name]["peak_MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    return row
 
 
 def networks(small):
-    """Yield name, folder, flags, and a function (device) -> a batch's arguments and labels."""
+    """Yield name, folder, flags, more arguments of build_model, and device -> inputs, labels."""
     import torch
 
     def faces(device):
         n, side = (2, 32) if small else (256, 224)
         x = torch.randn(n, 3, side, side, device=device).to(memory_format=torch.channels_last)
-        return (x, torch.rand(n, 1, device=device) * 100)
+        return (x,), torch.rand(n, 1, device=device) * 100
 
     def depths(device):
         n, h, w = (1, 57, 76) if small else (32, 228, 304)
         x = torch.randn(n, 3, h, w, device=device).to(memory_format=torch.channels_last)
-        return (x, torch.rand(n, 1, -(-h // 2), -(-w // 2), device=device) * 9 + 0.7)
+        return (x,), torch.rand(n, 1, -(-h // 2), -(-w // 2), device=device) * 9 + 0.7
+
+    def sentences(device):
+        n, longest = (2, 5) if small else (128, 30)
+        ids = torch.randint(2, VOCABULARY, (2 * n, longest), device=device)
+        lengths = torch.randint(3, longest + 1, (2 * n,))
+        lengths[0] = longest
+        return (ids, lengths), torch.rand(n, 1, device=device) * 5
 
     model = "resnet18" if small else "resnet50"
-    yield "ResNet-50 at 224², batch 256", "agedb-dir", ["--model", model], faces
+    yield "ResNet-50 at 224², batch 256", "agedb-dir", ["--model", model], (), faces
+    flags = ["--d_hid", "8"] if small else ["--d_hid", "1500"]
+    corpus = types.SimpleNamespace(words=range(VOCABULARY))
+    yield "BiLSTM of 1500, batch 128", "sts-b-dir", flags, (corpus,), sentences
     flags = ["--model", "mini", "--downscale", "4"] if small else ["--no-pretrained_encoder"]
-    yield "depth net, batch 32", "nyud2-dir", flags, depths
+    yield "depth net, batch 32", "nyud2-dir", flags, (), depths
 
 
-def step_seconds(train, args, batch, device):
+def steps(device, small):
+    """Return {name: function of the rows so far -> row} of a training step of each network.
+
+    Each in each precision: bare, with LDS's weights, with FDS, and with FDS's online statistics.
+    """
+    cases = {"fp32": ["--precision", "fp32"]} if device == "cpu" else {
+        "bf16": ["--precision", "bf16"],
+        "tf32": ["--precision", "tf32"],
+        "bf16, compiled": ["--precision", "bf16", "--compile"],
+    }  # fmt: skip
+    kinds = {
+        "bare": [],
+        "lds": ["--reweight", "inverse", "--lds"],
+        "fds": ["--fds"],
+        "online": ["--fds", "--fds_stats", "online"],
+    }
+    made = {}
+    for case, precision in cases.items():
+        for network in networks(small):
+            for kind, more in kinds.items():
+                flags = [*precision, *more, "--device", device]
+
+                def row(rows, bare=f"{network[0]}, {case}, bare", network=network, flags=flags):
+                    ms = 1e3 * step_seconds(network, flags, device)
+                    return {"ms": ms, "of_bare": ms / rows[bare]["ms"] if bare in rows else None}
+
+                made[f"{network[0]}, {case}, {kind}"] = row
+    return made
+
+
+def step_seconds(network, flags, device):
     """Return the median seconds of a training step on one batch that lies on the device."""
     import torch
 
     from common import medians
 
-    utils = train.utils
-    accelerator = utils.make_accelerator(device, args.precision)
-    model = train.build_model(args)
+    _, folder, own, extra, batch = network
+    train = load(folder, "train")
+    args = train.parse_args([*own, *flags])
+    accelerator = train.utils.make_accelerator(device, args.precision)
+    model = train.build_model(args, *extra)
     run = argparse.Namespace(args=args, accelerator=accelerator)
-    net, optimizer = utils.prepare(run, model, train.build_optimizer(args, model))
-    images, labels = batch(device)
+    dynamic = None if folder == "sts-b-dir" else False  # as its train.py
+    optimizer = train.build_optimizer(args, model)
+    net, optimizer = train.utils.prepare(run, model, optimizer, dynamic)
+    inputs, labels = batch(device)
+    weights = torch.rand_like(labels) if args.lds else None
     net.train()
 
     def step():
         with accelerator.autocast():
-            preds, features = net(images, labels, 1)
-        loss = (preds.float() - labels).abs().mean()
+            preds, features = net(*inputs, labels, 1)
+        losses = (preds.float() - labels).abs()
+        loss = losses.mean() if weights is None else (losses * weights).mean()
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
@@ -216,33 +303,43 @@ def step_seconds(train, args, batch, device):
             model.FDS.accumulate(features, labels, 1)
 
     few = 1 if device == "cpu" else 10
-    seconds = medians([step], few, synchronizer(device), warm=False)[0]
-    if device == "cuda":
+    return medians([step], few, synchronizer(device), warm=False)[0]
+
+
+def run_rows(target, measurements, deadline, facts):
+    """Take the measurements whose rows the file lacks, and write it after each.
+
+    Returns:
+        How many are left; the errors of those that failed are next to the file.
+    """
+    rows = json.loads(target.read_text())["rows"] if target.is_file() else {}
+    errors = {}
+    for name, measure in measurements.items():
+        remaining = deadline - time.monotonic()
+        if name in rows or remaining <= SAVING:
+            continue
+        print(f"{target.stem}, {name}: {remaining / 60:.1f} minutes are left", flush=True)
+        try:
+            rows[name] = measure(rows)
+            write(target, {"rows": rows} | facts)
+        except Exception:
+            errors[name] = traceback.format_exc()
+            print(errors[name])
+        if facts["device"] != "cpu":
+            empty_cache()
+    note_failure(target, errors and {"errors": errors} | facts)
+    return len(measurements.keys() - rows.keys())
+
+
+def empty_cache():
+    """Give the GPU's memory back that nothing holds; a lost device is told by the next job."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    with contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
-    return seconds
-
-
-def measure_steps(device, small):
-    """Return ms of a step of each network in each precision: bare, with FDS, and FDS online."""
-    from common import load
-
-    rows = {}
-    for name, folder, flags, batch in networks(small):
-        train = load(folder, "train")
-        cases = {"fp32": ["--precision", "fp32"]} if device == "cpu" else {
-            "tf32": ["--precision", "tf32"],
-            "bf16": ["--precision", "bf16"],
-            "bf16, compiled": ["--precision", "bf16", "--compile"],
-        }  # fmt: skip
-        for case, more in cases.items():
-            row = rows[f"{name}, {case}"] = {}
-            for what, fds in (
-                ("bare", []), ("fds", ["--fds"]), ("online", ["--fds", "--fds_stats", "online"]),
-            ):  # fmt: skip
-                args = train.parse_args([*flags, *more, *fds, "--device", device])
-                row[f"{what}_ms"] = 1e3 * step_seconds(train, args, batch, device)
-            row["fds_adds"] = row["fds_ms"] / row["bare_ms"] - 1
-    return rows
 
 
 # ---- jobs in processes of their own --------------------------------------------------------
@@ -256,16 +353,17 @@ def training(folder, name, flags, place):
 
 
 def jobs_of(part, args, place, data):
-    """Return the jobs of a part: (file, command or function, folder)."""
+    """Return the jobs of a part: (file, command, folder), or (file, measurements, None)."""
     device, small = args.device, args.small
     python = sys.executable
     if part == "tests":
-        command = [python, "-m", "pytest", "-q", "-m", "cuda", "tests"]
-        return [("tests.json", command, ROOT)]
+        check_packages(OF_TESTS)
+        files = [f"tests/test_{name}.py" for name in CUDA_TESTS]
+        return [("tests.json", [python, "-m", "pytest", "-q", "-rs", "-m", "cuda", *files], ROOT)]
     if part == "kernels":
-        return [("kernels.json", lambda: measure_kernels(device, small), None)]
+        return [("kernels.json", kernels(device, small), None)]
     if part == "steps":
-        return [("steps.json", lambda: measure_steps(device, small), None)]
+        return [("steps.json", steps(device, small), None)]
     if part == "loader":
         script = [python, str(ROOT / "benchmarks" / "imdb_scale.py"), "--parts", "gpu"]
         return [("loader.json", script, ROOT)]
@@ -291,7 +389,8 @@ def jobs_of(part, args, place, data):
             training("agedb-dir", f"faces_{name}", [*common, *flags], place)
             for name, flags in METHODS.items()
         ]
-    common = ["--data_dir", Path(data) / "nyud2", "--no-pretrained_encoder", "--device", device]
+    pairs = depth_pairs(Path(data), place)
+    common = ["--data_dir", pairs, "--no-pretrained_encoder", "--device", device]
     common += ["--cache", place / "cache", "--batch_size", "16", "--epochs", "20", "--lr_step", "8"]
     return [
         training("nyud2-dir", f"depths_{name}", [*common, *flags], place)
@@ -340,35 +439,47 @@ def device_name(device):
     return re.sub(r"\W+", "_", name).strip("_").lower()
 
 
-def run_jobs(args, place, data, deadline):
-    """Run the jobs that have no file yet until the time is up; return how many are left."""
+def write(target, result):
+    """Write a result so that a crash leaves the old file or the new one, whole."""
+    text = json.dumps(result, indent=1) + "\n"
+    load("agedb-dir", "files").write_atomically(target, text.encode())
+
+
+def note_failure(target, result):
+    """Write next to a result why it is missing, or remove what an earlier call wrote."""
+    failed = target.with_suffix(".failed.json")
+    write(failed, result) if result else failed.unlink(missing_ok=True)
+
+
+def run_part(part, args, place, deadline):
+    """Run the jobs of a part that have no file yet until the time is up; return how many left."""
     import torch
 
+    facts = {"device": device_name(args.device), "torch": torch.__version__}
+    data = data_folder(args.data, place) if part in TRAINING else None
     left = 0
-    for part in args.parts:
-        for file, what, folder in jobs_of(part, args, place, data):
-            target = place / file
-            remaining = deadline - time.monotonic()
-            if target.is_file():
-                continue
-            if remaining <= SAVING:
-                left += 1
-                continue
-            print(f"{file}: {remaining / 60:.1f} minutes are left", flush=True)
-            if callable(what):
-                result = {"rows": what()}
-            else:
-                result = run_command([str(word) for word in what], folder, remaining - SAVING)
-            if result is None:
-                left += 1
-                continue
-            result |= {"device": device_name(args.device), "torch": torch.__version__}
-            result |= {"metrics": metrics_in(place, file)}
-            if result.get("code"):
-                target = target.with_suffix(".failed.json")  # is tried again
-                left += 1
-                print("\n".join(result["output"]))
-            target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for file, what, folder in jobs_of(part, args, place, data):
+        target, remaining = place / file, deadline - time.monotonic()
+        if folder is None:
+            left += run_rows(target, what, deadline, facts)
+            continue
+        if target.is_file():
+            continue
+        left += 1
+        if remaining <= SAVING:
+            continue
+        print(f"{file}: {remaining / 60:.1f} minutes are left", flush=True)
+        result = run_command([str(word) for word in what], folder, remaining - SAVING)
+        if result is None:
+            continue
+        result |= facts | {"metrics": metrics_in(place, file)}
+        if result["code"]:
+            print("\n".join(result["output"]))
+            note_failure(target, result)  # is tried again
+            continue
+        write(target, result)
+        note_failure(target, None)
+        left -= 1
     return left
 
 
@@ -393,8 +504,15 @@ def main(argv=None):
         raise SystemExit("no CUDA device is visible to PyTorch; --device cpu --small is a try")
     place = (Path(args.out) / device_name(args.device)).absolute()
     place.mkdir(parents=True, exist_ok=True)
-    data = data_folder(args.data, place).absolute()
-    left = run_jobs(args, place, data, deadline)
+    left = 0
+    for part in args.parts:
+        try:
+            note_failure(place / f"{part}.json", None)
+            left += run_part(part, args, place, deadline)
+        except (Exception, SystemExit) as error:  # the other parts follow
+            print(f"{part}: {error}")
+            note_failure(place / f"{part}.json", {"error": traceback.format_exc()})
+            left += 1
     print(f"{left} jobs are left: run the command again" if left else "nothing is left", place)
     return left
 

@@ -41,7 +41,6 @@ class Stub(nn.Module):
     def __init__(self, module):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.regularizer = load(FOLDER, "regularizers").NoRegularizer()
         self.hidden, self.linear, self.FDS = nn.Linear(3, 2048), nn.Linear(2048, 1), module
 
     def forward(self, images, labels=None, epoch=None):
@@ -322,12 +321,10 @@ def make_run(train, loader_of, flags):
     """Return functions that train on a loader, and gather FDS's statistics, and the loader."""
     args = train.parse_args([str(flag) for flag in flags])
     accelerator = train.utils.make_accelerator(args.device, args.precision)
-    model = train.build_model(args)
-    optimizer = train.build_optimizer(args, model)
-    if args.compile:
-        model.compile()
-    net, optimizer = accelerator.prepare(model, optimizer)
     run = train.run_folder.Run(args, train.make_parser(), accelerator, None, {})
+    model = train.build_model(args)
+    model.regularizer = train.regularizers.NoRegularizer()
+    net, optimizer = train.utils.prepare(run, model, train.build_optimizer(args, model))
 
     def step_seconds(batches):
         row = train.train_one_epoch(run, net, model, optimizer, batches, 1)

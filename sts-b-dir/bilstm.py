@@ -164,7 +164,7 @@ class SimilarityRegressor(nn.Module):
 
         Args:
             ids: long [2·N, T], all first sentences and then all second ones.
-            lengths: 2·N numbers of tokens, as a list.
+            lengths: 2·N numbers of tokens, a tensor on the CPU or a list.
             blend: `synthetic_pairs.Blend`, if some of the pairs are synthetic. Then N counts their
                 neighbours too, and there are features of the others alone.
         """

@@ -119,7 +119,7 @@ class Batch(NamedTuple):
     """What one step needs."""
 
     ids: object  # tensor, long [2·n, T], the first sentences and then the second ones
-    lengths: list  # 2·n numbers of tokens; no tensor, since packing needs them off the GPU
+    lengths: object  # tensor, long [2·n], numbers of tokens; on the CPU, where packing needs them
     labels: object  # tensor, float32 [n, 1], 0 ... 5
     weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
@@ -188,6 +188,8 @@ class Loader(Batches):
 
     def _batches(self, parts):
         """Read parts ahead and yield each as `Batch`."""
+        import torch
+
         for part, (ids, labels, weights, *blend) in self.read_ahead(parts, self.read):
-            lengths = self.lengths[self.held(part.rows)].T.flatten().tolist()
+            lengths = torch.from_numpy(self.lengths[self.held(part.rows)].T.flatten())
             yield Batch(ids, lengths, labels, weights, part.share, *blend)

@@ -50,7 +50,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     Raises:
         ValueError: for a device or tracker that does not exist, or a precision it cannot do.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     if track != "none" and importlib.util.find_spec(track) is None:
@@ -58,9 +58,7 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
     if gpu is not None:
         device = "cpu" if gpu < 0 else "cuda"
         if gpu >= 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(
-                "one GPU is named: leave that flag out with torchrun, which gives each process one"
-            )
+            raise ValueError("a GPU is named: leave that flag out, torchrun gives each process one")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is visible: use --device cpu, or install a CUDA build")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -72,32 +70,41 @@ def make_accelerator(device="auto", precision=None, gpu=None, track="none", run_
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{gpu}"
     precision = precision or ("tf32" if use_cuda else "fp32")
     if precision in ("tf32", "fp16") and not use_cuda:
-        raise ValueError(
-            f"--precision {precision} needs a CUDA device: use fp32 or bf16 on the CPU"
-        )
+        raise ValueError(f"--precision {precision} needs a CUDA device: use fp32 or bf16")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # Read at the first tensor: Linux fills fresh memory faster in pages of 2 MiB.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train several times
     # accelerate and --gather use what PyTorch is about to rename.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*all_gather.*", category=FutureWarning)
-    # Each process keeps the running statistics of its own share; rank 0's are taken before an
-    # evaluation. That equals broadcasting them at every step, at no cost.
-    join_after_restart(use_cuda)
+    warnings.filterwarnings("ignore", ".*(broadcast_buffers|all_gather).*", FutureWarning)
     accelerator = Accelerator(
         cpu=not (use_cuda or device == "mps"),
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         log_with=None if track == "none" else track,
         project_dir=str(run_folder) if run_folder else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=connect(use_cuda),
     )
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     return accelerator
 
 
-def join_after_restart(use_cuda):
+def connect(use_cuda):
+    """Choose NCCL or gloo between processes; return what accelerate needs to know of it."""
+    from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Each process keeps the running statistics of its own share; rank 0's are taken before an
+    # evaluation. That equals broadcasting them at every step, at no cost.
+    options = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    shared = use_cuda and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
+    if shared:  # NCCL refuses two processes on one GPU
+        options.append(InitProcessGroupKwargs(backend="gloo"))
+        os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # else a GPU for each local process
+    join_after_restart("nccl" if use_cuda and not shared else "gloo")
+    return options
+
+
+def join_after_restart(backend):
     """Meet the other processes of one node, if torchrun has restarted them.
 
     Its store still holds the addresses of those that died: a restart needs keys of its own.
@@ -105,11 +112,9 @@ def join_after_restart(use_cuda):
     names = ("TORCHELASTIC_RESTART_COUNT", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     restart, rank, size, local, port = (int(os.environ.get(name, 0)) for name in names)
     if restart and local == size and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        dist = torch.distributed
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, size, is_master=False)
-        store = dist.PrefixStore(f"restart_{restart}", store)
-        backend = "nccl" if use_cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], port, size, is_master=False)
+        store = torch.distributed.PrefixStore(f"restart_{restart}", store)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def patient_group(accelerator):
@@ -175,9 +180,7 @@ def run_facts():
     def git(*words):
         try:
             command = ["git", "-C", str(here), *words]
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
         except (OSError, subprocess.CalledProcessError):
             return None  # a folder copied out of its repository has no commit
 

@@ -1,9 +1,11 @@
 """A step that no GPU has to wait for, and graphs that a compiled network reuses."""
 
+import os
 import threading
 from types import SimpleNamespace
 from unittest import mock
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,21 @@ def test_a_compiled_network_reuses_its_graphs(setting):
     assert len(graphs) == after_two == 4  # before FDS calibrates and after, of 8 faces and of 6
     assert not any(issubclass(kind, (int, torch.SymInt)) for kinds in graphs for kind in kinds)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("gpus", "processes", "backend"), [(2, 2, None), (1, 2, "gloo")])
+def test_processes_that_share_a_gpu_meet_by_gloo(monkeypatch, gpus, processes, backend):
+    """NCCL, which is accelerate's choice, refuses two processes on one GPU."""
+    given = {}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("ACCELERATE_BYPASS_DEVICE_MAP", "")  # is put back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **options: given.update(options))
+    load("agedb-dir", "utils").make_accelerator("cuda", "fp32")
+    backends = [getattr(handler, "backend", None) for handler in given["kwargs_handlers"]]
+    assert backends[1:] == [backend] * (backend is not None)
+    assert os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] == ("true" if backend else "")
 
 
 @pytest.mark.cuda

@@ -1,7 +1,7 @@
 """benchmarks/gpu.py on the CPU: its measurements, its jobs' flags, its resuming and its pack."""
 
+import ast
 import json
-import shutil
 import sys
 import zipfile
 
@@ -30,11 +30,13 @@ def data(tmp_path):
         Image.fromarray(pixels).save(folder / "utkface" / "UTKFace" / f"{i}.jpg")
         rows.append(f"{20 + i},UTKFace/{i}.jpg,train")
     (folder / "utkface" / "utkface.csv").write_text("\n".join(rows) + "\n")
-    for split in ("train", "test"):
+    for split, dtype, most in (("train", np.uint8, 256), ("test", np.uint16, 9000)):
         for i in range(4):
-            for end in ("jpg", "png"):
-                shutil.copy(folder / "utkface" / "UTKFace" / "0.jpg",
-                            folder / "nyud2" / f"nyu2_{split}" / f"{i}.{end}")  # fmt: skip
+            stem = folder / "nyud2" / f"nyu2_{split}" / str(i)
+            colours = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
+            Image.fromarray(colours).save(f"{stem}.jpg", quality=1)
+            depth = np.repeat(np.linspace(most // 10, most - 1, 240).astype(dtype)[:, None], 320, 1)
+            Image.fromarray(depth).save(f"{stem}.png")
         pairs = [f"data/nyu2_{split}/{i}.jpg,data/nyu2_{split}/{i}.png" for i in range(4)]
         (folder / "nyud2" / f"nyu2_{split}.csv").write_text("\n".join(pairs) + "\n")
     return folder
@@ -76,20 +78,90 @@ def test_every_training_has_flags_that_its_program_takes(data, tmp_path):
     assert len(names) == 15 + 5 + 4 + 1
 
 
-def test_measurements_on_the_cpu_and_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
-    arguments = ["--device", "cpu", "--small", "--data", str(data), "--out", str(tmp_path)]
-    arguments += ["--parts", "kernels", "steps", "--minutes"]
-    assert gpu.main([*arguments, "0.5"]) == 2  # no time for any
-    assert gpu.main([*arguments, "9"]) == 0
-    kernels, steps = (json.loads((tmp_path / "cpu" / f"{n}.json").read_text()) for n in
-                      ("kernels", "steps"))  # fmt: skip
-    assert len(kernels["rows"]) == 12
-    assert all(row["ms"] > 0 for row in kernels["rows"].values())
-    assert len(steps["rows"]) == 2
-    assert all(row["online_ms"] > 0 for row in steps["rows"].values())
-    for name in ("measure_kernels", "measure_steps"):
-        monkeypatch.setattr(gpu, name, lambda *_: pytest.fail("measured again"))
-    assert gpu.main([*arguments, "9"]) == 0
+@pytest.mark.parametrize("packed", [False, True])
+def test_depths_get_the_subset_and_the_mask(data, tmp_path, packed):
+    """Neither the folder, which is not written to, nor the pack has them."""
+    if packed:
+        gpu.pack(data, tmp_path / "pack.zip")
+    before = sorted(data.rglob("*"))
+    args = gpu.argparse.Namespace(device="cpu", small=False)
+    place = tmp_path / "there"
+    given = gpu.data_folder(tmp_path / "pack.zip" if packed else data, place)
+    _, command, folder = gpu.jobs_of("depths", args, place, given)[-1]
+    train = load(folder.name, "train")
+    flags = [str(word) for word in command[command.index("train.py") + 1 :]]
+    run = train.run_folder.start(train.parse_args(flags), train.make_parser(), ["unused"])
+    made = train.build_data(run)
+    assert made.loaders["test"].mask.any()
+    assert len(made.loaders["test"].pairs) == 4
+    assert sorted(data.rglob("*")) == before
+
+
+def test_measurements_on_the_cpu_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    """They need no data; one that fails leaves its error, and the others follow."""
+    arguments = ["--device", "cpu", "--small", "--data", str(tmp_path / "none")]
+    arguments += ["--out", str(tmp_path), "--parts", "sentences", "kernels", "steps", "--minutes"]
+    assert gpu.main([*arguments, "0.5"]) == 1 + 8 + 12  # no time for any
+    step_seconds = gpu.step_seconds
+
+    def fails_for_online(network, flags, device):
+        if "online" in flags:
+            raise RuntimeError("out of memory")
+        return step_seconds(network, flags, device)
+
+    monkeypatch.setattr(gpu, "step_seconds", fails_for_online)
+    assert gpu.main([*arguments, "9"]) == 1 + 3
+    place = tmp_path / "cpu"
+    kernels, steps, failed, data = (
+        json.loads((place / f"{name}.json").read_text())
+        for name in ("kernels", "steps", "steps.failed", "sentences.failed")
+    )
+    assert "give --data" in data["error"]
+    assert len(kernels["rows"]) == 8
+    assert all(row["smooth"]["ms"] > 0 for row in kernels["rows"].values())
+    assert len(steps["rows"]) == 9
+    for name, row in steps["rows"].items():
+        bare = steps["rows"][name.rpartition(", ")[0] + ", bare"]
+        assert row["of_bare"] == (None if row is bare else row["ms"] / bare["ms"])
+    assert {name.rpartition(", ")[2] for name in failed["errors"]} == {"online"}
+    assert len(failed["errors"]) == 3
+    assert all("out of memory" in error for error in failed["errors"].values())
+    monkeypatch.setattr(gpu, "kernel_row", lambda *_: pytest.fail("measured again"))
+    asked = []
+    monkeypatch.setattr(gpu, "step_seconds", lambda *words: asked.append(words[1]) or 1.0)
+    assert gpu.main([*arguments, "9"]) == 1
+    assert len(asked) == 3
+    assert all("online" in flags for flags in asked)
+    assert not (place / "steps.failed.json").exists()
+
+
+def test_a_command_that_fails_is_tried_again(tmp_path, monkeypatch):
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--parts", "tests"]
+    codes = [3, 0]
+    monkeypatch.setattr(
+        gpu, "run_command", lambda *_: {"code": codes.pop(0), "seconds": 1.0, "output": ["said"]}
+    )
+    assert gpu.main(arguments) == 1
+    assert json.loads((tmp_path / "cpu" / "tests.failed.json").read_text())["code"] == 3
+    assert gpu.main(arguments) == 0
+    assert [path.name for path in (tmp_path / "cpu").iterdir()] == ["tests.json"]
+    monkeypatch.setattr(gpu, "OF_TESTS", ("no_such_package",))
+    (tmp_path / "cpu" / "tests.json").unlink()
+    assert gpu.main(arguments) == 1
+    assert "no_such_package" in (tmp_path / "cpu" / "tests.failed.json").read_text()
+
+
+def test_the_cuda_tests_are_in_the_named_files_and_need_the_named_packages():
+    texts = {path.stem: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    marked = {name for name, text in texts.items() if "\n@pytest.mark.cuda\n" in text}
+    assert marked == {f"test_{name}" for name in gpu.CUDA_TESTS}
+    own = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"load"}
+    for name in marked:
+        for node in ast.parse(texts[name]).body:
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [part.name for part in node.names] if isinstance(node, ast.Import) else []
+            outside = {module.split(".")[0] for module in modules} - own - sys.stdlib_module_names
+            assert outside <= {*gpu.NEEDED, *gpu.OF_TESTS}, name
 
 
 def test_commands_end_fail_and_run_out_of_time(tmp_path, monkeypatch):
@@ -101,7 +173,7 @@ def test_commands_end_fail_and_run_out_of_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_package"))
     with pytest.raises(SystemExit, match="missing packages: no_such_package"):
         gpu.check_packages()
-    monkeypatch.setattr(gpu, "NEEDED", ())
+    monkeypatch.setattr(gpu, "NEEDED", ("torch",))
     monkeypatch.setattr(gpu, "TORCH", (99, 0))
     with pytest.raises(SystemExit, match=r"too old: 99\.0 is needed"):
         gpu.check_packages()

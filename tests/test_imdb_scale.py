@@ -194,18 +194,15 @@ def test_preparation_is_measured(tmp_path):
     assert result["seconds"] > 0
 
 
-def test_the_gpu_part_on_a_cpu(holes, monkeypatch):
-    """The part's logic with a network of nothing: each figure is there and makes sense."""
+def test_the_gpu_part_on_a_cpu(tmp_path):
+    """The part with a real network, of 18 layers: each figure is there and makes sense."""
     train = load("imdb-wiki-dir", "train")
-    plain_model = train.build_model
-    monkeypatch.setattr(
-        train, "build_model", lambda args, fresh=False: scale.Stub(plain_model(args).FDS)
-    )
-    paths = pd.read_csv(holes / "imdb_wiki.csv")["path"]
-    images = image_cache.Images(holes, paths, 32, holes / "cache", "imdb_wiki", quiet=True)
-    common = ["--device", "cpu", "--img_size", "32"]
-    cases = {"fp32": ["--precision", "fp32"], "bf16": ["--precision", "bf16"]}
-    result = scale.measure_gpu(train, images, 250, cases, common)
+    scale.make_faces(tmp_path, 8, 24)
+    paths = pd.read_csv(tmp_path / "imdb_wiki.csv")["path"]
+    images = image_cache.Images(tmp_path, paths, 24, tmp_path / "cache", "imdb_wiki", quiet=True)
+    common = ["--device", "cpu", "--img_size", "24", "--model", "resnet18"]
+    cases = {"fp32": ["--precision", "fp32"]}
+    result = scale.measure_gpu(train, images, 8, cases, common)
     assert set(result) == set(cases)
     for row in result.values():
         assert len(row) == 7

@@ -411,6 +411,28 @@ def test_an_encoder_is_found_in_a_package(tmp_path, monkeypatch):
         assert text.find_encoder(name) == name
 
 
+def test_a_compiled_text_encoder_reuses_its_graphs():
+    """Lengths come with the batch as a tensor: other numbers need no other graph."""
+
+    class Words(torch.nn.Embedding):
+        config = SimpleNamespace(hidden_size=8)
+
+        def forward(self, input_ids, attention_mask):
+            return SimpleNamespace(last_hidden_state=super().forward(input_ids))
+
+    torch.manual_seed(0)
+    network = bilstm.SimilarityRegressor(bilstm.TextEncoder(Words(100, 8), dropout=0.0))
+    graphs, batches_seen = [], list(make_loader(n=96).train(0))
+    want = [network(batch.ids, batch.lengths.tolist())[0] for batch in batches_seen]
+    torch._dynamo.reset()
+    network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    for batch, expected in zip(batches_seen, want):
+        torch.testing.assert_close(network(batch.ids, batch.lengths)[0], expected, rtol=0, atol=0)
+    torch._dynamo.reset()
+    assert len({tuple(batch.lengths.tolist()) for batch in batches_seen}) == 12
+    assert len(graphs) <= 2  # of the first length, and of any
+
+
 # ---- batches -------------------------------------------------------------------------------
 
 
