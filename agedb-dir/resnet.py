@@ -25,13 +25,15 @@ class Conv2d(nn.Conv2d):
     def forward(self, x):
         """Convolve [N, C, H, W]."""
         small = x.shape[-2] * x.shape[-1] <= SMALL and x.device.type == "cpu"
-        if not (small and self.training and torch.is_autocast_enabled("cpu")):
+        kind = [self.bias is None, self.groups, self.dilation, self.padding_mode]
+        plain = kind == [True, 1, (1, 1), "zeros"]  # as all of a ResNet's are
+        if not (small and plain and self.training and torch.is_autocast_enabled("cpu")):
             return super().forward(x)
-        (k, _), (step, _), (pad, _) = [self.kernel_size, self.stride, self.padding]
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
-        down = [slice(i, i + x.shape[1] - k + 1, step) for i in range(k)]
-        right = [slice(i, i + x.shape[2] - k + 1, step) for i in range(k)]
-        near = torch.cat([x[:, i, j] for i, j in itertools.product(down, right)], 3)
+        (high, wide), (down, right), (above, left) = [self.kernel_size, self.stride, self.padding]
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
+        rows = [slice(i, i + x.shape[1] - high + 1, down) for i in range(high)]
+        columns = [slice(i, i + x.shape[2] - wide + 1, right) for i in range(wide)]
+        near = torch.cat([x[:, i, j] for i, j in itertools.product(rows, columns)], 3)
         return F.linear(near, self.weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 # On the CPU, temporaries hold this many numbers (512 KiB of float32): they stay in the processor's
 # cache, and grow neither with the samples nor with the buckets.
 PIECE_NUMEL = 2**17
+GPU_PIECE_NUMEL = 2**22  # enough to keep one busy, little next to its memory
 CHUNK_ROWS = 2**15  # more of them are added up in parts, which float32 holds
 NARROW = ("mps",)  # devices without float64
 
@@ -16,6 +17,11 @@ NARROW = ("mps",)  # devices without float64
 def widest(tensor):
     """Return a tensor in float64 or, on a device that has none (Apple's MPS), in float32."""
     return tensor.float() if tensor.device.type in NARROW else tensor.double()
+
+
+def piece_numel(device):
+    """Return how many numbers the temporaries of a device hold."""
+    return PIECE_NUMEL if device.type == "cpu" else GPU_PIECE_NUMEL
 
 
 def blocks_of(statistics, numel=2**14):
@@ -58,7 +64,7 @@ class BucketMoments:
         digits = torch.promote_types(
             rows.dtype, torch.float32 if on_cpu else widest(rows[:0]).dtype
         )
-        step = max(1, PIECE_NUMEL // D) if on_cpu else M
+        step = max(1, piece_numel(rows.device) // D)
         count = torch.zeros(B + 1, dtype=torch.long, device=rows.device)
         count.index_add_(0, bucket, torch.ones_like(bucket))
         present = slice(0, B)

@@ -202,3 +202,26 @@ def test_small_maps_of_bfloat16(kernel, stride, size):
         assert (ours - expected).norm() < 0.01 * expected.norm()
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(own.eval()(x), plain(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"bias": True},
+        {"groups": 2},
+        {"dilation": 2},
+        {"padding_mode": "reflect"},
+        {"kernel_size": (1, 3)},
+        {"stride": (1, 2)},
+        {"padding": (0, 1)},
+    ],
+)
+def test_other_convolutions_of_bfloat16(kind):
+    torch.manual_seed(0)
+    options = {"kernel_size": 3, "padding": 1, "bias": False} | kind
+    own = load("agedb-dir", "resnet").Conv2d(4, 4, **options)
+    plain = torch.nn.Conv2d(4, 4, **options)
+    plain.load_state_dict(own.state_dict())
+    x = torch.randn(2, 4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(own(x), plain(x), rtol=0.02, atol=0.02)

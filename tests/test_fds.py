@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from conftest import load
 from plain import PlainFDS
@@ -499,6 +500,53 @@ def test_compiled_smooth_sees_every_update():
         module.update_running_stats(x, labels, epoch)
 
 
+class Sizes(TorchDispatchMode):
+    """Notes the bytes of each storage that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        storages = [
+            tensor.untyped_storage()
+            for tensor in tree_flatten((args, kwargs, made))[0]
+            if isinstance(tensor, torch.Tensor)
+        ]
+        if storages and storages[-1]._cdata not in {storage._cdata for storage in storages[:-1]}:
+            self.bytes.append(storages[-1].nbytes())
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_bound_the_memory_on_a_gpu_too(dtype):
+    """On the device `meta`, which takes the ways of a GPU and computes nothing."""
+    module = fds.FDS(128, 100, 7, variant="paper").to("meta")
+    x = torch.empty(32, 128, 57, 76, device="meta", dtype=dtype, requires_grad=True)
+    x.data = x.to(memory_format=torch.channels_last)
+    labels = torch.empty(32, 1, 57, 76, device="meta")
+    module._stale = False
+    with Sizes() as forward:
+        smoothed = module.smooth(x, labels, 1)
+    with Sizes() as backward:
+        smoothed.sum().backward()
+    with Sizes() as statistics:
+        module.accumulate(x, labels, 1)
+    for sizes, whole in ((forward, 1), (backward, 2), (statistics, 0)):
+        large = [size for size in sizes.bytes if size > 2**25]
+        assert len(large) == whole, large
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 0), (2, 3, 0, 4), (0, 3, 4, 4)])
+def test_maps_without_a_pixel(shape):
+    module = make()
+    x = torch.randn(shape, requires_grad=True)
+    smoothed = module.smooth(x, torch.zeros(shape[0], 1, *shape[2:]), 1)
+    smoothed.sum().backward()
+    assert smoothed.shape == x.grad.shape == shape
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu():
@@ -707,7 +755,7 @@ def seeded_maps(dtype, layout, seed=0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_dense_maps_in_pieces_equal_one_expression(dtype, layout, monkeypatch):
     """To the bit, and so does the gradient; nothing of the features' size is kept for it."""
-    monkeypatch.setattr(fds, "PIECE_NUMEL", 200)
+    monkeypatch.setattr(load("agedb-dir", "moments"), "PIECE_NUMEL", 200)
     module, x, depth = seeded_maps(dtype, layout)
     table = module._calibration.to(torch.promote_types(dtype, torch.float32))
     scale, shift = table[depth.long()[:, 0]].movedim(-1, 1).chunk(2, dim=1)

@@ -231,8 +231,8 @@ class SRL(nn.Module):
         logits = unit(features) @ C.detach().T / temperature
         logits = logits.masked_fill(~known, -torch.inf)
         con = F.cross_entropy(logits, buckets)
-        env = 1 - (self.points.to(C.dtype) @ C[known].T).amax(1).mean()
         row = C[known]
+        env = 1 - (self.points.to(C.dtype) @ row.T).amax(1).mean()
         cosines = (row[1:] * row[:-1]).sum(1)
         spread = cosines.var() if len(cosines) > 1 else 0.0
         return {"con": con, "env": env, "hom": SPREAD * spread - cosines.sum()}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lds import get_lds_kernel_window
-from moments import CHUNK_ROWS, PIECE_NUMEL, BucketMoments, blocks_of, widest
+from moments import CHUNK_ROWS, BucketMoments, blocks_of, piece_numel, widest
 
 VARIANTS = ("official", "paper", "live", "calibrated")
 MIN_SUM = 1e-10  # a bucket whose variances add up to less is not calibrated (released code)
@@ -64,9 +64,8 @@ class _DensePieces(torch.autograd.Function):
         ctx.save_for_backward(bucket, tables[0])
         result = torch.empty_like(features)
         given, taken = features.movedim(1, -1), result.movedim(1, -1)
-        piece = (max(1, N), max(1, H))  # maps, and rows of each
-        if features.device.type == "cpu":
-            piece = (1, max(1, min(H, PIECE_NUMEL // (W * D))))
+        rows = max(1, piece_numel(features.device) // max(1, W * D))
+        piece = [max(1, min(N, rows // max(1, H))), max(1, min(H, rows))]  # maps, rows of each
         scratch = [table.new_empty(piece[0] * piece[1] * W, D) for _ in tables]
         for i, h in itertools.product(range(0, N, piece[0]), range(0, H, piece[1])):
             place = slice(i, i + piece[0]), slice(h, h + piece[1])
