@@ -136,7 +136,8 @@ def data_folder(data, place):
 def depth_pairs(data, place):
     """Return the folder of the depth pairs: a copy, with the subset and mask of prepare.py."""
     folder = place / "data" / "depths"
-    if not (folder / "nyu2_train_FDS_subset.csv").is_file():  # prepare.py writes it last
+    made = "nyu2_train_FDS_subset.csv", "test_balanced_mask.npy"
+    if not all((folder / name).is_file() for name in made):
         shutil.copytree(data / "nyud2", folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         folder.chmod(0o755)  # the original may be closed to writers
         command = [sys.executable, "prepare.py", "--data_dir", str(folder)]
@@ -339,6 +340,7 @@ def empty_cache():
 
     gc.collect()
     with contextlib.suppress(RuntimeError):
+        torch.compiler.reset()  # compiled networks of earlier measurements
         torch.cuda.empty_cache()
 
 
