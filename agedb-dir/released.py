@@ -107,21 +107,14 @@ def load(path):
         path: as `find` returns it.
 
     Returns:
-        Its content; of a published one the dictionary of `state_dict` and `config`. So of bare
-        weights with the `results.json` of their run next to them.
+        Its content; of a published one the dictionary of `state_dict` and `config`.
 
     Raises:
         FileNotFoundError, ValueError: as `utils.load_checkpoint`.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or not os.path.isfile(path):
-        checkpoint = load_checkpoint(path)
-        note = path.with_name(RESULTS)
-        bare = isinstance(checkpoint, dict) and not {"state_dict", "config"} & checkpoint.keys()
-        if not (bare and note.is_file()):
-            return checkpoint
-        advice = "restore it, or remove it and give the flags of the network"
-        return {"state_dict": checkpoint, "config": read_json(note, advice).get("config", {})}
+        return load_checkpoint(path)
     from safetensors.torch import load_file
 
     file, again = path.with_name(CONFIG), "fetch the folder again"
@@ -129,6 +122,19 @@ def load(path):
         state = load_file(path)
         check_tensors(state, path.stat().st_size)
     return {"state_dict": state, "config": read_json(file, again) if file.exists() else {}}
+
+
+def load_with_flags(path):
+    """Return the weights of a checkpoint under 'state_dict', its run's flags under 'config'.
+
+    Of weights alone those are taken from the run's files next to them; arguments and errors are
+    those of `load`.
+    """
+    checkpoint = load(path)
+    weights_of(checkpoint, path)
+    if "state_dict" not in checkpoint:
+        checkpoint = {"state_dict": checkpoint, "config": config_next_to(Path(path))}
+    return checkpoint
 
 
 def find_weights(name):
@@ -162,10 +168,7 @@ def load_for_evaluation(run, best):
     """
     given = run.args.eval_model or run.args.resume.removeprefix("auto")
     path = find(given or run.folder / best)
-    checkpoint = load(path)
-    weights_of(checkpoint, path)
-    if "state_dict" not in checkpoint:
-        checkpoint = {"state_dict": checkpoint, "config": config_next_to(path)}
+    checkpoint = load_with_flags(path)
     take_flags(run.args, checkpoint, path, run.parser.flags_of(NETWORK))
     return path, checkpoint
 

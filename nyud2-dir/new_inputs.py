@@ -18,6 +18,7 @@ from outside import clean
 
 READERS = 8  # threads that read inputs
 SHOWN = 20  # inputs that could not be read, of which a line each is printed
+EXPORTS = (".pt2", ".onnx")  # of tools/export.py
 FAULTS = "faults"  # where a table's `attrs` hold (input, reason) of what is missing in it
 
 
@@ -104,9 +105,16 @@ def find_model(train, name, given=()):
         train: the folder's `train.py`, as a module.
         name: run folder, file, or name on the Hub, as for `released.find`.
         given: flags of train.py that the checkpoint may not choose itself.
+
+    Raises:
+        FileNotFoundError, ValueError: as `released.find` and `load`, and for an export.
     """
+    if Path(name).suffix in EXPORTS:
+        raise ValueError(
+            f"--model {name} is an export for other programs: give the run or checkpoint it is of"
+        )
     path = train.released.find(name)
-    checkpoint = train.released.load(path)
+    checkpoint = train.released.load_with_flags(path)
     args = train.parse_args([*given])
     train.released.take_flags(args, checkpoint, path, train.make_parser().flags_of(NETWORK))
     return path, checkpoint, args

@@ -24,6 +24,8 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     parse_args()  # --help and a mistake need not wait for the imports below, which take seconds
 
+import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,9 @@ class Predictor:
     def __init__(self, name, device="auto", encoder=""):
         given = ["--encoder", encoder] if encoder else []
         path, checkpoint, self.args = new_inputs.find_model(train, name, given)
+        if not checkpoint.get("config"):  # as with the released ones
+            taken = "%s names no flags, nor does a results.json next to it: taken as %s from 0 to 5"
+            logging.warning(taken, path, "STS-B's similarity")
         state = train.utils.weights_of(checkpoint, path)
         self.words = self.tokenizer = None
         padding = 0
@@ -143,6 +148,7 @@ def read_pairs(file):
 def main(argv=None):
     """Write the predictions; returns the exit status, 1 if an input could not be used."""
     args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     model = load(args.model, args.device, args.encoder)
     pairs = []
     unreadable = []

@@ -168,13 +168,24 @@ def test_a_row_longer_than_the_header_is_named(tmp_path, mark):
     assert pairs.read_pairs(file) == [("A cat", "A dog")]
 
 
-def test_bare_weights_take_their_flags_from_the_results(tmp_path):
+def test_bare_weights_take_their_flags_from_the_files_of_their_run(tmp_path, caplog):
+    """Those of results.json, or of training_state.th while the run has not finished."""
     torch.save({"weight": torch.ones(2)}, tmp_path / "model_state_best.th")
     path = released.find(tmp_path)
     assert path == tmp_path / "model_state_best.th"
-    assert set(released.load(path)) == {"weight"}
+    assert released.load_with_flags(path)["config"] == {}
+    with pytest.raises(FileNotFoundError, match=r"vocab.txt"):
+        pairs.load(path)
+    assert f"{path} names no flags, nor does a results.json next to it: taken as" in caplog.text
+    torch.save({"config": {"d_hid": 8}, "step": 3}, tmp_path / "training_state.th")
+    assert released.load_with_flags(path)["config"] == {"d_hid": 8}
     (tmp_path / "results.json").write_text(json.dumps({"config": {"d_hid": 7}}))
-    assert released.load(path)["config"] == {"d_hid": 7}
+    assert released.load_with_flags(path)["config"] == {"d_hid": 7}
+
+
+def test_an_export_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"v.pt2 is an export for other programs: give the run"):
+        rows.load(tmp_path / "v.pt2")
 
 
 def test_a_table_without_its_columns_is_named(tmp_path, capsys):

@@ -376,6 +376,11 @@ def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch):
     bucket = np.searchsorted(np.float32(density["label"][1:]), np.float32(told["label"]), "right")
     few = np.array([shots[number] for number in bucket]) == "few"
     assert results["metrics"]["test"]["few"]["num_samples"] == few.sum()
+    asked = [("red cat runs", "blue cat runs")]
+    expected = model.predict(asked)["prediction"].item()
+    (folder / "results.json").unlink()  # as of a run that was killed
+    killed = load("sts-b-dir", "predict").load(folder, "cpu")
+    assert killed.predict(asked)["prediction"].item() == expected
 
 
 def test_shots_of_pairs_are_fixed_for_the_official_counts_only():
