@@ -3,6 +3,7 @@
 What cannot be used ends in an `edf_night.Fault`, as there.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,19 @@ def read_csv(path, own):
     try:
         # Two lines, as text: a row of more cells than the header is an error with its line here,
         # where pandas would make row names of its first cells.
-        options = {"skipinitialspace": True}
-        header = pd.read_csv(path, nrows=2, header=None, dtype=str, **options).iloc[0]
+        # An empty line is a missing value, except at the end.
+        content = Path(path).read_bytes().rstrip()
+        options = {"skipinitialspace": True, "skip_blank_lines": False}
+        header = pd.read_csv(BytesIO(content), nrows=2, header=None, dtype=str, **options).iloc[0]
         # Channels may have numbers for names.
         named = pd.to_numeric(header, errors="coerce").isna().any()
         named |= sorted(map(str, header)) == sorted(own.channel_names)
-        table = pd.read_csv(path, header=0 if named else None, **options)
+        table = pd.read_csv(BytesIO(content), header=0 if named else None, **options)
         if named:
-            labels = {normalized(str(label)): label for label in reversed(table.columns)}
+            labels = [str(label).strip() for label in header.fillna("")]
+            found = find_channels(own, labels)
             check_times(table, labels, own)
-            table = table[[labels[found] for found in find_channels(own, labels)]]
+            table = table.iloc[:, found]
         samples = table.to_numpy(dtype=np.float64)
     except Fault:
         raise
@@ -90,13 +94,15 @@ def check_times(table, labels, own):
 
     Args:
         table: of the file, its column of times in any of TIME_UNITS, or a count of samples.
-        labels: its columns' names by their normalized ones.
+        labels: its columns' names.
         own: `night_signals.Signal`.
     """
     import pandas as pd
 
-    for label in [labels[name] for name in TIMES if name in labels]:
-        times = pd.to_numeric(table[label], errors="coerce").to_numpy(dtype=np.float64)
+    for number, label in enumerate(labels):
+        if normalized(label) not in TIMES:
+            continue
+        times = pd.to_numeric(table.iloc[:, number], errors="coerce").to_numpy(dtype=np.float64)
         if len(times) < 2:
             continue
         step = (times[-1] - times[0]) / (len(times) - 1)
@@ -131,10 +137,7 @@ def in_order(samples, own):
 def read_edf(path, own):
     """Return the channels [C, T] of an EDF file at the rate of --rate, and their units."""
     with open_edf(path) as reader:
-        numbers = {
-            normalized(label): number for number, label in enumerate(reader.getSignalLabels())
-        }
-        found = [numbers[label] for label in find_channels(own, numbers)]
+        found = find_channels(own, [label.strip() for label in reader.getSignalLabels()])
         units = [reader.getPhysicalDimension(number).strip() for number in found]
         # A channel that has the rate already stays as it is.
         channels = []
@@ -148,9 +151,26 @@ def read_edf(path, own):
 
 
 def find_channels(own, labels):
-    """Return the normalized names of the channels, all of them among the labels, or a Fault."""
-    names = [normalized(name) for name in own.channel_names]
-    for given, name in zip(own.channel_names, names):
-        if name not in labels:
-            raise Fault("missing_channel", f"no {given} among {', '.join(labels)}")
-    return names
+    """Return the number of each channel among a file's labels: of the same name, else of a similar.
+
+    Raises:
+        Fault: if a channel has none or several, or two channels have the same.
+    """
+    found = {}
+    for name in own.channel_names:
+        same = [number for number, label in enumerate(labels) if label == name]
+        # `V1+` and `V1-` are similar: signs and case do not count.
+        key = normalized(name)
+        similar = [number for number, label in enumerate(labels) if normalized(label) == key != ""]
+        numbers = same or similar
+        if not numbers:
+            raise Fault("missing_channel", f"no {name} among {shown(', '.join(labels))}")
+        if len(numbers) > 1:
+            both = " and ".join(shown(labels[number]) for number in numbers[:2])
+            raise Fault("missing_channel", f"{name} may be {both}: use the exact name")
+        (number,) = numbers
+        if number in found:
+            both = f"{found[number]} and {name}"
+            raise Fault("missing_channel", f"{both} are both {shown(labels[number])}")
+        found[number] = name
+    return list(found)

@@ -170,6 +170,32 @@ def test_a_row_of_more_cells_than_the_header_is_refused_with_its_line(row, tmp_p
             recordings.read_recording(tmp_path / "a.csv", seen, 0)
 
 
+@pytest.mark.parametrize("kind", ["csv", "edf"])
+def test_channels_that_differ_in_punctuation_only(kind, tmp_path):
+    samples = np.stack([np.arange(100), -np.arange(100)], axis=1)
+    if kind == "csv":
+        pd.DataFrame(samples, columns=["V1+", "V1-"]).to_csv(tmp_path / "a.csv", index=False)
+    else:
+        channels = [("V1+", 50, "uV", samples[:, 0]), ("V1-", 50, "uV", samples[:, 1])]
+        write_edf(tmp_path / "a.edf", channels)
+
+    def read(names):
+        seen = signals(f"--channels {names} --rate 50 --window 1")
+        return recordings.read_recording(tmp_path / f"a.{kind}", seen, 0)["own"]
+
+    np.testing.assert_allclose(read("V1+"), samples.T[:1], atol=0.02)
+    np.testing.assert_allclose(read("V1-,V1+"), samples.T[::-1], atol=0.02)
+    with pytest.raises(Fault, match=r"v1 may be V1\+ and V1-: use the exact"):
+        read("v1")
+
+
+def test_two_channels_that_are_one_column(tmp_path):
+    (tmp_path / "a.csv").write_text("P1,Q\n" + "1,2\n" * 99)
+    seen = signals("--channels p+1,p-1 --rate 50 --window 1")
+    with pytest.raises(Fault, match=r"p\+1 and p-1 are both P1"):
+        recordings.read_recording(tmp_path / "a.csv", seen, 0)
+
+
 @pytest.mark.parametrize("names", [[0, 1], [1, 0]])
 def test_channels_may_have_numbers_for_names(names, tmp_path):
     samples = np.random.default_rng(3).normal(size=(50, 2))
@@ -177,6 +203,13 @@ def test_channels_may_have_numbers_for_names(names, tmp_path):
     seen = signals("--channels 0,1 --rate 50 --window 1")
     night = recordings.read_recording(tmp_path / "a.csv", seen, 0)
     np.testing.assert_allclose(night["own"], samples[:, names].T, rtol=1e-6)
+
+
+def test_empty_lines_at_the_end_are_no_samples(tmp_path):
+    (tmp_path / "a.csv").write_text("ECG\n" + "1\n" * 99 + "2\n\n \r\n\n")
+    seen = signals("--channels ECG --rate 50 --window 1")
+    night = recordings.read_recording(tmp_path / "a.csv", seen, 0)
+    assert night["own"].tolist() == [[1] * 99 + [2]]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +252,7 @@ def test_rates_with_decimals(rate, target, tmp_path):
         ("a.csv", "ECG\n1\n", "length"), ("a.csv", "EKG\n" + "1\n" * 99, "missing_channel"),
         ("a.csv", "ECG\n" + "1\n" * 99 + "x\n", "unreadable"), ("a.csv", "", "unreadable"),
         ("a.csv", "ECG\n" + "1\n" * 99 + "inf\n", "range"),
+        ("a.csv", "ECG\n" + "1\n" * 99 + "\n2\n", "range"),
         ("a.csv", "1,2\n" * 99, "missing_channel"),
         ("a.npy", "no array", "unreadable"), ("a.wav", "RIFF", "unreadable"),
         ("a.edf", "0       ", "unreadable"),
