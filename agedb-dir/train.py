@@ -191,12 +191,13 @@ def build_data(run, evaluated=None):
     counts = label_counts(trained, target)
     lds_rule = {} if target.own else LDS_RULE
     density = criterion.density_of(args, counts, lds_rule)
-    weights = criterion.weights_of(args, trained, target.middles, counts, lds_rule)
+    values = target.scaled(trained), target.scaled(target.middles)
+    weights = criterion.weights_of(args, *values, counts, lds_rule)
     check_counts(target, counts, args, weights, labels)
     ones = np.ones(len(counts))
     loaders = {split: Loader(*part, ones, sharing, target) for split, part in parts.items()}
-    loaders["train"].weights = criterion.weights_at(args, trained, target.buckets(trained), weights)
-    values = target.scaled(trained), target.scaled(target.middles)
+    buckets = target.buckets(trained)
+    loaders["train"].weights = criterion.weights_at(args, values[0], buckets, weights)
     loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(target, meta, labels, loaders, counts, density, weights)
 

@@ -41,8 +41,8 @@ def weights_of(args, labels, values, counts, rule):
     """Return the weight of a training sample by its bucket: [B], or [B, M] for M experts.
 
     Args:
-        labels: of the training samples [N].
-        values: middle of each bucket, in their unit [B].
+        labels: of the training samples [N], on the scale of the buckets.
+        values: middle of each bucket, there [B].
         args, counts, rule: as for `density_of`.
     """
     if args.reweight == flags.DENSE:
@@ -60,7 +60,7 @@ def weights_at(args, labels, buckets, weights):
     """Return the weights of training samples [N]: their buckets', or DenseWeight's at each label.
 
     Args:
-        labels, buckets: of the samples [N].
+        labels, buckets: of the samples [N], labels on the scale of the buckets.
         args, weights: the flags, and what `weights_of` returns.
     """
     if args.reweight == flags.DENSE:

@@ -170,7 +170,8 @@ def build_data(run, evaluated=None):
     run.training = {"counts": counts.tolist()} | ({"units": nights.units} if nights.units else {})
     lds_rule = {} if target.own else LDS_RULE
     density = criterion.density_of(args, counts, lds_rule)
-    weights = criterion.weights_of(args, trained, target.middles, counts, lds_rule)
+    values = target.scaled(trained), target.scaled(target.middles)
+    weights = criterion.weights_of(args, *values, counts, lds_rule)
     loaders = {}
     for split in evaluation.splits_in(meta["split"]) if evaluated else SPLITS:
         rows = np.flatnonzero(meta["split"] == split)
@@ -179,10 +180,8 @@ def build_data(run, evaluated=None):
         loaders[split] = Loader(nights, rows, scores[rows], own, sharing, target)
     if not evaluated:
         check_counts(target, counts, args, weights, trained)
-        loaders["train"].weights = criterion.weights_at(
-            args, trained, target.buckets(trained), weights
-        )
-        values = target.scaled(trained), target.scaled(target.middles)
+        buckets = target.buckets(trained)
+        loaders["train"].weights = criterion.weights_at(args, values[0], buckets, weights)
         loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(target, meta, trained, loaders, counts, density, weights)
 

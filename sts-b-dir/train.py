@@ -199,13 +199,12 @@ def build_data(run, checkpoint=None, evaluated=None):
     lds_rule = {} if rule.target.own else LDS_RULE
     density = criterion.density_of(args, counts, lds_rule)
     middles = (edges[1:] + edges[:-1]) / 2
-    weights = criterion.weights_of(args, trained, middles, counts, lds_rule)
+    scaled = [rule.target.scaled(values) for values in (trained, middles)]
+    weights = criterion.weights_of(args, *scaled, counts, lds_rule)
     check_counts(rule.target, counts, args, weights, trained)
-    weighted = criterion.weights_at(args, trained, label_to_bucket(trained, edges), weights)
-    loaders = {}
-    for split, (ids, y) in parts.items():
-        own = weighted if split == "train" else np.ones(len(y))
-        loaders[split] = make_loader[split](ids, y, own, *options)
+    weighted = criterion.weights_at(args, scaled[0], label_to_bucket(trained, edges), weights)
+    own = {split: np.ones(len(y)) for split, (_, y) in parts.items()} | {"train": weighted}
+    loaders = {split: make_loader[split](*parts[split], own[split], *options) for split in parts}
     values = [to_unit(x, rule.target) for x in (trained, middles)]
     loaders["train"].prior = criterion.prior_of(args, *values, density)
     return Data(corpus, loaders, rule, counts, density, weights)

@@ -294,18 +294,32 @@ def built(program, words):
 
 
 def test_dense_weights_are_those_at_your_own_labels(faces, tmp_path_factory, tmp_path):
-    """And not those at the middles of their buckets, here of 7 each."""
-    own = "--reweight dense --low 0 --high 105 --bin_width 7 --device cpu --track none".split()
-    words = ["--img_size", 40, "--data_dir", faces, "--store_root", tmp_path / "faces", *own]
+    """On the scale of the buckets, and not those at the middles, here of 7 each."""
+    own = "--reweight dense --high 105 --device cpu --track none".split()
+    linear = [*own, *"--low 0 --bin_width 7".split()]
+    words = ["--img_size", 40, "--data_dir", faces, "--store_root", tmp_path / "faces"]
     data = nights.nights.__wrapped__(tmp_path_factory)
-    for made in (
-        built(faces_train, words),
-        built(nights_train, nights.flags(data, tmp_path / "nights", *own)),
+    pairs = sentences.write_pairs(tmp_path, 33, 12)
+    symlog = [*own, "--scale", "symlog", "--low", "0"]
+    for made, is_linear in (
+        (built(faces_train, [*words, *linear]), True),
+        (built(faces_train, [*words, *symlog]), False),
+        (built(nights_train, nights.flags(data, tmp_path / "nights", *symlog)), False),
+        (built(pairs_train, sentences.flags(pairs, tmp_path / "pairs", *symlog)), False),
     ):
         loader = made.loaders["train"]
-        assert len({*loader.labels}) >= 5
-        expected = lds.dense_weights(loader.labels)
-        np.testing.assert_allclose(loader.weights, expected, rtol=1e-6)
+        labels = np.float64(loader.labels)
+        assert len({*labels}) >= 5
+        expected = lds.dense_weights(labels if is_linear else np.log10(1 + labels))
+        np.testing.assert_allclose(loader.weights, expected, rtol=1e-5)
+
+
+def test_dense_weights_of_a_table_follow_its_buckets(tables, tmp_path):
+    words = ["--target", "price", "--scale", "log", "--data_dir", str(tmp_path)]
+    load("uci-dir", "prepare").main(["--csv", f"{tables}/raw/demo.csv", *words])
+    made = built(train, command(tmp_path, tmp_path, "--reweight", "dense"))
+    weights = np.ravel(made.loaders["train"].tensors[3])
+    np.testing.assert_allclose(weights, lds.dense_weights(np.log10(made.labels)), rtol=1e-5)
 
 
 @pytest.mark.slow

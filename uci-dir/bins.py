@@ -38,6 +38,12 @@ class Bins(NamedTuple):
         edges = self.ends[0] + self.width * np.arange(self.number)
         return from_scale(edges + self.width / 2, self.scale)
 
+    def scaled(self, labels):
+        """Return labels, array, on the scale; those outside the range are taken at its ends."""
+        if self.scale == "linear":
+            return labels
+        return on_scale(np.clip(labels, self.low, self.high), self.scale)
+
     @property
     def record(self):
         """What `results.json` says of a scale that is not linear."""

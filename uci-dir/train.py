@@ -193,12 +193,12 @@ def build_data(run, evaluated=None):
     trained = parts["train"][1]
     counts = label_counts(trained, bins)
     density = criterion.density_of(args, counts, datasets.LDS_RULE)
-    weights = criterion.weights_of(args, trained, bins.middles, counts, datasets.LDS_RULE)
+    scaled = bins.scaled(trained), bins.scaled(bins.middles)
+    weights = criterion.weights_of(args, *scaled, counts, datasets.LDS_RULE)
+    weighted = criterion.weights_at(args, scaled[0], label_to_bucket(trained, bins), weights)
     loaders = {}
     for split, (inputs, y) in parts.items():
-        own = np.ones(len(y))
-        if split == "train":
-            own = criterion.weights_at(args, y, label_to_bucket(y, bins), weights)
+        own = weighted if split == "train" else np.ones(len(y))
         loaders[split] = Loader(inputs, y, scale.scale(y), own, sharing)
     targets = loaders["train"].targets.cpu().numpy().ravel()
     loaders["train"].prior = criterion.prior_of(args, targets, scale.scale(bins.middles), density)
