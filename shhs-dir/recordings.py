@@ -3,6 +3,7 @@
 What cannot be used ends in an `edf_night.Fault`, as there.
 """
 
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from outside import shown
 from own_signals import LONGEST_SECONDS
 
 SUFFIXES = (".csv", ".npy", ".edf")  # of your own signals
-# Normalized names of a CSV file's column of times, and what one of it may be in seconds.
-TIMES = ("time", "times", "timesec", "timeseconds", "timestamp", "t", "seconds", "sec")
-TIME_UNITS = (1, 1e-3, 1e-6, 1e-9)
+# Seconds of the units in the name of a CSV file's column of times, and of those in no name.
+UNITS = {"s": 1, "sec": 1, "seconds": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
+ANY_UNIT = (1, 1e-3, 1e-6, 1e-9)
+# Such a name in small letters: `time`, `t_ms`, `time [s]`, `timestamp`, `seconds`.
+TIMES = re.compile(rf"(?:time[\W_]*stamp|times?|ts?|(?=sec|ms))[\W_]*({'|'.join(UNITS)})?[\W_]*")
+LONGEST_STEP = 2.01  # of the usual one: rounded times may have steps of a tick and of two
 RATE_ERROR = 0.01  # relative, of --rate against the times
 
 
@@ -79,7 +83,7 @@ def read_csv(path, own):
         if named:
             labels = [str(label).strip() for label in header.fillna("")]
             found = find_channels(own, labels)
-            check_times(table, labels, own)
+            check_times(table, labels, found, own.columns)
             table = table.iloc[:, found]
         samples = table.to_numpy(dtype=np.float64)
     except Fault:
@@ -89,29 +93,53 @@ def read_csv(path, own):
     return in_order(samples, own)
 
 
-def check_times(table, labels, own):
-    """Raise a Fault if a column of even times, in seconds, tells another rate than --rate.
+def check_times(table, labels, found, rate):
+    """Raise a Fault if a column of times falls, has a gap or tells another rate than --rate.
 
     Args:
-        table: of the file, its column of times in any of TIME_UNITS, or a count of samples.
+        table: of the file, its column of times in any of ANY_UNIT, a count of samples or ISO text.
         labels: its columns' names.
-        own: `night_signals.Signal`.
+        found: numbers of the channels, which are no times.
+        rate: that of --rate.
     """
     import pandas as pd
 
     for number, label in enumerate(labels):
-        if normalized(label) not in TIMES:
+        name = TIMES.fullmatch(label.lower())
+        if not name or number in found:
             continue
-        times = pd.to_numeric(table.iloc[:, number], errors="coerce").to_numpy(dtype=np.float64)
-        if len(times) < 2:
+        column = table.iloc[:, number]
+        units = (UNITS[name[1]],) if name[1] else ANY_UNIT
+        times = pd.to_numeric(column, errors="coerce")
+        if times.isna().all():
+            stamps = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
+            times = (stamps - stamps.min()).dt.total_seconds()
+            units = (1,)
+        times = times.to_numpy(dtype=np.float64)
+        steps = np.diff(times)
+        if not np.isfinite(times).all() or not steps.any():
             continue
-        step = (times[-1] - times[0]) / (len(times) - 1)
-        even = np.abs(times - times[0] - step * np.arange(len(times))) <= step
-        rates = [1 / (step * unit) for unit in TIME_UNITS] if step > 0 else []
-        known = step == 1 or any(abs(rate / own.columns - 1) <= RATE_ERROR for rate in rates)
-        if rates and even.all() and not known:
-            told = f"column {shown(str(label))} has a step of {step:g} s, {rates[0]:g} Hz"
-            raise Fault("rate", f"its {told}, and --rate is {own.columns:g}")
+        # Of times in whole seconds or the like, many samples have the same.
+        longest = LONGEST_STEP * np.median(steps[steps > 0]) if steps.max() > 0 else 0
+        odd = (steps < 0) | (steps > longest)
+        if odd.any():
+            row = int(np.argmax(odd))
+            told = f"goes from {column.iloc[row]} to {column.iloc[row + 1]} in line {row + 3}"
+            raise Fault("rate", f"its column {shown(label)} {shown(told)}")
+        if not rate_fits(times, units, rate):
+            step = units[0] * (times[-1] - times[0]) / len(steps)
+            told = f"column {shown(label)} has a step of {step:g} s, {1 / step:g} Hz"
+            raise Fault("rate", f"its {told}, and --rate is {rate:g}")
+
+
+def rate_fits(times, units, rate):
+    """Return whether rising times [T], in one of the units, agree with a rate, or count samples."""
+    span = times[-1] - times[0]
+    count = len(times) - 1
+    seconds = count / rate
+    rounding = np.ptp(np.diff(times))
+    fits = [abs(span * u - seconds) <= RATE_ERROR * seconds + rounding * u for u in units]
+    return any(fits) or (len(units) > 1 and span == count)
 
 
 def read_npy(path, own):

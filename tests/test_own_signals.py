@@ -219,7 +219,9 @@ def test_empty_lines_at_the_end_are_no_samples(tmp_path):
         (np.arange(500) * 2, True),  # milliseconds
         (np.arange(500) / 250, False), (np.round(np.arange(500) / 251, 3), False),
         (np.arange(500) * 4 + 7e5, False), (np.arange(500) * 4e6, False), (np.arange(500), False),
-        (np.arange(500) // 3 / 500, False), (np.zeros(500), False), (["12:00:01"] * 500, False),
+        (np.arange(500) // 3 / 500, True), (np.arange(500) // 3 * 3 / 250, False),
+        (np.arange(500) // 250, False), (np.arange(500) // 50, True),
+        (np.zeros(500), False), (["12:00:01"] * 500, False),
     ],
 )  # fmt: skip
 def test_times_that_tell_another_rate(times, refused, tmp_path):
@@ -233,6 +235,52 @@ def test_times_that_tell_another_rate(times, refused, tmp_path):
     else:
         night = recordings.read_recording(tmp_path / "a.csv", seen, 0)
         np.testing.assert_allclose(night["own"][0], samples, rtol=1e-6)
+
+
+FIRST = pd.Timestamp("2024-03-31T23:59:59.5")
+SECONDS_OF = np.arange(500) / 250
+
+
+def iso(seconds):
+    """Times as text."""
+    return [(FIRST + pd.Timedelta(seconds=second)).isoformat() for second in seconds]
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "told"),
+    [
+        ("time_ms", SECONDS_OF * 1e3, ""), ("time (us)", SECONDS_OF * 1e6, ""),
+        ("Time [s]", SECONDS_OF + 1.7e9, ""), ("timestamp", iso(SECONDS_OF), ""),
+        ("time_ms", np.arange(500), "time_ms has a step of 0.001 s, 1000 Hz, and --rate is 250"),
+        ("time (ms)", SECONDS_OF * 2e3, r"time \(ms\) has a step of 0.008 s, 125 Hz, and"),
+        ("timestamp", iso(SECONDS_OF / 2), "timestamp has a step of 0.002 s, 500 Hz, and"),
+        ("t", SECONDS_OF * 1.02, "t has a step of 0.00408 s, 245.098 Hz, and"),
+        ("seconds", np.arange(500), "seconds has a step of 1 s, 1 Hz, and"),
+        ("time", SECONDS_OF + (SECONDS_OF >= 1), "time goes from 0.996 to 2.0 in line 252"),
+        ("time", SECONDS_OF % 1, "time goes from 0.996 to 0.0 in line 252"),
+        ("timestamp", iso(SECONDS_OF % 1), r"goes from \S+T00:00:00.496\S* to \S+ in line 252"),
+    ],
+)  # fmt: skip
+def test_times_with_units_as_text_and_with_gaps(name, times, told, tmp_path):
+    pd.DataFrame({"ECG": np.ones(500), name: times}).to_csv(tmp_path / "a.csv", index=False)
+    seen = signals("--channels ECG --rate 250 --window 1")
+    if told:
+        with pytest.raises(Fault, match=f"rate: its column .*{told}"):
+            recordings.read_recording(tmp_path / "a.csv", seen, 0)
+    else:
+        assert recordings.read_recording(tmp_path / "a.csv", seen, 0)["own"].shape == (1, 500)
+
+
+@pytest.mark.parametrize("channel", ["T", "ECG"])
+def test_columns_that_are_no_times(channel, tmp_path):
+    """A channel of that name, and a column of which one is missing."""
+    times = SECONDS_OF[::-1].copy()
+    times[3] = times[3] if channel == "T" else np.nan
+    table = pd.DataFrame({"ECG": 1, "T": times})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    seen = signals(f"--channels {channel} --rate 250 --window 1")
+    night = recordings.read_recording(tmp_path / "a.csv", seen, 0)
+    np.testing.assert_allclose(night["own"][0], table[channel], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("rate", "target"), [(200, 33.3333), (256, 102.4), (102.4, 33.3333)])
