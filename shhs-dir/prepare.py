@@ -46,7 +46,7 @@ from own_signals import (
     with_common_units,
     words_of,
 )
-from recordings import SUFFIXES, read_recording
+from recordings import SUFFIXES, VERSION, read_recording
 from score_table import EXPECTED, SCORE_COLUMNS, read_scores, split_by_flags
 from target import add_target, check_target
 
@@ -115,7 +115,7 @@ def prepare_night(task):
     file, target, signals, min_minutes, unit = task
     layout = words_of(signals)
     try:
-        source = source_of(file, min_minutes, unit, layout and f" {layout}")
+        source = source_of(file, min_minutes, unit, layout and f" {layout} {VERSION}")
         # A damaged one is made again.
         with contextlib.suppress(OSError, KeyError, ValueError), h5py.File(target) as made:
             has_seal(made.attrs)  # an error if it is another's

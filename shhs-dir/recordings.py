@@ -14,6 +14,7 @@ from night_signals import resample
 from outside import shown
 from own_signals import LONGEST_SECONDS
 
+VERSION = 2  # of what is read of your own signals: raise it when that changes, as in `edf_night`
 SUFFIXES = (".csv", ".npy", ".edf")  # of your own signals
 # Seconds of the units in the name of a CSV file's column of times, and of those in no name.
 UNITS = {"s": 1, "sec": 1, "seconds": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}

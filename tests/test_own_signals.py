@@ -189,6 +189,20 @@ def test_channels_that_differ_in_punctuation_only(kind, tmp_path):
         read("v1")
 
 
+def test_recordings_of_an_older_version_are_made_again(tmp_path, monkeypatch):
+    """Version 1 might have read another channel; without the file's change it would stay."""
+    (tmp_path / "a.csv").write_text("P+\n" + "1\n" * 99)
+    seen = signals("--channels P+ --rate 50 --window 1")
+    task = (tmp_path / "a.csv", tmp_path / "a.h5", seen, 0, "")
+    reads = []
+    read = recordings.read_recording
+    monkeypatch.setattr(prepare, "read_recording", lambda *a: reads.append(a) or read(*a))
+    for version, made in ((1, 1), (2, 2), (2, 2)):
+        monkeypatch.setattr(prepare, "VERSION", version)
+        assert prepare.prepare_night(task) == ("", "", "")
+        assert len(reads) == made
+
+
 def test_two_channels_that_are_one_column(tmp_path):
     (tmp_path / "a.csv").write_text("P1,Q\n" + "1,2\n" * 99)
     seen = signals("--channels p+1,p-1 --rate 50 --window 1")
