@@ -208,3 +208,17 @@ def test_a_table_without_its_columns_is_named(tmp_path, capsys):
     assert found["prediction_"].notna().all()
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(f"{names[1]}: ")
+    # Text in a column of numbers is no missing cell: its row is left out, the others are not.
+    mixed = table.astype({"area": object}).head(5)
+    mixed.loc[[1, 3], "area"] = ["1,234.5", "abc"]
+    mixed.loc[4, "area"] = np.nan
+    mixed.to_csv(tmp_path / "mixed.csv", index=False)
+    command = [str(tmp_path / "mixed.csv"), "--model", str(run), "--overwrite", "--out", str(out)]
+    assert rows.main(command) == 1
+    assert pd.read_csv(out)["floor"].tolist() == table["floor"][[0, 2, 4]].tolist()
+    told = capsys.readouterr().err
+    assert "2 cells are no numbers, the first '1,234.5' (column 'area', row 2 below" in told
+    assert rows.load(run).predict(mixed).index.tolist() == [0, 2, 4]
+    mixed[1::2].to_csv(tmp_path / "mixed.csv", index=False)
+    assert rows.main(command) == 1
+    assert pd.read_csv(out).empty

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from batches import Sharing, gather
-from columns import encode
+from columns import NUMBER, encode
 from criterion import columns_of, in_unit
 from datasets import Loader, TargetScale, check_preparation
 from files import write_atomically
-from outside import reading
+from outside import reading, shown
 from table_file import read_table
 
 
@@ -41,15 +41,19 @@ def read_rows(file, preparation, overwrite=False):
 
     Raises:
         FileNotFoundError: without the table.
-        ValueError: naming the columns that are missing, or if predictions exist already.
+        ValueError: naming the columns that are missing, as `readable_rows`, or if predictions
+            exist already.
     """
     file = Path(file)
     out = file.with_name(f"{file.stem}.predictions.csv")
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: --overwrite replaces it")
     frame, form = read_new(file, preparation)
+    frame, fault = readable_rows(frame, preparation["columns"])
     inputs, unknown = encode(frame, preparation["columns"], str(file))
     logging.info("%s: %s", file, form)
+    if fault:
+        logging.warning("%s: %s", file, fault)
     for name, cells in unknown.items():
         logging.warning("%s: %d cells are missing, or no category of training", name, cells)
     return NewRows(frame, inputs, out)
@@ -59,6 +63,34 @@ def read_new(file, preparation):
     """Return a table of new rows and a sentence on its form; errors are those of `read_table`."""
     form = preparation.get("form", (None, None, None))
     return read_table(file, form, preparation["missing"], preparation["columns"])
+
+
+def readable_rows(frame, columns):
+    """Return the rows without text in a column of numbers, and a sentence on the others, or ''.
+
+    Args:
+        frame: the rows.
+        columns: of a preparation.
+
+    Raises:
+        ValueError: if no row is left.
+    """
+    names = [c["name"] for c in columns if c["kind"] == NUMBER and c["name"] in frame]
+    cells = frame[names]
+    numbers = cells.apply(pd.to_numeric, errors="coerce")
+    wrong = (cells.notna() & numbers.isna()).to_numpy()
+    if not wrong.any():
+        return frame, ""
+    left_out = wrong.any(axis=1)
+    row, column = np.argwhere(wrong)[0]
+    said = (
+        f"{wrong.sum()} cells are no numbers, the first {shown(cells.iat[row, column])!r} (column "
+        f"{names[column]!r}, row {row + 1} below the header): {left_out.sum()} rows are left out; "
+        "write numbers as in training, and leave a cell empty that has none"
+    )
+    if left_out.all():
+        raise ValueError(said)
+    return frame[~left_out], said
 
 
 def with_columns(frame, columns, taken=()):

@@ -32,7 +32,7 @@ import train
 from columns import encode
 from criterion import columns_of
 from datasets import TargetScale
-from new_rows import answers_in_unit, preparation_of, read_new, with_columns
+from new_rows import answers_in_unit, preparation_of, read_new, readable_rows, with_columns
 
 
 class Predictor:
@@ -67,16 +67,22 @@ class Predictor:
             place: where the rows come from, for messages.
             taken: names that the new columns must not have.
 
+        Rows with text in a column of numbers are not in it: its `attrs["faults"]` then holds
+        (place, sentence on them).
+
         Raises:
-            ValueError: naming the columns that are missing.
+            ValueError: naming the columns that are missing; or if no row can be read.
         """
+        frame, fault = readable_rows(frame, self.preparation["columns"])
         inputs, unknown = encode(frame, self.preparation["columns"], place)
         for name, cells in unknown.items():
             given = place, name, cells
             logging.warning("%s, %s: %d cells are missing, or no category of training", *given)
         starts = range(0, len(inputs), batch_size)
         answers = [self.answer(inputs[start : start + batch_size]) for start in starts]
-        return with_columns(frame, columns_of(np.concatenate(answers)), taken)
+        table = with_columns(frame, columns_of(np.concatenate(answers)), taken)
+        table.attrs[new_inputs.FAULTS] = [(place, fault)] if fault else []
+        return table
 
     @torch.inference_mode()
     def answer(self, inputs):
@@ -113,6 +119,7 @@ def main(argv=None):
         except ValueError as error:
             faults.append((file, error))
             continue
+        faults += table.attrs.pop(new_inputs.FAULTS)
         source = {"file": str(file)} if len(files) > 1 else {}
         tables.append(with_columns(table, source, taken))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"prediction": []})
