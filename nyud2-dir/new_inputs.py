@@ -87,7 +87,8 @@ def finish(table, out):
     """Write a table of predictions, name what could not be read, and return the exit status."""
     faults = table.attrs.get(FAULTS, [])
     for name, reason in faults[:SHOWN]:
-        print(clean(f"{name}: {' '.join(str(reason).split())}"), file=sys.stderr)
+        said = " ".join(str(reason).split())
+        print(clean(said if str(name) in said else f"{name}: {said}"), file=sys.stderr)
     if len(faults) > SHOWN:
         print(f"and {len(faults) - SHOWN} more", file=sys.stderr)
     write_atomically(out, table.to_csv(index=False, lineterminator="\n").encode())

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,12 @@ def read_pairs(data_dir, target=SIMILARITY, needed=tuple(FILES)):
     return pd.concat(parts, ignore_index=True)
 
 
-def read_rows(file):
+def read_rows(file, quiet=False):
     """Return a file's header, and (line, fields) of each row: with tabs, or a CSV with commas.
 
-    With tabs a quotation mark is a mark like any other, as in the official files. In a CSV file it
-    encloses a cell, and a tab or a line's end within becomes a blank.
+    With tabs a quotation mark is a mark like any other, as in the official files; your own are
+    warned of where it seems to enclose cells, unless `quiet`. In a CSV file it encloses a cell, and
+    a tab or a line's end within becomes a blank.
     """
     with reading(file, "it must be UTF-8 text with tabs or commas"):
         text = Path(file).read_text(encoding="utf-8-sig")
@@ -76,7 +78,19 @@ def read_rows(file):
         else:
             lines = text.removesuffix("\n").split("\n")
             rows = [(i, line.rstrip("\r").split("\t")) for i, line in enumerate(lines, start=1)]
+            if not quiet and "genre" not in rows[0][1]:  # a column of the official files
+                warn_of_marks(file, rows)
         return rows[0][1], rows[1:]
+
+
+def warn_of_marks(file, rows):
+    """Warn of cells between quotation marks, as pandas and Excel write them, with tabs."""
+    cells = [(number, cell) for number, fields in rows for cell in fields]
+    marked = [number for number, cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+    if marked:
+        text = "%s: %d cells begin and end with a quotation mark, the first in line %d: %s"
+        helps = "with tabs it belongs to the sentence; save with commas where it only encloses it"
+        logging.warning(text, file, len(marked), marked[0], helps)
 
 
 def columns_differ(header, rows):
@@ -86,6 +100,12 @@ def columns_differ(header, rows):
         for number, fields in rows
         if len(fields) != len(header)
     ]
+
+
+def check_once(file, header, columns):
+    """Raise ValueError if a header has one of the columns twice."""
+    if twice := [column for column in columns if header.count(column) > 1]:
+        raise ValueError(f"{file} has the column {', '.join(twice)} twice: rename one of them")
 
 
 def some_of(faults):
@@ -106,6 +126,7 @@ def read_tsv(file, target=SIMILARITY):
             f"{file} lacks the column {', '.join(missing)}: its header, cut at tabs or commas, is "
             f"{shown(header)}"
         )
+    check_once(file, header, columns)
     places = [header.index(column) for column in columns]
     rows, faults = [], []
     for number, fields in found:

@@ -37,9 +37,10 @@ import train
 from criterion import columns_of, in_unit
 from datasets import tokenize
 from outside import shown
-from pair_file import columns_differ, from_unit, read_rows, some_of
+from pair_file import check_once, columns_differ, from_unit, read_rows, some_of
 
 COLUMNS = ["sentence1", "sentence2"]
+EMPTY = "it has an empty sentence"
 
 
 class Predictor:
@@ -107,7 +108,7 @@ class Predictor:
         """Return the ids of both sentences of a pair, two lists."""
         first, second = pair
         if not (first.strip() and second.strip()):
-            raise ValueError("it has an empty sentence")
+            raise ValueError(EMPTY)
         limit = self.args.max_seq_len
         if self.tokenizer is not None:
             options = {"truncation": True, "max_length": limit}
@@ -133,16 +134,17 @@ load = Predictor
 
 
 def read_pairs(file):
-    """Return the pairs of a table as a list; a ValueError says what cannot be used in it."""
+    """Return {line: pair} of a table; a ValueError says what cannot be used in it."""
     header, rows = read_rows(file)
     if missing := [column for column in COLUMNS if column not in header]:
         found = ", ".join(map(repr, header))
         raise ValueError(f"it lacks the column {' and '.join(missing)}: it has {shown(found)}")
+    check_once(file, header, COLUMNS)
     rows = [(number, fields) for number, fields in rows if fields != [""]]
     if faults := columns_differ(header, rows):
         raise ValueError(f"{some_of(faults)}: correct or remove these rows")
     places = [header.index(column) for column in COLUMNS]
-    return [tuple(fields[place] for place in places) for _, fields in rows]
+    return {number: tuple(fields[place] for place in places) for number, fields in rows}
 
 
 def main(argv=None):
@@ -154,9 +156,15 @@ def main(argv=None):
     unreadable = []
     for file in new_inputs.files_of(args.inputs, SUFFIXES):
         try:
-            pairs += read_pairs(file)
+            found = read_pairs(file)
         except (ValueError, OSError) as error:
             unreadable.append((file, error))
+            continue
+        for line, pair in found.items():
+            if all(sentence.strip() for sentence in pair):
+                pairs.append(pair)
+            else:
+                unreadable.append((f"{file}, line {line}", EMPTY))
     table = model.predict(pairs, args.batch_size, quiet=False)
     table.attrs[new_inputs.FAULTS] += unreadable
     return new_inputs.finish(table, args.out)

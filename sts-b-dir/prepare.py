@@ -109,7 +109,7 @@ def read_table(path, target=SIMILARITY):
             "official split; --meta takes your own pairs"
         )
     read_tsv(path, target)  # refuses every row that training would refuse
-    header, rows = read_rows(path)
+    header, rows = read_rows(path, quiet=True)
     rows = [fields for _, fields in rows]
     if len(set(header)) < len(header):
         raise ValueError(f"{path} has the columns {header}: give each its own name")

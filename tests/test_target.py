@@ -337,7 +337,7 @@ def make_pairs(file, name, low, span):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch):
+def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch, capsys):
     words, span, kind = PAIRS[name]
     own = ["--target", name, *words.split()]
     make_pairs(tmp_path / f"given.{kind}", name, float(words.split("--low ")[1].split()[0]), span)
@@ -381,6 +381,11 @@ def test_pairs_with_scores_of_any_range(name, tmp_path, monkeypatch):
     (folder / "results.json").unlink()  # as of a run that was killed
     killed = load("sts-b-dir", "predict").load(folder, "cpu")
     assert killed.predict(asked)["prediction"].item() == expected
+    (tmp_path / "new.csv").write_text("sentence1,sentence2\nred cat,\nred cat,blue cat\n")
+    command = [str(tmp_path / "new.csv"), "--model", str(folder), "--out", f"{tmp_path}/out.csv"]
+    assert load("sts-b-dir", "predict").main(command) == 1
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 1
+    assert f"{command[0]}, line 2: it has an empty sentence" in capsys.readouterr().err
 
 
 def test_shots_of_pairs_are_fixed_for_the_official_counts_only():
