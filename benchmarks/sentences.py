@@ -11,7 +11,6 @@ recurrence alone saves is shown at three sizes, next to torch's LSTM in the same
 import argparse
 import functools
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -50,6 +49,7 @@ def make_model(with_fds, d_word=D_WORD, d_hid=D_HID):
         options = {"label_to_bucket": datasets.label_to_bucket, "clip": train.FDS_CLIP}
         module = fds.FDS(8 * d_hid, 50, **options, fill_empty=True)
     model = bilstm.SimilarityRegressor(bilstm.LSTMEncoder(VOCABULARY, d_word, d_hid), module)
+    model.regularizer = train.regularizers.NoRegularizer()
     parameters = [p for p in model.parameters() if p.requires_grad]
     return model, torch.optim.Adam(parameters, lr=5e-4, weight_decay=1e-5)
 
@@ -61,11 +61,11 @@ def plain_features(model, ids, lengths):
     for part, own in ((ids[:half], lengths[:half]), (ids[half:], lengths[half:])):
         x = encoder.dropout(encoder.words(part[:, : max(own)]))
         packed = torch.nn.utils.rnn.pack_padded_sequence(
-            x, torch.tensor(own), batch_first=True, enforce_sorted=False
+            x, own, batch_first=True, enforce_sorted=False
         )
         x, _ = encoder._phrase_layer._module(packed)
         x, _ = torch.nn.utils.rnn.pad_packed_sequence(x, batch_first=True)
-        ends = torch.arange(x.shape[1]) >= torch.tensor(own).unsqueeze(1)
+        ends = torch.arange(x.shape[1]) >= own.unsqueeze(1)
         x = encoder.dropout(x).masked_fill(ends.unsqueeze(2), float("-inf"))
         vectors.append(x.max(dim=1)[0])
     u, v = vectors
@@ -154,8 +154,8 @@ def share_of_fds(loader):
     """
     steps = len(loader)
     for stats in ("extra_pass", "online"):
-        run = SimpleNamespace(args=train.parse_args(["--fds_stats", stats]))
-        run.accelerator = Accelerator(cpu=True)
+        args = train.parse_args(["--fds_stats", stats])
+        run = train.run_folder.Run(args, train.make_parser(), Accelerator(cpu=True), None, {})
         model, optimizer = make_model(True)
         functions = "smooth accumulate update_last_epoch_stats update_running_stats"
         spent = dict.fromkeys(functions.split(), 0.0)

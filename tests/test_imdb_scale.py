@@ -134,6 +134,7 @@ def test_a_disk_too_full_for_the_cache_is_told(faces, monkeypatch):
 
 def test_the_cache_can_be_built_ahead(faces, capsys, monkeypatch):
     folder = faces[0]
+    monkeypatch.setitem(sys.modules, "datasets", load("imdb-wiki-dir", "datasets"))
     image_cache.main(["--data_dir", str(folder), "--dataset", "imdb_wiki", "--img_size", "17"])
     (built,) = (folder / "cache").glob("*.npy")
     assert f"10 images at 17² in {built}" in capsys.readouterr().out
