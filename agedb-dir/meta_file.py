@@ -7,6 +7,7 @@ the rows.
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from target import Target
 AGE = Target("age", "years", 0, 121, 1, limit=200)
 DRAWN = "_Demo[a-z]{6}_"  # in the names of drawn faces
 SPLITS = ("train", "val", "test")
+OFFICIAL = ("agedb.csv", "imdb_wiki.csv")
 
 
 def split_buckets(labels, target):
@@ -64,7 +66,7 @@ def balanced_split(ages, paths, cap, seed=666, target=AGE):
         )
     duplicates = pd.Index(paths).duplicated()
     if duplicates.any():
-        first = paths[int(np.flatnonzero(duplicates)[0])]
+        first = list(paths)[int(np.flatnonzero(duplicates)[0])]
         raise ValueError(f"{duplicates.sum()} paths occur twice, the first {first!a}: keep one row")
 
     buckets = split_buckets(ages, target)
@@ -91,13 +93,14 @@ def split_own(meta, args, target):
         target: `target.Target`.
 
     Raises:
-        ValueError: naming the row of a label outside the range; or nothing can be held out.
+        ValueError: naming the line of a label outside the range; or nothing can be held out.
     """
     labels = meta[target.name].to_numpy(dtype=np.float64)
     outside = np.flatnonzero(target.outside(labels))
     if len(outside):
+        line = meta.index[outside[0]] + 2
         raise ValueError(
-            f"row {outside[0]} has {target.name} {labels[outside[0]]:g}: train.py takes "
+            f"line {line} has {target.name} {labels[outside[0]]:g}: train.py takes "
             f"{target.range}; the {len(labels)} labels go from {labels.min():g} to {labels.max():g}"
         )
     buckets = split_buckets(labels, target)
@@ -113,22 +116,24 @@ def split_own(meta, args, target):
 
 
 def read_ages(path, columns):
-    """Read a CSV file of labels, the first of `columns`, and the others; labels become numbers."""
-    remedy = (
-        f"a CSV file with {','.join(columns)} and commas between is needed (`python download.py "
-        "--split_file` fetches the official one)"
-    )
+    """Read a CSV file of labels, the first of `columns`, and the others; labels become numbers.
+
+    What stands in line i of the file has the index i - 2, as in `read_table`.
+    """
+    remedy = f"a CSV file with {','.join(columns)} and commas between is needed"
+    if Path(path).name in OFFICIAL:
+        remedy += " (`python download.py --split_file` fetches the official one)"
     meta = read_table(path, columns, remedy)
-    meta = meta[(meta != "").any(axis=1)].reset_index(drop=True)
+    meta = meta[(meta != "").any(axis=1)].copy()
     name = columns[0]
     text = meta[name]
     meta[name] = pd.to_numeric(text, errors="coerce")
     wrong = np.flatnonzero(~np.isfinite(meta[name].to_numpy(dtype=np.float64)))
     if len(wrong):
-        row = int(wrong[0])
+        row = text.index[wrong[0]]
         raise ValueError(
-            f"{path}, row {row}: the {name} {shown(text[row])!r} is not a number; a decimal point "
-            "is needed, and no mark between thousands"
+            f"{path}, line {row + 2}: the {name} {shown(text[row])!r} is not a number; a decimal "
+            "point is needed, and no mark between thousands"
         )
     return meta
 
@@ -160,9 +165,10 @@ def check_meta(path, args, target, expected=None):
         path: of the file.
         args: the flags of prepare.py.
         target: `target.Target`.
-        expected: number of faces by split; None for your own data.
+        expected: number of faces by split; None for your own data, whose split may be any.
     """
     meta = read_ages(path, (target.name, "path", "split"))
+    own = expected is None
     problems = []
     if expected and meta["path"].str.contains(DRAWN).all():
         print("these are the faces that demo_data.py draws, so no counts are expected")
@@ -173,15 +179,19 @@ def check_meta(path, args, target, expected=None):
     missing = missing_paths(args.data_dir, meta["path"], args.allow_outside)
     if missing:
         first = ", ".join(map(shown, missing[:10]))
+        helps = "correct the paths" if own else "`python download.py` says how to get them"
         problems.append(
-            f"{len(missing)} of {len(meta)} images are not in {args.data_dir}: {first}; `python "
-            "download.py` says how to get them"
+            f"{len(missing)} of {len(meta)} images are not in {args.data_dir}: {first}; {helps}"
         )
-    split = split_own(meta, args, target)
-    wrong = [row for row, name in enumerate(split) if meta["split"][row] != name]
-    if wrong:
-        problems.append(
-            f"{len(wrong)} of {len(meta)} rows differ from the split of cap {args.cap} and seed "
-            f"{args.seed}; the first, row {wrong[0]}, is {meta['split'][wrong[0]]!r}"
-        )
+    named = set(meta["split"])
+    if named != {*SPLITS}:
+        problems.append(f"its splits are {', '.join(sorted(map(shown, named)))}, not {SPLITS}")
+    wrong = meta["split"][meta["split"] != split_own(meta, args, target)]
+    if len(wrong):
+        differ = f"{len(wrong)} of {len(meta)} rows differ from the split of cap {args.cap} and "
+        differ += f"seed {args.seed}; the first, line {wrong.index[0] + 2}, is {wrong.iloc[0]!r}"
+        if own:
+            print(f"{differ}: so it is after --curate, by hand, or with other flags")
+        else:
+            problems.append(differ)
     return problems

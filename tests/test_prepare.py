@@ -209,7 +209,7 @@ def test_check_reports_each_kind_of_problem(faces, monkeypatch, capsys):
     assert run(faces, "--cap", "5", "--check") == 1
     out = capsys.readouterr().out
     assert "2 of 200 rows differ from the split of cap 5 and seed 666" in out
-    assert f"row {min(val, train)}" in out
+    assert f"line {min(val, train) + 2}" in out
     assert "not the expected" not in out
 
     meta.to_csv(faces / "agedb.csv", index=False)
@@ -240,18 +240,33 @@ def test_own_faces_from_a_table(tmp_path, capsys):
     assert meta["age"].tolist() == [age for _, age in rows]
     assert Counter(meta["split"]) == {"train": 24, "val": 8, "test": 8}
     assert "expected" not in capsys.readouterr().out
-    assert run(tmp_path, "--dataset", "own", "--cap", "4", "--check") == 0
+    check = ("--dataset", "own", "--cap", "4", "--check")
+    assert run(tmp_path, *check) == 0
+    assert "differ" not in capsys.readouterr().out
+    # Of your own data --check takes a split of --curate, or one made by hand.
+    curate = ("--dataset", "some", "--meta", str(tmp_path / "own.csv"), "--curate", "31", "31.1")
+    assert run(tmp_path, *curate) == 0
+    meta.assign(split=["test", "val", "train", "train"] * 10).to_csv(tmp_path / "hand.csv")
+    for name in ("some", "hand"):
+        assert run(tmp_path, *check[2:], "--dataset", name) == 0
+        assert "rows differ from the split of cap 4" in capsys.readouterr().out
+    meta.replace("val", "dev").to_csv(tmp_path / "hand.csv")
+    assert run(tmp_path, *check[2:], "--dataset", "hand") == 1
+    assert "its splits are dev, test, train, not" in capsys.readouterr().out
     (tmp_path / "own" / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 images are not in .*own/3\.png"):
         run(tmp_path, *flags, "--overwrite")
+    capsys.readouterr()
+    assert run(tmp_path, *check) == 1
+    assert "own/3.png; correct the paths\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("age,file\n3,a.jpg\n", "lacks path"),
-        ("age,path\n3,a.jpg\nold,b.jpg\n", "row 1: the age 'old'"),
-        ("age,path\n,a.jpg\n", "row 0: the age ''"),
+        ("age,path\n3,a.jpg\n\nold,b.jpg\n", "line 4: the age 'old'"),
+        ("age,path\n,a.jpg\n", "line 2: the age ''"),
     ],
 )
 def test_a_table_that_does_not_fit_is_an_error(tmp_path, text, message):

@@ -307,7 +307,7 @@ def test_photos_with_labels_of_any_range(name, tmp_path, monkeypatch, capsys):
 def test_labels_outside_the_range_are_refused_with_what_helps(tmp_path):
     make_photos(tmp_path, np.linspace(-2, 16, 12), "age")
     words = ["--data_dir", str(tmp_path), "--dataset", "own", "--meta", f"{tmp_path}/given.csv"]
-    with pytest.raises(ValueError, match=r"row 0 has age -2.*--low and --high.*from -2 to 16"):
+    with pytest.raises(ValueError, match=r"line 2 has age -2.*--low and --high.*from -2 to 16"):
         load("agedb-dir", "prepare").main(words)
 
 
