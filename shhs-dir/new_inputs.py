@@ -88,7 +88,7 @@ def finish(table, out):
     faults = table.attrs.get(FAULTS, [])
     for name, reason in faults[:SHOWN]:
         said = " ".join(str(reason).split())
-        print(clean(said if str(name) in said else f"{name}: {said}"), file=sys.stderr)
+        print(clean(said if said.startswith(str(name)) else f"{name}: {said}"), file=sys.stderr)
     if len(faults) > SHOWN:
         print(f"and {len(faults) - SHOWN} more", file=sys.stderr)
     write_atomically(out, table.to_csv(index=False, lineterminator="\n").encode())
