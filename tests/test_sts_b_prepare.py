@@ -235,7 +235,7 @@ def test_missing_files_and_columns_name_what_helps(tmp_path):
     with pytest.raises(ValueError, match=r"sentence1, sentence2, score.*tabs or commas"):
         run("--meta", tmp_path / "list.tsv", "--data_dir", tmp_path / "out")
     write_tsv(tmp_path / "list.tsv", [["a", "b", "1", "c"]], [*HEADER[-3:], "score"])
-    with pytest.raises(ValueError, match="its own name"):
+    with pytest.raises(ValueError, match="score twice: rename one"):
         run("--meta", tmp_path / "list.tsv", "--data_dir", tmp_path / "out")
 
 
