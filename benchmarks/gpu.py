@@ -30,9 +30,8 @@ import types
 import zipfile
 from pathlib import Path
 
-from common import load
+from common import ROOT, expose, load
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "kernels", "steps", "loader", "sentences", "faces", "depths", "processes")
 NEEDED = ("torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "PIL", "tqdm",
           "filelock", "matplotlib", "nltk")  # fmt: skip
@@ -44,6 +43,7 @@ PACK_LIMIT = 60_000_000  # bytes
 SHARES = {"utkface": 0.38, "nyud2": 0.38}  # of the pack; sentences and vectors take what they need
 VOCABULARY = 10_000  # words of the sentences that a step is timed on
 SAVING = 60  # seconds in which a training that is stopped saves
+LINES = 120  # of a job's output that are kept
 METHODS = {
     "plain": [],
     "inverse": ["--reweight", "inverse"],
@@ -185,6 +185,7 @@ def kernel_row(device, shape, dtype, compiled):
     labels = torch.rand(shape[0], *shape[2:], device=device) * 100
     module.update_running_stats(x, labels, 0)
     module.update_last_epoch_stats(1)
+    expose("agedb-dir")
     given, grad, target = x.clone().requires_grad_(), torch.ones_like(x), torch.empty_like(x)
     smooth = torch.compile(module.smooth, dynamic=False) if compiled else module.smooth
 
@@ -284,6 +285,7 @@ def step_seconds(network, flags, device):
     args = train.parse_args([*own, *flags])
     accelerator = train.utils.make_accelerator(device, args.precision)
     model = train.build_model(args, *extra)
+    expose(folder)
     run = argparse.Namespace(args=args, accelerator=accelerator)
     dynamic = None if folder == "sts-b-dir" else False  # as its train.py
     optimizer = train.build_optimizer(args, model)
@@ -361,7 +363,9 @@ def jobs_of(part, args, place, data):
     if part == "tests":
         check_packages(OF_TESTS)
         files = [f"tests/test_{name}.py" for name in CUDA_TESTS]
-        return [("tests.json", [python, "-m", "pytest", "-q", "-rs", "-m", "cuda", *files], ROOT)]
+        several = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+        command = [python, "-m", "pytest", "-q", "-rs", "-m", "cuda", *several, *files]
+        return [("tests.json", command, ROOT)]
     if part == "kernels":
         return [("kernels.json", kernels(device, small), None)]
     if part == "steps":
@@ -423,8 +427,8 @@ def run_command(command, folder, seconds):
                 process.kill()
             return None
         log.seek(0)
-        tail = log.read()[-4000:]
-    return {"code": code, "seconds": time.monotonic() - started, "output": tail.splitlines()[-40:]}
+        tail = log.read()[-16_000:]
+    return {"code": code, "seconds": time.monotonic() - started, "output": tail.splitlines()[-LINES:]}
 
 
 def metrics_in(place, file):

@@ -18,6 +18,11 @@ def names_in(folder):
     return {".".join(names) for names in parts} | {names[0] for names in parts}
 
 
+def unique_name(folder, plain):
+    """Return the name under which a folder's module is kept."""
+    return f"{folder.replace('-', '_')}__{plain.replace('.', '__')}"
+
+
 def load(folder, name):
     """Load a folder's module with that folder's other modules, and those of no other folder.
 
@@ -31,7 +36,7 @@ def load(folder, name):
     """
 
     def unique(plain):
-        return f"{folder.replace('-', '_')}__{plain.replace('.', '__')}"
+        return unique_name(folder, plain)
 
     if unique(name) in sys.modules:
         return sys.modules[unique(name)]
@@ -57,3 +62,13 @@ def load(folder, name):
             sys.modules.setdefault(unique(sibling), sys.modules.pop(sibling))
         sys.modules.update(held)
     return module
+
+
+def expose(folder):
+    """Give a folder's loaded modules their plain names, by which torch.compile imports them.
+
+    Those of another folder lose theirs where both have one of that name.
+    """
+    for plain in names_in(ROOT / folder):
+        if unique_name(folder, plain) in sys.modules:
+            sys.modules[plain] = sys.modules[unique_name(folder, plain)]
