@@ -428,7 +428,11 @@ def run_command(command, folder, seconds):
             return None
         log.seek(0)
         tail = log.read()[-16_000:]
-    return {"code": code, "seconds": time.monotonic() - started, "output": tail.splitlines()[-LINES:]}
+    return {
+        "code": code,
+        "seconds": time.monotonic() - started,
+        "output": tail.splitlines()[-LINES:],
+    }
 
 
 def metrics_in(place, file):

@@ -2,8 +2,8 @@
 
 Each compares the samples of a batch with one another and is a differentiable scalar. Autocast is
 off inside, and half precision is taken to float32: exp(1 / 0.07) is above all that float16 holds.
-Where a batch has nothing to compare, the loss and its gradients are 0. Labels are [N], or [N, d]
-with the sum of the differences as their distance. Written from the formulas of the papers.
+Where a batch has nothing to compare, the loss and its gradients are 0. Labels are [N], or [N, d],
+whose distance is the sum of the differences.
 """
 
 import functools
@@ -11,6 +11,8 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from moments import widest
 
 SMALLEST = 1e-6  # distance that Ordinal Entropy sees at least (released code)
 SPREAD = 0.1  # weight of the variance of neighbours' cosines in SRL (released code)
@@ -44,9 +46,19 @@ def rows_of(values, like):
     return values.reshape(len(values), -1)
 
 
-def distances(values):
-    """Return the distances between rows [N, d]: the sum of the absolute differences, [N, N]."""
-    return torch.cdist(values, values, p=1)
+def euclidean(x):
+    """Return the Euclidean distances between rows [N, D], exact also where two are near each other.
+
+    The gradient comes from matrix products: that of torch.cdist is slow, above all on a GPU.
+    """
+    fixed = x.detach()
+    apart = torch.cdist(fixed, fixed, compute_mode="donot_use_mm_for_euclid_dist")
+    wide = widest(x)
+    wide = wide - wide.detach().mean(0)
+    norms = wide.square().sum(1)
+    squares = norms[:, None] + norms - 2 * wide @ wide.T  # for its gradient alone
+    slope = torch.where(apart > 0, 0.5 / apart, 0.0)
+    return apart + ((squares - squares.detach()) * slope).to(x.dtype)
 
 
 def rounding(values):
@@ -82,18 +94,18 @@ def conr_loss(
     m = len(features)
     u = unit(features)
     labels = rows_of(labels, features)
-    apart = distances(labels)
+    apart = torch.cdist(labels, labels, p=1)
     near = apart <= omega + rounding(labels)
     positive = near & ~torch.eye(m, dtype=torch.bool, device=u.device)
-    negative = ~near & (distances(rows_of(preds, features)) <= omega)
+    preds = rows_of(preds, features)
+    negative = ~near & (torch.cdist(preds, preds, p=1) <= omega)
     weights = torch.ones_like(u[:, 0]) if weights is None else rows_of(weights, u).flatten()
     similarity = u @ u.T / temperature
     terms = torch.where(negative, similarity + weights.log()[:, None] + push * apart, -torch.inf)
     terms = torch.where(positive, similarity, terms)
     positives = positive.sum(1)
     if official:
-        others = (m - positives).to(u.dtype)
-        terms = torch.cat([terms, others.log()[:, None]], dim=1)
+        terms = torch.cat([terms, (m - positives).to(u.dtype).log()[:, None]], dim=1)
     active = (positives > 0) & negative.any(1)
     # Without this, an anchor that has no term at all would make every gradient NaN.
     terms = terms.masked_fill(~active[:, None], 0.0)
@@ -117,8 +129,7 @@ def rnc_loss(features, labels, temperature=2.0):
     Returns:
         Scalar; 0 for fewer than two rows.
 
-    Time grows with m²·(D + log m), memory with m². Source: Zha et al., NeurIPS 2023, arXiv
-    2210.01189.
+    Time grows with m²·(D + log m), memory with m². Source: Zha et al., NeurIPS 2023.
     """
     labels = rows_of(labels, features)
     if features.ndim == 3:
@@ -127,10 +138,8 @@ def rnc_loss(features, labels, temperature=2.0):
     m = len(features)
     if m < 2:
         return features.sum() * 0
-    # Not by the binomial formula, which cancels where two features are near each other.
-    exact = "donot_use_mm_for_euclid_dist"
-    similarity = -torch.cdist(features, features, compute_mode=exact) / temperature
-    apart = distances(labels).fill_diagonal_(-1.0)  # the row itself comes last, and is cut off
+    similarity = -euclidean(features) / temperature
+    apart = torch.cdist(labels, labels, p=1).fill_diagonal_(-1.0)  # itself last, to be cut off
     apart, order = apart.sort(dim=1, descending=True)
     similarity = similarity.gather(1, order)[:, :-1]
     totals = torch.logcumsumexp(similarity, dim=1)
@@ -156,8 +165,7 @@ def ordinal_entropy_loss(features, labels):
         Scalar: tightness minus diversity. One label alone has no diversity, and a label of one
         sample no tightness.
 
-    Time grows with N·D + C²·D and memory with N·D + C², for C distinct labels. Source: Zhang et
-    al., ICLR 2023.
+    Time grows with N·D + C²·D, memory with N·D + C², for C labels. Source: Zhang et al., ICLR 2023.
     """
     values, number = rows_of(labels, features).unique(dim=0, return_inverse=True)
     counts = torch.bincount(number, minlength=len(values))[:, None]
@@ -199,11 +207,7 @@ class SRL(nn.Module):
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.long))
 
     def centroids(self, features, buckets):
-        """Return each bucket's mean unit feature, and its row of the surrogate where it has none.
-
-        Returns:
-            [K, d], of length 1, or 0 for buckets that have never been seen.
-        """
+        """Return each bucket's mean unit feature, else its row of the surrogate, else 0: [K, d]."""
         u = unit(features)
         sums = torch.zeros_like(self.surrogate).to(u.dtype).index_add(0, buckets, u)
         counts = torch.bincount(buckets, minlength=len(sums))[:, None]
@@ -246,11 +250,7 @@ class SRL(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum):
-        """Move the surrogate to what the epoch has gathered, and start to gather again.
-
-        Args:
-            momentum: part of the old surrogate that stays; a bucket seen first is taken whole.
-        """
+        """Move the surrogate to the epoch's centroids but for the part `momentum`."""
         means = self.sums / self.counts.clamp_min(1)[:, None]
         new = unit(torch.where(self.counts[:, None] > 0, means, self.surrogate))
         old = torch.where((self.surrogate != 0).any(1, keepdim=True), self.surrogate, new)

@@ -116,17 +116,17 @@ def test_a_compiled_network_reuses_its_graphs(setting):
 
 @pytest.mark.parametrize(("gpus", "processes", "backend"), [(2, 2, None), (1, 2, "gloo")])
 def test_processes_that_share_a_gpu_meet_by_gloo(monkeypatch, gpus, processes, backend):
-    """NCCL, which is accelerate's choice, refuses two processes on one GPU."""
+    """NCCL refuses two processes on one GPU, and accelerate gives each a GPU of its own."""
     given = {}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    monkeypatch.setenv("ACCELERATE_BYPASS_DEVICE_MAP", "")  # is put back
+    monkeypatch.setenv("LOCAL_RANK", "1")  # is put back
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(accelerate, "Accelerator", lambda **options: given.update(options))
     load("agedb-dir", "utils").make_accelerator("cuda", "fp32")
     backends = [getattr(handler, "backend", None) for handler in given["kwargs_handlers"]]
     assert backends[1:] == [backend] * (backend is not None)
-    assert os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] == ("true" if backend else "")
+    assert os.environ["LOCAL_RANK"] == ("0" if backend else "1")  # a barrier's GPU, too
 
 
 @pytest.mark.cuda

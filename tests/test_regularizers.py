@@ -198,6 +198,24 @@ def test_rank_n_contrast_by_its_formula(d):
     same(regularizers.rnc_loss(z, y), total / (m * (m - 1)), z)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_euclidean_distances_and_their_gradient(scale):
+    """Against torch.cdist in float64; rows that are near each other lie far from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1e3 + torch.randn(40, 6, generator=generator).double() * scale
+    x[7] = x[3]
+    weights = torch.randn(40, 40, generator=generator).double()
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+        given = x.clone().to(dtype).requires_grad_()
+        exact = given.detach().clone().double().requires_grad_()
+        expected = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+        got = contrast.euclidean(given)
+        assert_allclose(got.detach(), expected.detach(), rtol=tolerance, atol=0)
+        got.backward(weights.to(dtype))
+        expected.backward(weights)
+        assert_allclose(given.grad, exact.grad, rtol=tolerance, atol=tolerance)
+
+
 def test_ordinal_entropy_by_its_formula():
     z, y, _, _ = drawn(3)
     values = sorted({v.item() for v in y})
