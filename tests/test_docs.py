@@ -35,11 +35,12 @@ def test_a_changed_cell_is_noticed(page, tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results")
     text = (ROOT / page).read_text(encoding="utf-8")
     assert tables.renew(text, tmp_path) == text
-    for file in (tmp_path / "results/agedb-dir/utkface").glob("*/results.json"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["method"] == "VANILLA":
-            content["metrics"]["test"]["overall"]["mae"] = 99.5
-            file.write_text(json.dumps(content), encoding="utf-8")
+    file = tmp_path / "results/agedb-dir/utkface/runs.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line["method"] == "VANILLA":
+            line["test"]["overall"]["mae"] = 99.5
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert "99.50" in tables.renew(text, tmp_path)
 
 

@@ -302,9 +302,11 @@ def tables_of(table, out, shots=None):
     return tables
 
 
-def all_tables(file, root=ROOT):
-    """Return the tables of a TOML file in Markdown, each under its caption."""
+def all_tables(file, root=ROOT, short=False):
+    """Return the tables of a TOML file, or of its `short` rows, in Markdown with captions."""
     table = tomllib.loads(file.read_text(encoding="utf-8"))
+    if short:
+        table["rows"] = {row: table["rows"][row] for row in table["short"]}
     tables = tables_of(table, root / table["out"])
     return "\n".join(f"{caption}:\n\n{markdown(columns)}" for caption, columns in tables.items())
 

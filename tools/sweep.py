@@ -12,10 +12,10 @@ fails is kept with its error in `errors.json`, the others continue, and the exit
 The file's entries: `folder` of train.py, `out` of the results, `seeds`, `flags` of all rows, and
 `[rows]`: flags by name. Optional ones are `minutes` of a run, `store_root`, `epochs` and `lines`
 (see `collect`), `[sets]`, `[over]`, `prepare` with `prepared`, `[cluster]` for submitit, and for
-`evidence.py` the published figures in `[paper]`, `metrics` and `shots`. Flags may hold `{set}`,
-`{seed}`, the entries of a set, and `{ROW}`: the best checkpoint of the row ROW, or of a line of
-`[pretraining]`, which holds flags of pretrain.py. A row whose name holds `{x}` is taken for each
-of the values `x` in `[over]`.
+`evidence.py` the published figures in `[paper]`, `metrics`, `shots` and the rows of a `short`
+table. Flags may hold `{set}`, `{seed}`, the entries of a set, and `{ROW}`: the best checkpoint of
+the row ROW, or of a line of `[pretraining]`, which holds flags of pretrain.py. A row whose name
+holds `{x}` is taken for each of the values `x` in `[over]`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 NEEDED = ("folder", "out", "flags", "seeds", "rows")
 OPTIONAL = """minutes store_root epochs lines sets over pretraining prepare prepared cluster paper
-  metrics shots"""
+  metrics shots short"""
 ENTRIES = {*NEEDED, *OPTIONAL.split()}
 TRAIN, PRETRAIN = "train", "pretrain"  # programs
 ERROR_LINES = 20  # of a failed cell's log

@@ -6,9 +6,10 @@ A table stands between two lines of a README:
     <!-- end of table -->
 
 With `/*` behind the folder, it is one table of all the sets in it. A file of `tools/sweep.py` in
-its place gives the tables of `tools/evidence.py`, and `sweeps` the list of those files. The table
-of the root README, a line per benchmark, stands after `<!-- table: benchmarks -->`, that of the
-later methods after `<!-- table: methods -->`.
+its place gives the tables of `tools/evidence.py`, with `#short` behind it those of the rows in its
+entry `short` alone, and `sweeps` the list of those files. The table of the root README, a line per
+benchmark, stands after `<!-- table: benchmarks -->`, that of the later methods after
+`<!-- table: methods -->`, and those of the devices of `make gpu` after `<!-- table: gpu -->`.
 
     python tools/tables.py            # check; exit status 1 if a table differs
     python tools/tables.py --write    # write them again
@@ -18,6 +19,8 @@ import argparse
 import json
 import re
 import sys
+
+import numpy as np
 
 import evidence
 from load import ROOT, load
@@ -39,6 +42,12 @@ BENCHMARKS = (
     ("shhs-dir", "SHHS-DIR, MAE", "MAE", "15.36 14.14 13.76", "16.94 16.05 15.07", "INV",
      "demo", "simulated nights"),
 )  # fmt: skip
+# Of the later methods' table: what our runs are of, folder of results/, set of data, metric.
+OURS = (
+    ("Abalone, MAE", "uci-dir", "abalone", "mae"),
+    ("faces, MAE", "agedb-dir/utkface", "", "mae"),
+    ("sentences, MSE", "sts-b-dir/minilm", "", "mse"),
+)
 
 
 def runs_below(folder):
@@ -86,13 +95,36 @@ def sets_table(folder, metric="MAE"):
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
 
 
-def our_cells(folder, metric, methods):
-    """Return what our runs gave for all and for few-shot labels, and the number of seeds."""
-    header, rows = cells_of(folder)
-    rows = {row[0]: dict(zip(header, [cell.strip("*") for cell in row])) for row in rows}
-    columns = (f"{metric} all", f"{metric} few", "seeds")
-    cells = [[rows[method][column] for method in methods] for column in columns]
-    return [" → ".join(cell) for cell in cells[:2]], min(cells[2])
+def our_cells(folder, name, metric, methods):
+    """Return what our runs gave, as text.
+
+    Args:
+        folder: of the results.
+        name: of the set of data, or "".
+        metric: 'mae', say.
+        methods: rows.
+
+    Returns:
+        Cells of all labels, those of few-shot ones, and numbers of seeds; a dash without runs.
+    """
+    tests = {method: [] for method in methods}
+    for run in evidence.runs_of_set(folder, name):
+        if run["method"] in tests:
+            tests[run["method"]].append(run.get("test") or run["metrics"]["test"])
+    both = [
+        [np.array([test[shot][metric] for test in own]) for own in tests.values()]
+        for shot in ("overall", "few")
+    ]
+    means = [values.mean() for cells in both for values in cells if len(values)]
+    digits = 2 if max(means, default=0) >= 2.5 else 3
+    texts = [[spread(values, digits) for values in cells] for cells in both]
+    return *texts, [len(own) for own in tests.values()]
+
+
+def spread(values, digits):
+    """Return mean and deviation of the seeds' values as text."""
+    text = f"{values.mean():.{digits}f}" if len(values) else "–"
+    return text + (f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 def benchmark_table(root):
@@ -103,8 +135,9 @@ def benchmark_table(root):
         ours = ["–", "–"]
         if place:
             methods = ("VANILLA", f"{weights}+LDS", f"{weights}+LDS+FDS")
-            ours, seeds = our_cells(root / "results" / folder / place, metric, methods)
-            words += ", 1 seed" if seeds == "1" else f", {seeds} seeds"
+            own = our_cells(root / "results" / folder / place, "", metric.lower(), methods)
+            ours, seeds = [" → ".join(cells) for cells in own[:2]], min(own[2])
+            words += ", 1 seed" if seeds == 1 else f", {seeds} seeds"
         paper = [figures.replace(" ", " → ") for figures in (every, few)]
         lines.append([name, *paper, *ours, f"[{words}]({folder}/README.md#results)"])
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
@@ -114,12 +147,12 @@ def methods_table(root):
     """Return the tables of `results/METHODS.md`: each later method, and its authors' faults."""
     methods = json.loads((root / "results/methods.json").read_text(encoding="utf-8"))
     costs = json.loads((root / "results/method_costs.json").read_text(encoding="utf-8"))
-    header, rows = cells_of(root / "results/uci-dir/abalone")
-    ours = {row[0]: dict(zip(header, [cell.strip("*") for cell in row])) for row in rows}
     plain = {"method": "plain", "row": "VANILLA", "flags": "", "source": "–", "licence": "–"}
     plain |= {"published": "7.77 / 6.62 / 9.55 / 13.67"}
     lines = [["method", "flags", "faces: time, memory", "table: time, memory", "published"]]
-    lines[0] += ["ours, all", "ours, few", "seeds", "licence", "source"]
+    for name, *_ in OURS:
+        lines[0] += [f"{name}, all", "few", "seeds"]
+    lines[0] += ["licence", "source"]
     lines.append(["---"] * len(lines[0]))
     for method in (plain, *methods):
         cost = costs.get(method["flags"] or "plain", {})
@@ -127,12 +160,38 @@ def methods_table(root):
         for folder in ("agedb-dir", "uci-dir"):
             own = cost.get(folder)
             cells.append(f"× {own['time']:.2f}, × {own['memory']:.2f}" if own else "–")
-        found = ours.get(method["row"], {})
-        own = [found.get(name, "–") for name in ("MAE all", "MAE few", "seeds")]
+        own = []
+        for _, place, name, metric in OURS:
+            every, few, seeds = our_cells(root / "results" / place, name, metric, [method["row"]])
+            own += [every[0], few[0], str(seeds[0] or "–")]
         lines.append([*cells, method["published"], *own, method["licence"], method["source"]])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     faults = [f"- {m['method']}: {m['faults']}.\n" for m in methods if m["faults"] != "–"]
     return f"\n{table}\nFaults of the authors' code:\n\n{''.join(faults)}\n"
+
+
+def gpu_tables(root):
+    """Return the tables of `results/gpu/README.md`: steps and kernels of each device."""
+    made = ""
+    for path in sorted((root / "results/gpu").glob("*/steps.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        steps = [["step", "ms", "LDS", "FDS", "FDS, online"], ["---"] + ["---:"] * 4]
+        for name, row in facts["rows"].items():
+            step, kind = name.rsplit(", ", 1)
+            if kind == "bare":
+                steps.append([step, f"{row['ms']:.1f}"])
+            else:
+                steps[-1].append(f"× {row['of_bare']:.3f}")
+        kernels = [["FDS", "calibrate, ms", "and backward", "statistics"], ["---"] + ["---:"] * 3]
+        rows = json.loads(path.with_name("kernels.json").read_text(encoding="utf-8"))["rows"]
+        for name, row in rows.items():
+            calls = ("smooth", "smooth, forward + backward", "statistics")
+            kernels.append([name, *(f"{row[call]['ms']:.2f}" for call in calls)])
+        made += f"\n{facts['device']}, PyTorch {facts['torch']}:\n"
+        for lines in (steps, kernels):
+            full = [line + ["–"] * (len(lines[0]) - len(line)) for line in lines]
+            made += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in full)
+    return f"{made}\n"
 
 
 def renew(text, root=ROOT):
@@ -143,10 +202,15 @@ def renew(text, root=ROOT):
             made = benchmark_table(root)
         elif match[2] == "methods":
             made = methods_table(root)
+        elif match[2] == "gpu":
+            made = gpu_tables(root)
         elif match[2] == "sweeps":
             made = "\n" + evidence.table_of_sweeps(root) + "\n"
         elif match[2].endswith(".toml"):
             made = "\n" + evidence.all_tables(root / match[2], root) + "\n"
+        elif match[2].endswith(".toml#short"):
+            file = root / match[2].removesuffix("#short")
+            made = "\n" + evidence.all_tables(file, root, short=True) + "\n"
         elif match[2].endswith("/*"):
             made = sets_table(root / match[2].removesuffix("/*"))
         else:
