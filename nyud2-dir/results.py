@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import torch
 
 from batches import EXPLODED
 from files import to_json, write_atomically
@@ -151,6 +152,12 @@ def method_name(args, parser):
     return name
 
 
+def named(device):
+    """Return a device as text, a CUDA GPU with its model."""
+    model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{model}"
+
+
 def write_results(run, metrics, **facts):
     """Write `results.json`: what was run, on what, and every metric by shot.
 
@@ -168,7 +175,7 @@ def write_results(run, metrics, **facts):
         **facts,
         "method": method_name(run.args, run.parser),
         "seed": run.args.seed,
-        "device": str(run.accelerator.device),
+        "device": named(run.accelerator.device),
         "processes": run.accelerator.num_processes,
         "metrics": metrics,
         "config": vars(run.args),

@@ -142,6 +142,13 @@ def test_a_step_waits_for_no_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_gpu_is_named_in_the_results(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    named = load("agedb-dir", "results").named
+    assert named(torch.device("cuda", 1)) == "cuda:1 (GPU 1)"
+    assert named(torch.device("cpu")) == "cpu"
+
+
 class NoFloat64(TorchDispatchMode):
     """Stands in for Apple's GPU: no operation may make float64."""
 
