@@ -57,6 +57,14 @@ def test_bootstrap_interval_against_its_closed_form():
     assert [low, high] == pytest.approx(center + 1.96 * np.array([-1, 1]) * deviation, abs=0.03)
 
 
+def test_few_seeds_of_equal_samples_have_students_interval():
+    seeds = np.array([0.5, 1.4, 1.1])
+    low, high = evidence.bootstrap(np.repeat(seeds[:, None], 50, axis=1))
+    expected = stats.t(2).ppf(0.975) * stats.sem(seeds)
+    # A mean of three drawn seeds is one of ten values, the outermost of which are widened ones.
+    assert expected / 1.2 < (high - low) / 2 < expected * 1.2
+
+
 def test_kept_errors_decide_by_shot_and_few_seeds_decide_nothing(tmp_path):
     rng = np.random.default_rng(2)
     shots = np.repeat([0, 2], 200)
@@ -104,3 +112,51 @@ def test_wins_and_ranks_over_sets(tmp_path):
     columns = evidence.tables_of(table, tmp_path, ["overall"])["All sets"]
     assert columns["MAE all: rank"] == ["2.0", "1.3", "2.7"]
     assert columns["MAE all: better on"] == ["–", "2 of 3 (2 / 1)", "1 of 3 (1 / 2)"]
+
+
+def figures_of_two(out, metrics=("mae",)):
+    return figures_of({"rows": {"VANILLA": "", "LDS": ""}, "metrics": metrics}, out)
+
+
+def test_students_interval_stands_where_seeds_have_other_test_samples_or_errors_are_missing(
+    tmp_path,
+):
+    rng = np.random.default_rng(3)
+    for kind in ("samples", "shots", "missing"):
+        differences = []
+        for seed in range(4):
+            plain = rng.uniform(4, 6, 20 + seed * (kind == "samples"))
+            own = plain - rng.uniform(0, 2)
+            shots = np.arange(len(plain)) % 3 if kind != "shots" else rng.permutation(20) % 3
+            write_run(tmp_path / kind, "VANILLA", seed, plain, shots)
+            kept = None if kind == "missing" and seed == 2 else shots
+            write_run(tmp_path / kind, "LDS", seed, own, kept)
+            differences.append(own.mean() - plain.mean())
+        line = figures_of_two(tmp_path / kind).loc["", "mae", "overall", "LDS"]
+        expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+        assert [line["low"], line["high"]] == pytest.approx([*expected])
+
+
+def test_a_seed_twice_is_refused_and_one_without_a_figure_does_not_count(tmp_path, capsys):
+    for seed in range(3):
+        for method in ("VANILLA", "LDS"):
+            write_run(tmp_path, method, seed, np.array([seed + 4.0]))
+    lines = figures_of_two(tmp_path).loc["", "mae"]
+    assert lines.loc["overall", "LDS"]["seeds"] == 3
+    assert lines.loc["few", "LDS"]["seeds"] == 0  # no test sample is in it
+    again = {"method": "LDS", "seed": 1, "wall_seconds": 1, "test": {"overall": {"mae": 4}}}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(again) + "\n")
+    with pytest.raises(ValueError, match=r"'LDS', 1.*runs\.jsonl and again in .*LDS_1"):
+        figures_of_two(tmp_path)
+    with pytest.raises(ValueError, match="has no run of this table"):
+        figures_of_two(tmp_path / "empty")
+
+
+def test_the_papers_figures_of_a_share_are_shares():
+    """Ours of Pearson and delta are up to 1, so the difference to a percentage means nothing."""
+    for file in (evidence.ROOT / "results/tables").glob("*.toml"):
+        for metric, rows in (
+            evidence.tomllib.loads(file.read_text("utf-8")).get("paper", {}).items()
+        ):
+            if metric in evidence.HIGHER_IS_BETTER:
+                assert np.max([*rows.values()]) <= 1, file

@@ -194,6 +194,21 @@ def test_finished_cells_are_known_by_method_seed_and_flags(tmp_path):
     file.write_text(json.dumps(result_of(vanilla, "python train.py --epoch 9")))
     with pytest.raises(ValueError, match=r"is of \{'epoch': 9\}"):
         sweep.Results(tmp_path, table, train).is_finished(vanilla)
+    (tmp_path / "runs.jsonl").write_text(json.dumps(result_of(vanilla)))
+    with pytest.raises(ValueError, match=r"runs\.jsonl and again in .*any name"):
+        sweep.Results(tmp_path, table, train)
+
+
+def test_errors_of_a_large_unit_stay_finite(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "figures", load("uci-dir", "figures"))
+    shots, labels = ["many", "medium", "few"], [0.0, 1e5, 2e5]
+    pd.DataFrame({"label": labels, "shot": shots}).to_csv(tmp_path / "label_density.csv")
+    predictions = {"label": labels, "prediction": [1e6, 1e5, 2e5], "split": "test"}
+    pd.DataFrame(predictions).to_csv(tmp_path / "predictions.csv")
+    sweep.write_errors(tmp_path, tmp_path / "errors.npz", 3)
+    with np.load(tmp_path / "errors.npz") as kept:
+        assert kept["error"].tolist() == [1e6, 0, 0]
+        assert kept["shot"].tolist() == [0, 1, 2]
 
 
 def test_lines_keep_test_metrics_and_a_run_once(tmp_path):

@@ -5,10 +5,10 @@
     python tools/evidence.py results/tables/branco.toml --format csv > all_digits.csv
 
 Differences to VANILLA are paired by seed, that is by split where each seed draws its own. Where
-each run has `errors.npz` and the metric is MAE or MSE, their 95 % interval is a bootstrap with test
-samples and seeds both drawn again. Else it is Student's t over the seeds, which knows nothing of
-the samples. A star says that it lies on the better side of zero, a circle on the worse; neither
-stands without three seeds.
+each run of both has `errors.npz` of the same test samples and the metric is MAE or MSE, their 95 %
+interval is a bootstrap with samples and seeds both drawn again. Else it is Student's t over the
+seeds, which knows nothing of the samples. A star says that it lies on the better side of zero, a
+circle on the worse; neither stands without three seeds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sweep import rows_of
+from sweep import results_of, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "VANILLA"
@@ -66,13 +66,19 @@ def load_runs(table, out):
 
 
 def runs_of_set(out, name):
-    """Yield the results of a set, with its `errors` where they were kept."""
-    path = out / f"{name or 'runs'}.jsonl"
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        yield json.loads(line)
-    for path in sorted((out / name).glob("*/results.json")):
-        run = json.loads(path.read_text("utf-8"))
-        if path.with_name("errors.npz").is_file():
+    """Yield the results of a set, with its `errors` where they were kept.
+
+    Raises:
+        ValueError: for two runs of a method with one seed, naming both.
+    """
+    found = {}
+    for path, text in results_of(out, name):
+        run = json.loads(text)
+        key = run["method"], run["seed"]
+        if key in found:
+            raise ValueError(f"{key} is in {found[key]} and again in {path}: keep one of them")
+        found[key] = path
+        if path.with_name("errors.npz").is_file() and path.suffix == ".json":
             with np.load(path.with_name("errors.npz")) as arrays:
                 run["errors"] = dict(arrays)
         yield run
@@ -84,18 +90,25 @@ def runs_of_set(out, name):
 def bootstrap(differences, seed=0):
     """Return the interval of a mean, seeds and samples both drawn again.
 
+    Of few seeds, draws from themselves vary too little: the seeds' deviations are widened, so that
+    the interval is Student's where samples play no part.
+
     Args:
-        differences: of each seed and test sample [S, N].
+        differences: of each seed and test sample [S, N], S > 1.
         seed: of the draws.
 
     Returns:
         Its lower and upper end.
     """
     rng, (S, N) = np.random.default_rng(seed), differences.shape
+    level = (1 + LEVEL) / 2
+    widened = np.sqrt(S / (S - 1)) * stats.t.ppf(level, S - 1) / stats.norm.ppf(level)
+    of_seeds = differences.mean(axis=1, keepdims=True) - differences.mean()
+    differences = differences + (widened - 1) * of_seeds
     seeds = rng.multinomial(S, np.full(S, 1 / S), RESAMPLES) / S
     samples = rng.multinomial(N, np.full(N, 1 / N), RESAMPLES) / N
     means = np.einsum("rs,sn,rn->r", seeds, differences, samples, optimize=True)
-    return np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return np.quantile(means, [1 - level, level])
 
 
 def student(differences):
@@ -120,7 +133,10 @@ def interval(pairs, differences, metric, shot):
         metric, shot: what is compared.
     """
     known = shot in SHOTS and metric in POWERS and all(own and plain for own, plain in pairs)
-    if len(pairs) < LEAST_SEEDS or not known:
+    # Where each seed drew its own split, no test sample is drawn in all of them.
+    runs = [run for pair in pairs for run in pair] if known else []
+    same = all(np.array_equal(run["shot"], runs[0]["shot"]) for run in runs)
+    if len(pairs) < LEAST_SEEDS or not known or not same:
         return student(differences)
     raw = [[np.float64(run["error"]) ** POWERS[metric] for run in pair] for pair in pairs]
     place = list(SHOTS).index(shot) - 1
@@ -158,10 +174,12 @@ def summarize(table, out):
             below, above = above, below
         given = paper.get(metric, {}).get(method, [np.nan] * len(shots))[shots.index(shot)]
         line = {"set": name, "metric": metric, "shot": shot, "method": method, "paper": given}
-        line |= {"mean": own.mean(), "std": own.std(ddof=1), "seeds": len(own)}
+        line |= {"mean": own.mean(), "std": own.std(ddof=1), "seeds": own.count()}
         line |= {"difference": own.mean() - given, "versus": difference.mean()}
         line |= {"low": low, "high": high}
         lines.append(line | {"verdict": "better" if below else "worse" if above else ""})
+    if not lines:
+        raise ValueError(f"{out} has no run of this table: python tools/sweep.py runs them")
     return pd.DataFrame(lines)
 
 
@@ -340,12 +358,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
     table = tomllib.loads(args.table.read_text(encoding="utf-8"))
     out = args.out or ROOT / table["out"]
-    if args.format == "csv":
-        summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
-        return
-    made = {"markdown": markdown, "latex": latex}[args.format]
-    for caption, columns in tables_of(table, out, args.shots).items():
-        print(f"{caption}\n\n{made(columns)}")
+    made = {"markdown": markdown, "latex": latex}.get(args.format)
+    try:
+        if args.format == "csv":
+            summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
+            return
+        for caption, columns in tables_of(table, out, args.shots).items():
+            print(f"{caption}\n\n{made(columns)}")
+    except ValueError as error:
+        raise SystemExit(f"evidence.py: {error}") from error
 
 
 if __name__ == "__main__":

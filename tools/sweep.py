@@ -167,6 +167,15 @@ def cells_of(table, train, best, load=importlib.import_module):
 # ---- results -------------------------------------------------------------------------------
 
 
+def results_of(out, name):
+    """Yield path and JSON text of each result of a set: lines of its file, and run folders."""
+    path = out / f"{name or 'runs'}.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        yield path, line
+    for path in sorted((out / name).glob("*/results.json")):
+        yield path, path.read_text("utf-8")
+
+
 class Results:
     """What is finished, in the folder `out`.
 
@@ -174,6 +183,9 @@ class Results:
         out: the folder; with several sets each has its own below it.
         table: as `read_table` returns it.
         train: the folder's train.py.
+
+    Raises:
+        ValueError: for a cell with two results.
     """
 
     def __init__(self, out, table, train):
@@ -185,14 +197,12 @@ class Results:
         self.seconds = {}  # of finished cells
         self.files = {}  # of the results that were there, with their commands
         for name in table["sets"]:
-            path = out / f"{name or 'runs'}.jsonl"
-            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-            found = [(path, line) for line in lines]
-            for path in sorted((out / name).glob("*/results.json")):
-                found.append((path, path.read_text("utf-8")))
-            for path, text in found:
+            for path, text in results_of(out, name):
                 result = json.loads(text)
                 key = name, result["method"], result["seed"]
+                if key in self.files:
+                    first = self.files[key][0]
+                    raise ValueError(f"{key} is in {first} and again in {path}: keep one of them")
                 self.seconds[key] = result["wall_seconds"]
                 self.files[key] = path, result["command"]
 
@@ -291,7 +301,7 @@ def write_errors(run, path, number):
 
     Args:
         run: the run folder.
-        path: of `errors.npz`: error float16 [N], shot uint8 [N]: 0 many, 1 medium, 2 few.
+        path: of `errors.npz`: error float32 [N], shot uint8 [N]: 0 many, 1 medium, 2 few.
         number: of test samples; nothing is written where `predictions.csv` holds others.
     """
     from figures import label_to_bucket  # the folder's
@@ -303,7 +313,7 @@ def write_errors(run, path, number):
     if len(table) != number:
         return
     shots = density["shot"].to_numpy()[label_to_bucket(table["label"], density["label"])]
-    error = np.float16(np.abs(table["prediction"] - table["label"]))
+    error = np.float32(np.abs(table["prediction"] - table["label"]))
     np.savez(path, error=error, shot=np.uint8([SHOTS.index(shot) for shot in shots]))
 
 

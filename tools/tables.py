@@ -111,14 +111,17 @@ def our_cells(folder, name, metric, methods):
     for run in evidence.runs_of_set(folder, name):
         if run["method"] in tests:
             tests[run["method"]].append(run.get("test") or run["metrics"]["test"])
-    both = [
-        [np.array([test[shot][metric] for test in own]) for own in tests.values()]
-        for shot in ("overall", "few")
-    ]
+    both = [[measured(own, shot, metric) for own in tests.values()] for shot in ("overall", "few")]
     means = [values.mean() for cells in both for values in cells if len(values)]
     digits = 2 if max(means, default=0) >= 2.5 else 3
     texts = [[spread(values, digits) for values in cells] for cells in both]
     return *texts, [len(own) for own in tests.values()]
+
+
+def measured(tests, shot, metric):
+    """Return the runs' values, without those of a shot that no test sample is in."""
+    values = [test.get(shot, {}).get(metric) for test in tests]
+    return np.array([value for value in values if value is not None])
 
 
 def spread(values, digits):
