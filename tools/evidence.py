@@ -91,7 +91,7 @@ def bootstrap(differences, seed=0):
     """Return the interval of a mean, seeds and samples both drawn again.
 
     Of few seeds, draws from themselves vary too little: the seeds' deviations are widened, so that
-    the interval is Student's where samples play no part.
+    the interval is about Student's where samples play no part.
 
     Args:
         differences: of each seed and test sample [S, N], S > 1.
