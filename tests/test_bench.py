@@ -1,6 +1,7 @@
 """The page that benchmarks/bench.py writes."""
 
 import sys
+from types import SimpleNamespace
 
 import torch
 
@@ -37,3 +38,27 @@ def test_the_page_holds_tables_and_notes(monkeypatch, capsys):
     assert "```text\n2 MiB at the peak\n```" in page
     for name in bench.PROGRAMS:
         assert (ROOT / "benchmarks" / f"{name}.py").is_file()
+
+
+def test_own_bucket_calibrates_by_the_first_prediction_alone():
+    """By the recipe written out; labels, which it is given in training, change nothing."""
+    experiment = load("benchmarks", "own_bucket")
+    fds = load("uci-dir", "fds")
+    torch.manual_seed(0)
+    module = fds.FDS(4, 10, ks=3, sigma=1)
+    net = experiment.OwnBuckets(3, (4,), module)
+    net.scale = SimpleNamespace(invert=lambda scaled: 10 * scaled)
+    inputs = torch.randn(50, 3)
+    labels = torch.arange(50.0)[:, None] % 10
+    with torch.no_grad():
+        for epoch in range(3):
+            module.accumulate(net.hidden(inputs), labels, epoch)
+            module.update_last_epoch_stats(epoch)
+            module.update_running_stats(epoch=epoch)
+        features = net.hidden(inputs)
+        first = net.linear(features)
+        expected = net.linear(module.smooth(features.clone(), 10 * first, 2))
+        assert not torch.allclose(expected, first)
+        for given in (labels, labels.flip(0)):
+            torch.testing.assert_close(net(inputs, given, 2)[0], expected)
+        torch.testing.assert_close(net.eval()(inputs)[0], expected)
