@@ -65,6 +65,10 @@ class WithSynthetic:
         images[torch.from_numpy(behind)] = torch.from_numpy(made.round().clip(0, 255)).byte()
         return images
 
+    def one_by_one(self, rows):
+        """Return these rows as uint8 tensors [1, H, W, 3]."""
+        return self.read(rows).split(1)
+
 
 def with_synthetic_faces(images, rows, labels, shots, args):
     """Add the synthetic faces of --resample to a training set.

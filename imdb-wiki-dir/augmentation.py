@@ -23,29 +23,32 @@ def normalize(images, out=None):
         float32 [n, 3, H, W] in channels-last memory.
     """
     out = torch.empty(images.shape, device=images.device) if out is None else out
-    # Dividing by 127.5 rounds as dividing by 255 and then by 0.5 does.
-    return out.copy_(images).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)
+    # In one pass −1 + x / 127.5, which rounds as dividing by 255 and then by 0.5 does.
+    low = out.new_full(out.shape[2:], -1.0)
+    torch.addcdiv(low, out.copy_(images), out.new_full((), 127.5), out=out)
+    return out.permute(0, 3, 1, 2)
 
 
-def augment(images, top, left, flip):
-    """Crop each image from its zero-padded self, then mirror some of them, as one batch.
+def augment(pieces, top, left, flip):
+    """Crop each image from its zero-padded self, then mirror some of them.
 
     Args:
-        images: [n, H, W, C].
+        pieces: list of the images: on the CPU each [1, H, W, C], elsewhere one [n, H, W, C].
         top, left: offsets of each crop, long [n] in 0 ... 2·CROP_PADDING.
         flip: bool [n], which images to mirror left to right.
 
     Returns:
-        Tensor of the shape of `images`.
+        Iterable of tensors of the pieces' shapes.
     """
     # The same pixels: on the CPU a slice is a plain copy of memory and an index is not, on a
     # GPU one index is one kernel.
-    crop = crop_by_slices if images.device.type == "cpu" else crop_by_index
-    return crop(images, top, left, flip)
+    if pieces[0].device.type == "cpu":
+        return crop_by_slices(pieces, top, left, flip)
+    return [crop_by_index(*pieces, top, left, flip)]
 
 
 def crop_by_index(images, top, left, flip):
-    """`augment` in four operations on the whole batch."""
+    """`augment` of one piece, in four operations on all its images."""
     n, H, W, C = images.shape
     padded = torch.nn.functional.pad(images, [0, 0] + [CROP_PADDING] * 4)
     image, row = padded.stride(0), padded.stride(1)
@@ -56,21 +59,19 @@ def crop_by_index(images, top, left, flip):
     return torch.where(flip[:, None, None, None], crops.flip(2), crops)
 
 
-def crop_by_slices(images, top, left, flip):
-    """`augment` by copying what each crop keeps of its image."""
-    H, W = images.shape[1:3]
-    crops = torch.zeros_like(images)
+def crop_by_slices(pieces, top, left, flip):
+    """`augment` by copying what each crop keeps of its image, when it is asked for."""
+    H, W = pieces[0].shape[1:3]
     # Of an image smaller than the padding nothing may be left: an offset ends at its size.
     down = (top - CROP_PADDING).clamp(-H, H)
     right = (left - CROP_PADDING).clamp(-W, W)
     draws = zip(down.tolist(), right.tolist(), flip.tolist())
-    for crop, image, (down, right, mirror) in zip(crops, images, draws):
+    for image, (down, right, mirror) in zip(pieces, draws):
         # The crop lies `down` rows below the image's top; a negative number is above it.
         up, down, before, right = max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)
-        crop[up : H - down, before : W - right] = image[down : H - up, right : W - before]
-        if mirror:
-            crop.copy_(crop.flip(1))
-    return crops
+        crop = torch.zeros_like(image)
+        crop[:, up : H - down, before : W - right] = image[:, down : H - up, right : W - before]
+        yield crop.flip(2) if mirror else crop
 
 
 # ---- pretraining ---------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from outside import read_table, shown
 # With `inverse` the released code keeps counts within bounds, empty ages too, and truncates
 # smoothed counts: the published numbers hold both. Your own target's counts stay as they are.
 LDS_RULE = {"clip": (5, 1000), "truncate": True}
-CPU_PIECE = 1  # images of a batch that the CPU takes at a time, so that they stay in its cache
 SPLITS = ("train", "val", "test")
 
 
@@ -177,25 +176,27 @@ class Loader(Batches):
         return self.images.read(self.rows[rows])
 
     def _samples(self, rows):
-        """Return images, labels and weights [n, 1] of some of the split's rows."""
+        """Return pieces of the images, labels and weights [n, 1] of some of the split's rows."""
         labels, weights = (
             torch.from_numpy(values[rows]).unsqueeze(1) for values in (self.labels, self.weights)
         )
-        return self.read(rows), labels, weights
+        # The CPU takes image after image, which stay in its cache.
+        on_cpu = self.device.type == "cpu"
+        pieces = self.images.one_by_one(self.rows[rows]) if on_cpu else [self.read(rows)]
+        return pieces, labels, weights
 
-    def _batch(self, part, images, labels, weights, draws=((),)):
+    def _batch(self, part, pieces, labels, weights, draws=((),)):
         """Augment by each of the draws, and normalise."""
-        n, on_cpu = len(images), self.device.type == "cpu"
+        n, on_cpu = len(labels), self.device.type == "cpu"
         # Fresh memory costs the CPU more time than the arithmetic does: one buffer for all batches.
         if not on_cpu or self.buffer is None or len(self.buffer) < len(draws) * n:
-            shape = (len(draws) * n, *images.shape[1:])
+            shape = (len(draws) * n, *pieces[0].shape[1:])
             self.buffer = torch.empty(shape, device=self.device)
-        step = CPU_PIECE if on_cpu else n
+        step = len(pieces[0])
         for first, of_view in enumerate(draws):
-            for i in range(0, n, step):
-                few = images[i : i + step]
-                few = augment(few, *(draw[i : i + step] for draw in of_view)) if of_view else few
-                normalize(few, self.buffer[first * n + i : first * n + i + len(few)])
+            for i, few in enumerate(augment(pieces, *of_view) if of_view else pieces):
+                start = first * n + i * step
+                normalize(few, self.buffer[start : start + step])
         made = self.buffer[: len(draws) * n].permute(0, 3, 1, 2)
         views = made[n:] if len(draws) > 1 else None
         return Batch(made[:n], labels, weights, part.share, part.size, views)

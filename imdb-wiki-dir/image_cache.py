@@ -6,7 +6,9 @@ The first run builds the array. To build it ahead, say on every node of a cluste
 """
 
 import argparse
+import mmap
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +54,31 @@ class Images(ArrayCache):
         if img_size > MOST_PIXELS:
             raise ValueError(f"--img_size must be at most {MOST_PIXELS}, got {img_size}")
         self.shape = (img_size, img_size, 3)
+        self.whole = None  # the array as a tensor
         self.settings = f"{CACHE_VERSION} {img_size}"
         super().__init__(data_dir, [paths], cache, f"{name}_{img_size}", **options)
 
     def load_row(self, file):
         """Return an image: uint8 array [img_size, img_size, 3]."""
         return load_image(file, self.shape[0], self.turned)
+
+    def one_by_one(self, rows):
+        """Return these rows as uint8 tensors [1, img_size, img_size, 3], never to be written to.
+
+        Those of the array are not copied, only brought into memory.
+        """
+        if self.array is None:
+            return self.read(rows).split(1)
+        import torch  # here: prepare.py decodes without it
+
+        self._announce(rows)
+        self._verify(rows)
+        # A byte of each page is read: here it may wait for the disk, ahead of the training.
+        self.array[rows, :: max(1, mmap.PAGESIZE // (3 * self.shape[1])), 0, 0].sum()
+        if self.whole is None:
+            with warnings.catch_warnings(action="ignore"):  # the array is read-only
+                self.whole = torch.from_numpy(self.array)
+        return [self.whole[row : row + 1] for row in rows]
 
 
 def main(argv=None):

@@ -69,8 +69,36 @@ def test_evaluation_equals_per_file_pipeline(faces, cached):
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("function", ["crop_by_index", "crop_by_slices", "augment"])
-def test_augment_equals_torchvision_for_every_draw(faces, function):
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("size", [5, 32, 33])
+def test_batches_equal_the_per_file_pipeline(faces, cached, size):
+    meta = datasets.read_meta(faces, "agedb")
+    cache = faces / "cache" if cached else None
+    images = image_cache.Images(faces, meta["path"], size, cache, quiet=True)
+    rows = np.array([7, 0, 3, 3, 11, 2, 9])
+    loader = datasets.Loader(images, rows, np.arange(7), np.ones(121), batches.Sharing(3, 0, "cpu"))
+    # One buffer holds every batch, so each is copied.
+    got = torch.cat([batch.images.clone() for batch in loader.evaluate()])
+    assert torch.equal(got, per_file([faces / meta["path"][row] for row in rows], size))
+    for piece, image in zip(images.one_by_one(rows), images.read(rows), strict=True):
+        assert torch.equal(piece[0], image)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 3), (3, 7, 11, 3), (2, 1, 1, 3)])
+def test_bytes_are_normalised_bit_for_bit(shape):
+    images = (torch.arange(int(np.prod(shape))) % 256).byte().view(shape)
+    expected = (images.float() / 255 - 0.5) / 0.5
+    out = torch.full(shape, 7.0)
+    assert torch.equal(augmentation.normalize(images, out), expected.permute(0, 3, 1, 2))
+    assert torch.equal(out, expected)
+
+
+def by_slices(images, *draws):
+    return torch.cat(list(augmentation.augment(images.split(1), *draws)))
+
+
+@pytest.mark.parametrize("crop", [augmentation.crop_by_index, by_slices])
+def test_augment_equals_torchvision_for_every_draw(faces, crop):
     file = faces / "AgeDB/5_Name_25_f.jpg"
     pixels = image_cache.load_image(file, 24)
     image = Image.open(file).convert("RGB").resize((24, 24), Image.Resampling.BILINEAR)
@@ -78,11 +106,11 @@ def test_augment_equals_torchvision_for_every_draw(faces, function):
     draws = [(t, l, f) for t in range(0, 33, 4) for l in range(0, 33, 4) for f in (False, True)]
     top, left, flip = (torch.tensor(column) for column in zip(*draws))
     images = torch.from_numpy(pixels.copy()).expand(len(draws), -1, -1, -1).contiguous()
-    got = getattr(augmentation, function)(images, top, left, flip)
+    got = crop(images, top, left, flip)
     for i, (t, l, f) in enumerate(draws):
-        crop = F.crop(padded, t, l, 24, 24)
-        crop = F.hflip(crop) if f else crop
-        assert torch.equal(got[i].permute(2, 0, 1), F.pil_to_tensor(crop)), draws[i]
+        expected = F.crop(padded, t, l, 24, 24)
+        expected = F.hflip(expected) if f else expected
+        assert torch.equal(got[i].permute(2, 0, 1), F.pil_to_tensor(expected)), draws[i]
 
 
 @pytest.mark.parametrize("size", [8, 15, 16])
@@ -91,7 +119,7 @@ def test_crops_of_images_smaller_than_the_padding(size):
     top, left = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(33)] * 2, indexing="ij"))
     flip = (top + left) % 2 == 0
     expected = augmentation.crop_by_index(images, top, left, flip)
-    assert torch.equal(augmentation.crop_by_slices(images, top, left, flip), expected)
+    assert torch.equal(by_slices(images, top, left, flip), expected)
 
 
 # ---- meta file -----------------------------------------------------------------------------
@@ -363,6 +391,9 @@ class Coordinates:
 
     def read(self, rows):
         return self.pixels[torch.as_tensor(rows)]
+
+    def one_by_one(self, rows):
+        return self.read(rows).split(1)
 
 
 def make_loader(count, batch_size, rank=0, processes=1, seed=0):

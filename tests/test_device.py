@@ -25,6 +25,9 @@ class Noise:
     def read(self, rows):
         return torch.randint(0, 256, (len(rows), 40, 40, 3), dtype=torch.uint8)
 
+    def one_by_one(self, rows):
+        return self.read(rows).split(1)
+
 
 @pytest.fixture
 def setting():

@@ -242,6 +242,9 @@ def test_conr_sees_two_more_views_of_each_image():
             pixels = np.arange(1, 41)[:, None, None] + rows.reshape(-1, 1, 1, 1)
             return torch.from_numpy(np.uint8(np.broadcast_to(pixels, (len(rows), 40, 40, 3))))
 
+        def one_by_one(self, rows):
+            return self.read(rows).split(1)
+
     sharing = batches.Sharing(4, 0, torch.device("cpu"))
     labels = np.arange(20.0, 30)
     loader = datasets.Loader(Images(), np.arange(10) * 20, labels, np.ones(121), sharing)
