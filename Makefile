@@ -51,7 +51,7 @@ bench: $(INSTALLED)
 
 # Everything that only a GPU can say; run it again until nothing is left. GPU_FLAGS: --minutes 25,
 # --data FILE_OF_PACK. The environment's own PyTorch may be used: make gpu GPU_PYTHON=python3.
-GPU_PYTHON ?= $(BIN)/python
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_FLAGS)
 

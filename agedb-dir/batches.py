@@ -159,7 +159,7 @@ class Steps:
         if self.within is not None and self.name in self.within.passes:
             self._take(self.within.passes[self.name])
         self.next = first + self.done - len(self.pending)  # the first step not looked at
-        quiet = not self.accelerator.is_local_main_process
+        quiet = not self.accelerator.is_main_process
         options = {"initial": self.done, "leave": False, "disable": quiet}
         self.bar = tqdm(batches, title, self.number, **options)
         self.started = time.perf_counter()

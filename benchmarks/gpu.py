@@ -4,11 +4,11 @@
     python benchmarks/gpu.py --pack gpu_data.zip --data ../shared/data
 
 Each job writes a file into results/gpu/<device>/ when it ends, and is left out if the file exists;
-kernels and steps write after each measurement. What fails leaves its error in a .failed.json, and
-the others follow. Run the command again until it says that nothing is left. A training that the
-time cuts off is asked to save, and resumes. No network is needed. `--pack` makes one file of at
-most 60 MB: faces, depth pairs, sentences and word vectors, for a machine that has nothing but this
-repository. Only the parts that train need data.
+kernels and steps write after each measurement. What fails leaves its error in a .failed.json until
+it succeeds, and the others follow. Run the command again until it says that nothing is left. A
+training that the time cuts off is asked to save, and resumes. No network is needed. `--pack` makes
+one file of at most 60 MB: faces, depth pairs, sentences and word vectors, for a machine that has
+nothing but this repository. Only the parts that train need data.
 """
 
 import argparse
@@ -18,9 +18,11 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,12 @@ PACK_LIMIT = 60_000_000  # bytes
 SHARES = {"utkface": 0.38, "nyud2": 0.38}  # of the pack; sentences and vectors take what they need
 VOCABULARY = 10_000  # words of the sentences that a step is timed on
 SAVING = 60  # seconds in which a training that is stopped saves
+TESTING = 300  # at most, of the tests, which cannot resume
+SMALL = {  # flags of a training with --small
+    "sentences": ["--d_hid", "8", "--val_interval", "2", "--max_vals", "2"],
+    "faces": ["--model", "resnet18", "--img_size", "32", "--epoch", "2"],
+    "depths": ["--model", "mini", "--downscale", "8", "--epochs", "2"],
+}
 LINES = 120  # of a job's output that are kept
 METHODS = {
     "plain": [],
@@ -328,10 +336,12 @@ def run_rows(target, measurements, deadline, facts):
         except Exception:
             errors[name] = traceback.format_exc()
             print(errors[name])
-        if facts["device"] != "cpu":
+        if not facts["device"].startswith("cpu"):
             empty_cache()
-    note_failure(target, errors and {"errors": errors} | facts)
-    return len(measurements.keys() - rows.keys())
+    left = measurements.keys() - rows.keys()
+    if errors or not left:
+        note_failure(target, errors and {"errors": errors} | facts)
+    return len(left)
 
 
 def empty_cache():
@@ -371,17 +381,20 @@ def jobs_of(part, args, place, data):
     if part == "steps":
         return [("steps.json", steps(device, small), None)]
     if part == "loader":
-        script = [python, str(ROOT / "benchmarks" / "imdb_scale.py"), "--parts", "gpu"]
-        return [("loader.json", script, ROOT)]
+        script = [python, str(ROOT / "benchmarks" / "imdb_scale.py"), "--parts", "gpu", "--cases"]
+        return [
+            (f"loader_{case}.json", [*script, case], ROOT) for case in ("tf32", "bf16_compiled")
+        ]
     if part == "processes":
         command = [python, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train.py"]
         flags = [*faces_flags(data, device, place), "--model", "resnet18", "--epoch", "1", "--fds"]
+        flags += SMALL["faces"] * small
         store = ["--store_root", str(place / "runs" / "processes"), "--track", "none"]
         return [("processes.json", [*command, *flags, *store, "--resume"], ROOT / "agedb-dir")]
     if part == "sentences":
         words = Path(data) / "vectors" / "glove300_mixed.txt"
         common = ["--data_dir", Path(data) / "sts_b_dir", "--word_embs_file", words]
-        common += ["--cache", place / "cache", "--device", device]
+        common += ["--cache", place / "cache", "--device", device, *SMALL[part] * small]
         return [
             training(
                 "sts-b-dir", f"sentences_{seed}_{name}", [*common, "--seed", seed, *flags], place
@@ -391,6 +404,7 @@ def jobs_of(part, args, place, data):
         ]
     if part == "faces":
         common = [*faces_flags(data, device, place), "--epoch", "30", "--schedule", "20", "26"]
+        common += SMALL[part] * small
         return [
             training("agedb-dir", f"faces_{name}", [*common, *flags], place)
             for name, flags in METHODS.items()
@@ -398,6 +412,7 @@ def jobs_of(part, args, place, data):
     pairs = depth_pairs(Path(data), place)
     common = ["--data_dir", pairs, "--no-pretrained_encoder", "--device", device]
     common += ["--cache", place / "cache", "--batch_size", "16", "--epochs", "20", "--lr_step", "8"]
+    common += SMALL[part] * small
     return [
         training("nyud2-dir", f"depths_{name}", [*common, *flags], place)
         for name, flags in METHODS.items()
@@ -416,7 +431,9 @@ def run_command(command, folder, seconds):
     """Run a command for at most so many seconds; return its end, or None if the time was up."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         started = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -424,7 +441,8 @@ def run_command(command, folder, seconds):
             try:
                 process.wait(SAVING)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # and those that it has started
+                process.wait()
             return None
         log.seek(0)
         tail = log.read()[-16_000:]
@@ -441,12 +459,12 @@ def metrics_in(place, file):
     return json.loads(found[-1].read_text())["metrics"]["test"] if found else None
 
 
-def device_name(device):
-    """Return the device's name as a folder."""
+def device_name(device, small):
+    """Return the device's name as a folder; figures of small sizes have one of their own."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return re.sub(r"\W+", "_", name).strip("_").lower()
+    return re.sub(r"\W+", "_", name).strip("_").lower() + "_small" * small
 
 
 def write(target, result):
@@ -465,7 +483,8 @@ def run_part(part, args, place, deadline):
     """Run the jobs of a part that have no file yet until the time is up; return how many left."""
     import torch
 
-    facts = {"device": device_name(args.device), "torch": torch.__version__}
+    facts = {"device": device_name(args.device, args.small), "torch": torch.__version__}
+    facts["commit"] = load("agedb-dir", "utils").run_facts()["commit"]
     data = data_folder(args.data, place) if part in TRAINING else None
     left = 0
     for file, what, folder in jobs_of(part, args, place, data):
@@ -479,7 +498,8 @@ def run_part(part, args, place, deadline):
         if remaining <= SAVING:
             continue
         print(f"{file}: {remaining / 60:.1f} minutes are left", flush=True)
-        result = run_command([str(word) for word in what], folder, remaining - SAVING)
+        seconds = min(remaining - SAVING, TESTING if part == "tests" else remaining)
+        result = run_command([str(word) for word in what], folder, seconds)
         if result is None:
             continue
         result |= facts | {"metrics": metrics_in(place, file)}
@@ -512,13 +532,14 @@ def main(argv=None):
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device is visible to PyTorch; --device cpu --small is a try")
-    place = (Path(args.out) / device_name(args.device)).absolute()
+    place = (Path(args.out) / device_name(args.device, args.small)).absolute()
     place.mkdir(parents=True, exist_ok=True)
     left = 0
     for part in args.parts:
         try:
-            note_failure(place / f"{part}.json", None)
             left += run_part(part, args, place, deadline)
+            if part in TRAINING:
+                note_failure(place / f"{part}.json", None)  # its data are there now
         except (Exception, SystemExit) as error:  # the other parts follow
             print(f"{part}: {error}")
             note_failure(place / f"{part}.json", {"error": traceback.format_exc()})
@@ -528,4 +549,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(bool(main()))

@@ -25,12 +25,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import ROOT, load
+from common import ROOT, expose, load
 
 FOLDER = "imdb-wiki-dir"
 ROWS = {"imdb": 460_723, "wiki": 62_328}  # of the MATLAB files
 COUNT, IMG_SIZE, BATCH, STEPS = 213_553, 224, 256, 200
 GPU_BATCHES = 60  # of a measured pass on a GPU
+CASES = {  # of which there
+    "tf32": ["--precision", "tf32"],
+    "bf16_compiled": ["--precision", "bf16", "--compile"],
+}
 METHODS = "--reweight sqrt_inv --lds --fds --fds_ks 5 --fds_sigma 2".split()
 PARTS = ("prepare", "startup", "build", "disk", "memory", "processes", "gpu")
 
@@ -323,6 +327,7 @@ def make_run(train, loader_of, flags):
     accelerator = train.utils.make_accelerator(args.device, args.precision)
     run = train.run_folder.Run(args, train.make_parser(), accelerator, None, {})
     model = train.build_model(args)
+    expose(FOLDER)
     model.regularizer = train.regularizers.NoRegularizer()
     net, optimizer = train.utils.prepare(run, model, train.build_optimizer(args, model))
 
@@ -387,7 +392,7 @@ def measure_gpu(train, images, batch_size, cases, common):
     return rows
 
 
-def run_gpu(folder):
+def run_gpu(folder, cases):
     """Measure on the first CUDA device; say so and return None without one."""
     if not torch.cuda.is_available():
         return print("gpu: skipped, no CUDA device is visible to PyTorch")
@@ -398,11 +403,9 @@ def run_gpu(folder):
         folder, paths, IMG_SIZE, folder / "cache", "imdb_wiki", quiet=True
     )
     print(f"gpu: {torch.cuda.get_device_name()}, ResNet-50 at {IMG_SIZE}², batch {BATCH}")
-    cases = {
-        "tf32": ["--precision", "tf32"],
-        "bf16 + compile": ["--precision", "bf16", "--compile"],
-    }
-    return measure_gpu(train, images, BATCH, cases, ["--device", "cuda"])
+    return measure_gpu(
+        train, images, BATCH, {case: CASES[case] for case in cases}, ["--device", "cuda"]
+    )
 
 
 # ---- main ----------------------------------------------------------------------------------
@@ -422,6 +425,9 @@ def main(argv=None):
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS, help="what to measure")
+    parser.add_argument(
+        "--cases", nargs="*", default=CASES, choices=CASES, help="of the GPU's part"
+    )
     parser.add_argument("--json", help="file for the figures, a JSON object a line")
     parser.add_argument("--inner", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -434,7 +440,7 @@ def main(argv=None):
         "disk": measure_disk,
         "memory": lambda folder: measure_memory(folder, IMG_SIZE, BATCH, STEPS),
         "processes": measure_processes,
-        "gpu": run_gpu,
+        "gpu": lambda folder: run_gpu(folder, args.cases),
     }
     sizes = {"startup": (COUNT, IMG_SIZE), "memory": (COUNT, IMG_SIZE), "processes": (2000, 64)}
     results = {}

@@ -92,7 +92,7 @@ class BucketMoments:
         squares -= sums.mul_(shift)
         squares.clamp_(min=0)
         count, pivot, shift, squares = (part[:-1] for part in (count, pivot, shift, squares))
-        for block in blocks_of(pivot, PIECE_NUMEL):
+        for block in blocks_of(pivot, piece_numel(rows.device)):
             held = BucketMoments(*(part[block] for part in total.parts))
             held.merge(count[block], widest(pivot[block]) + shift[block], squares[block])
         if on_cpu and M < B:

@@ -163,7 +163,7 @@ def build_data(run, evaluated=None):
     target = TARGET.of(args)
     meta = read_meta(args.data_dir, args.dataset, target, () if evaluated else SPLITS)
     cache = Path(args.cache or Path(args.data_dir) / "cache") if args.cache != "none" else None
-    quiet = not accelerator.is_local_main_process
+    quiet = not accelerator.is_main_process
     options = {"workers": args.workers, "quiet": quiet, "allow_outside": args.allow_outside}
     images = Images(args.data_dir, meta["path"], args.img_size, cache, args.dataset, **options)
     run.note_data(meta, images.inputs("images"))

@@ -93,13 +93,13 @@ def connect(use_cuda):
     """Choose NCCL or gloo between processes; return what accelerate needs to know of it."""
     from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    # Each process keeps the statistics of its own share; rank 0's are taken before an evaluation.
-    # That equals broadcasting them at every step, at no cost.
+    # Rank 0's running statistics are taken before an evaluation, as if broadcast at every step.
     options = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     shared = use_cuda and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
     if shared:  # NCCL refuses two processes on one GPU; accelerate takes the rank for its index
         options.append(InitProcessGroupKwargs(backend="gloo"))
-        os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        rank = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        os.environ["LOCAL_RANK"] = str(rank)
     join_after_restart("nccl" if use_cuda and not shared else "gloo")
     return options
 

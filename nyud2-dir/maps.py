@@ -193,7 +193,7 @@ def open_pairs(run, name, bits):
     table = read_pairs(root, name)
     cache = Path(args.cache or root / "cache") if args.cache != "none" else None
     options = {name: getattr(args, name) for name in ("workers", "allow_outside")}
-    options["quiet"] = not run.accelerator.is_local_main_process
+    options["quiet"] = not run.accelerator.is_main_process
     if DEPTH.of(args).own:
         return table, Maps(root, table, args, cache, cache_name(name), **options)
     return table, Pairs(root, table, bits, cache, Path(name).stem, args.downscale, **options)

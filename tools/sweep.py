@@ -53,7 +53,7 @@ ERROR_LINES = 20  # of a failed cell's log
 POLL_SECONDS = 5
 SHOTS = ("many", "medium", "few")
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
-LINE = ("method", "seed", "commit", "command", "best_epoch", "wall_seconds", "main_metrics")
+LINE = ("method", "seed", "commit", "command", "device", "best_epoch", "wall_seconds")
 
 # ---- the table of cells --------------------------------------------------------------------
 
@@ -195,6 +195,7 @@ class Results:
         errors = self.errors_file
         self.errors = json.loads(errors.read_text("utf-8")) if errors.is_file() else {}
         self.seconds = {}  # of finished cells
+        self.elsewhere = set()  # those that ran on a GPU, where this machine has none, or else
         self.files = {}  # of the results that were there, with their commands
         for name in table["sets"]:
             for path, text in results_of(out, name):
@@ -205,6 +206,8 @@ class Results:
                     raise ValueError(f"{key} is in {first} and again in {path}: keep one of them")
                 self.seconds[key] = result["wall_seconds"]
                 self.files[key] = path, result["command"]
+                if result.get("device", "cpu").startswith("cuda") != train.torch.cuda.is_available():
+                    self.elsewhere.add(key)
 
     def key(self, cell):
         """What tells a cell from others."""
@@ -278,7 +281,8 @@ class Results:
 
     def expect(self, cells):
         """Fill in the minutes of cells: of the row's other runs, else of the set's, else of all."""
-        known = [(name, row, seconds) for (name, row, _), seconds in self.seconds.items()]
+        here = {key: value for key, value in self.seconds.items() if key not in self.elsewhere}
+        known = [(name, row, seconds) for (name, row, _), seconds in here.items()]
         for cell in cells:
             of_set = [(row, seconds) for name, row, seconds in known if name == cell.set]
             of_row = [seconds for row, seconds in of_set if row == cell.row]

@@ -176,24 +176,34 @@ def methods_table(root):
 def gpu_tables(root):
     """Return the tables of `results/gpu/README.md`: steps and kernels of each device."""
     made = ""
-    for path in sorted((root / "results/gpu").glob("*/steps.json")):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        steps = [["step", "ms", "LDS", "FDS", "FDS, online"], ["---"] + ["---:"] * 4]
-        for name, row in facts["rows"].items():
-            step, kind = name.rsplit(", ", 1)
-            if kind == "bare":
-                steps.append([step, f"{row['ms']:.1f}"])
-            else:
-                steps[-1].append(f"× {row['of_bare']:.3f}")
-        kernels = [["FDS", "calibrate, ms", "and backward", "statistics"], ["---"] + ["---:"] * 3]
-        rows = json.loads(path.with_name("kernels.json").read_text(encoding="utf-8"))["rows"]
-        for name, row in rows.items():
+    for folder in sorted((root / "results/gpu").glob("*/")):
+        tables = []
+        if folder.name.endswith("_small"):  # a try, of small sizes
+            continue
+        if (folder / "steps.json").is_file():
+            facts = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
+            ms = {tuple(name.rsplit(", ", 1)): row["ms"] for name, row in facts["rows"].items()}
+            tables.append([["step", "ms", "LDS", "FDS", "FDS, online"]])
+            for step in dict.fromkeys(step for step, _ in ms):
+                bare = ms.get((step, "bare"), np.nan)
+                ratios = [ms.get((step, kind), np.nan) / bare for kind in ("lds", "fds", "online")]
+                cells = [f"{bare:.1f}", *(f"× {ratio:.3f}" for ratio in ratios)]
+                tables[-1].append([step, *("–" if "nan" in cell else cell for cell in cells)])
+        if (folder / "kernels.json").is_file():
+            facts = json.loads((folder / "kernels.json").read_text(encoding="utf-8"))
             calls = ("smooth", "smooth, forward + backward", "statistics")
-            kernels.append([name, *(f"{row[call]['ms']:.2f}" for call in calls)])
-        made += f"\n{facts['device']}, PyTorch {facts['torch']}:\n"
-        for lines in (steps, kernels):
-            full = [line + ["–"] * (len(lines[0]) - len(line)) for line in lines]
-            made += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in full)
+            tables.append(
+                [["FDS, ms (part of a copy's speed)", "calibrate", "and back", "statistics"]]
+            )
+            for name, row in facts["rows"].items():
+                cells = [f"{row[c]['ms']:.2f} ({row[c]['share_of_copy']:.0%})" for c in calls]
+                tables[-1].append([name, *cells])
+        if tables:
+            commit = str(facts.get("commit"))[:7]
+            made += f"\n{facts['device']}, PyTorch {facts['torch']}, commit {commit}:\n"
+        for header, *lines in tables:
+            rule = ["---"] + ["---:"] * (len(header) - 1)
+            made += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
     return f"{made}\n"
 
 

@@ -46,19 +46,23 @@ def rows_of(values, like):
     return values.reshape(len(values), -1)
 
 
-def euclidean(x):
-    """Return the Euclidean distances between rows [N, D], exact also where two are near each other.
+class Euclidean(torch.autograd.Function):
+    """Distances between rows [N, D], exact where two are near; the gradient by matrix products."""
 
-    The gradient comes from matrix products: that of torch.cdist is slow, above all on a GPU.
-    """
-    fixed = x.detach()
-    apart = torch.cdist(fixed, fixed, compute_mode="donot_use_mm_for_euclid_dist")
-    wide = widest(x)
-    wide = wide - wide.detach().mean(0)
-    norms = wide.square().sum(1)
-    squares = norms[:, None] + norms - 2 * wide @ wide.T  # for its gradient alone
-    slope = torch.where(apart > 0, 0.5 / apart, 0.0)
-    return apart + ((squares - squares.detach()) * slope).to(x.dtype)
+    @staticmethod
+    def forward(ctx, x):
+        apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(x, apart)
+        return apart
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, apart = ctx.saved_tensors
+        pull = widest(torch.where(apart > 0, grad / apart, 0.0))
+        pull += pull.T.clone()
+        wide = widest(x) - widest(x).mean(0)
+        return (pull.sum(1, keepdim=True) * wide - pull @ wide).to(x.dtype)
 
 
 def rounding(values):
@@ -83,8 +87,7 @@ def conr_loss(
         omega: labels, or predictions, at most so far apart are near.
         temperature: by which cosines are divided.
         push: per unit of the label, the growth of a push with the distance of two labels.
-        official: add 1 to the denominator for each key that is not positive, as the released code
-            does; the paper has no such term.
+        official: add 1 to the denominator for each key that is not positive, as released.
 
     Returns:
         Scalar: the mean over all anchors; one without a positive or without a negative adds 0.
@@ -138,7 +141,7 @@ def rnc_loss(features, labels, temperature=2.0):
     m = len(features)
     if m < 2:
         return features.sum() * 0
-    similarity = -euclidean(features) / temperature
+    similarity = -Euclidean.apply(features) / temperature
     apart = torch.cdist(labels, labels, p=1).fill_diagonal_(-1.0)  # itself last, to be cut off
     apart, order = apart.sort(dim=1, descending=True)
     similarity = similarity.gather(1, order)[:, :-1]
@@ -193,9 +196,8 @@ class SRL(nn.Module):
         dim: d, width of the features.
         points: on the unit sphere [P, d], or how many of them are drawn.
 
-    The surrogate [K, d] holds a unit row for each bucket seen in earlier epochs, and zeros for the
-    others; it and what is gathered for it are buffers, so that checkpoints hold them.
-    Source: Dong et al., CVPR 2025, arXiv 2503.00876.
+    The surrogate [K, d], a buffer, holds a unit row for each bucket seen in earlier epochs, and
+    zeros for the others. Source: Dong et al., CVPR 2025, arXiv 2503.00876.
     """
 
     def __init__(self, bins, dim, points=1000):
@@ -226,8 +228,7 @@ class SRL(nn.Module):
         Returns:
             Dictionary of scalars: "con" draws each feature to its own bucket's centroid, "env"
             spreads the centroids over the sphere, "hom" keeps neighbours near each other, evenly.
-
-        Time grows with (N + P)·K·d, memory with (N + P)·K.
+            Time grows with (N + P)·K·d, memory with (N + P)·K.
         """
         buckets = buckets.reshape(-1).long()
         C = self.centroids(features, buckets)
