@@ -49,7 +49,7 @@ TESTING = 300  # at most, of the tests, which cannot resume
 SMALL = {  # flags of a training with --small
     "sentences": ["--d_hid", "8", "--val_interval", "2", "--max_vals", "2"],
     "faces": ["--model", "resnet18", "--img_size", "32", "--epoch", "2"],
-    "depths": ["--model", "mini", "--downscale", "8", "--epochs", "2"],
+    "depths": ["--model", "mini", "--downscale", "4", "--epochs", "2"],
 }
 LINES = 120  # of a job's output that are kept
 METHODS = {

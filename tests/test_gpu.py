@@ -1,12 +1,16 @@
 """benchmarks/gpu.py on the CPU: its measurements, its jobs' flags, its resuming and its pack."""
 
 import ast
+import importlib
 import json
 import sys
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import ROOT, load
@@ -65,13 +69,19 @@ def test_the_pack_holds_what_its_lists_name(data, tmp_path):
         gpu.pack(data, tmp_path / "none.zip", 300)
 
 
-def test_every_training_has_flags_that_its_program_takes(data, tmp_path):
-    args = gpu.argparse.Namespace(device="cpu", small=False)
+@pytest.mark.parametrize("small", [False, True])
+def test_every_training_has_flags_that_its_program_takes(data, tmp_path, small):
+    args = gpu.argparse.Namespace(device="cpu", small=small)
     names = set()
     for part in ("sentences", "faces", "depths", "processes"):
         for file, command, folder in gpu.jobs_of(part, args, tmp_path, data):
             flags = [str(word) for word in command[command.index("train.py") + 1 :]]
             parsed = load(folder.name, "train").parse_args(flags)
+            sizes = {"sentences": "d_hid", "depths": "epochs"}
+            full = {"sentences": 1500, "depths": 20}
+            tiny = {"sentences": 8, "depths": 2}
+            size = getattr(parsed, sizes.get(part, "img_size"))
+            assert size == (tiny.get(part, 32) if small else full.get(part, 128))
             assert (parsed.data_dir or "").startswith(str(data)), file
             assert (folder / "train.py").is_file()
             names.add(file)
@@ -111,7 +121,7 @@ def test_measurements_on_the_cpu_and_what_is_done_is_not_done_again(tmp_path, mo
 
     monkeypatch.setattr(gpu, "step_seconds", fails_for_online)
     assert gpu.main([*arguments, "9"]) == 1 + 3
-    place = tmp_path / "cpu"
+    place = tmp_path / "cpu_small"
     kernels, steps, failed, data = (
         json.loads((place / f"{name}.json").read_text())
         for name in ("kernels", "steps", "steps.failed", "sentences.failed")
@@ -129,6 +139,8 @@ def test_measurements_on_the_cpu_and_what_is_done_is_not_done_again(tmp_path, mo
     monkeypatch.setattr(gpu, "kernel_row", lambda *_: pytest.fail("measured again"))
     asked = []
     monkeypatch.setattr(gpu, "step_seconds", lambda *words: asked.append(words[1]) or 1.0)
+    assert gpu.main([*arguments, "0.5"]) == 1 + 3  # what is not tried again keeps its error
+    assert (place / "steps.failed.json").exists()
     assert gpu.main([*arguments, "9"]) == 1
     assert len(asked) == 3
     assert all("online" in flags for flags in asked)
@@ -164,12 +176,29 @@ def test_the_cuda_tests_are_in_the_named_files_and_need_the_named_packages():
             assert outside <= {*gpu.NEEDED, *gpu.OF_TESTS}, name
 
 
+def is_running(pid):
+    """Whether a process lives; a dead one whose parent has not asked for it yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_commands_end_fail_and_run_out_of_time(tmp_path, monkeypatch):
     say = [sys.executable, "-c", "print('said')"]
     assert gpu.run_command(say, tmp_path, 60)["output"] == ["said"]
     assert gpu.run_command([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, 60)["code"] == 3
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert gpu.run_command(sleep, tmp_path, 0.3) is None
+    monkeypatch.setattr(gpu, "SAVING", 0.3)
+    child = "import os, signal, time; signal.signal(15, lambda *_: None); time.sleep(60)"
+    parent = "import signal, subprocess, sys; signal.signal(15, lambda *_: None); p = "
+    parent += f"subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    parent += "open('pid', 'w').write(str(p.pid)); p.wait(); p.wait()"
+    assert gpu.run_command([sys.executable, "-c", parent], tmp_path, 3) is None
+    deadline = time.monotonic() + 10
+    while is_running(int((tmp_path / "pid").read_text())):  # what it started is ended, too
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_package"))
     with pytest.raises(SystemExit, match="missing packages: no_such_package"):
         gpu.check_packages()
@@ -177,3 +206,38 @@ def test_commands_end_fail_and_run_out_of_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "TORCH", (99, 0))
     with pytest.raises(SystemExit, match=r"too old: 99\.0 is needed"):
         gpu.check_packages()
+
+
+def test_compiled_networks_find_their_modules(monkeypatch):
+    """As PyTorch 2.11 does it: by importing the module that a function's globals belong to."""
+    step, names = gpu.step_seconds, []
+
+    def compile(self, **options):
+        self.FDS is None or importlib.import_module(type(self.FDS).smooth.__module__)
+        names.append(importlib.import_module(type(self).__module__).__name__)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    flags = ["--fds", "--compile", "--precision", "fp32", "--device", "cpu"]
+    for network in gpu.networks(True):
+        for name in ("resnet", "fds", "bilstm", "depth_net"):
+            sys.modules.pop(name, None)
+        assert step(network, flags, "cpu") > 0
+    assert len(names) == 3
+
+
+def test_tables_of_what_was_measured(tmp_path):
+    """Ratios stand under their own kind, whatever is missing, came late or failed."""
+    rows = {"net, bf16, fds": 12.0, "net, bf16, bare": 10.0, "other, fp32, lds": 3.0}
+    folder = tmp_path / "results" / "gpu" / "some"
+    folder.mkdir(parents=True)
+    facts = {"device": "some", "torch": "2.11", "commit": "0123456789ab"}
+    steps = {"rows": {name: {"ms": ms, "of_bare": None} for name, ms in rows.items()}} | facts
+    (folder / "steps.json").write_text(json.dumps(steps))
+    small = folder.with_name("cpu_small")
+    small.mkdir()
+    (small / "steps.json").write_text(json.dumps(steps))
+    made = load("tools", "tables").gpu_tables(tmp_path)
+    assert "| net, bf16 | 10.0 | – | × 1.200 | – |" in made.splitlines()
+    assert "| other, fp32 | – | – | – | – |" in made.splitlines()
+    assert made.count("some, PyTorch 2.11, commit 0123456:") == 1
+    assert "calibrate" not in made

@@ -209,11 +209,27 @@ def test_euclidean_distances_and_their_gradient(scale):
         given = x.clone().to(dtype).requires_grad_()
         exact = given.detach().clone().double().requires_grad_()
         expected = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
-        got = contrast.euclidean(given)
+        got = contrast.Euclidean.apply(given)
         assert_allclose(got.detach(), expected.detach(), rtol=tolerance, atol=0)
         got.backward(weights.to(dtype))
         expected.backward(weights)
         assert_allclose(given.grad, exact.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_euclidean_distances_have_a_gradient_of_all_digits():
+    """Of two tight clusters far apart, where float32's products would cancel; and no second one."""
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
+    x[10:] += 50
+    exact = x.double().requires_grad_()
+    weights = torch.randn(20, 20, generator=torch.Generator().manual_seed(1))
+    torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist").backward(
+        weights.double()
+    )
+    x.requires_grad_()
+    got = torch.autograd.grad(contrast.Euclidean.apply(x), x, weights, create_graph=True)[0]
+    assert_allclose(got.detach(), exact.grad, rtol=2e-6, atol=2e-6)
+    with pytest.raises(RuntimeError, match="grad"):
+        got.sum().backward()
 
 
 def test_ordinal_entropy_by_its_formula():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from conftest import ROOT, load
 
@@ -191,6 +192,11 @@ def test_finished_cells_are_known_by_method_seed_and_flags(tmp_path):
     assert not results.is_finished(lds)
     results.expect([lds])
     assert lds.minutes == 2  # that of the other row
+    file.write_text(json.dumps(result_of(vanilla, device="cuda:0 (GPU)")))
+    results = sweep.Results(tmp_path, table, train)
+    assert results.is_finished(vanilla)
+    results.expect([lds])
+    assert lds.minutes == (2 if torch.cuda.is_available() else 7)  # a GPU's say nothing of a CPU
     file.write_text(json.dumps(result_of(vanilla, "python train.py --epoch 9")))
     with pytest.raises(ValueError, match=r"is of \{'epoch': 9\}"):
         sweep.Results(tmp_path, table, train).is_finished(vanilla)
@@ -221,7 +227,7 @@ def test_lines_keep_test_metrics_and_a_run_once(tmp_path):
     run = tmp_path / cell.run
     run.mkdir(parents=True)
     metrics = {"test": {"overall": {"mae": 1.23456789, "sera": None}}, "val": {}}
-    facts = {"metrics": metrics, "config": {}, "commit": "c", "best_epoch": 3, "main_metrics": []}
+    facts = {"metrics": metrics, "config": {}, "commit": "c", "best_epoch": 3, "device": "cpu"}
     (run / "results.json").write_text(json.dumps(result_of(cell, **facts)))
     results = sweep.Results(tmp_path / "out", table, train)
     assert results.is_finished(cell)

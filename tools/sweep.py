@@ -206,7 +206,8 @@ class Results:
                     raise ValueError(f"{key} is in {first} and again in {path}: keep one of them")
                 self.seconds[key] = result["wall_seconds"]
                 self.files[key] = path, result["command"]
-                if result.get("device", "cpu").startswith("cuda") != train.torch.cuda.is_available():
+                on_gpu = result.get("device", "cpu").startswith("cuda")
+                if on_gpu != train.torch.cuda.is_available():
                     self.elsewhere.add(key)
 
     def key(self, cell):
