@@ -209,7 +209,7 @@ def test_euclidean_distances_and_their_gradient(scale):
         given = x.clone().to(dtype).requires_grad_()
         exact = given.detach().clone().double().requires_grad_()
         expected = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
-        got = contrast.Euclidean.apply(given)
+        got = contrast._Euclidean.apply(given)
         assert_allclose(got.detach(), expected.detach(), rtol=tolerance, atol=0)
         got.backward(weights.to(dtype))
         expected.backward(weights)
@@ -226,7 +226,7 @@ def test_euclidean_distances_have_a_gradient_of_all_digits():
         weights.double()
     )
     x.requires_grad_()
-    got = torch.autograd.grad(contrast.Euclidean.apply(x), x, weights, create_graph=True)[0]
+    got = torch.autograd.grad(contrast._Euclidean.apply(x), x, weights, create_graph=True)[0]
     assert_allclose(got.detach(), exact.grad, rtol=2e-6, atol=2e-6)
     with pytest.raises(RuntimeError, match="grad"):
         got.sum().backward()

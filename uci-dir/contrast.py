@@ -46,7 +46,7 @@ def rows_of(values, like):
     return values.reshape(len(values), -1)
 
 
-class Euclidean(torch.autograd.Function):
+class _Euclidean(torch.autograd.Function):
     """Distances between rows [N, D], exact where two are near; the gradient by matrix products."""
 
     @staticmethod
@@ -141,7 +141,7 @@ def rnc_loss(features, labels, temperature=2.0):
     m = len(features)
     if m < 2:
         return features.sum() * 0
-    similarity = -Euclidean.apply(features) / temperature
+    similarity = -_Euclidean.apply(features) / temperature
     apart = torch.cdist(labels, labels, p=1).fill_diagonal_(-1.0)  # itself last, to be cut off
     apart, order = apart.sort(dim=1, descending=True)
     similarity = similarity.gather(1, order)[:, :-1]
