@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 os.environ.setdefault("TQDM_DISABLE", "1")  # no bars among the figures
 
-from load import expose, load  # noqa: E402 - found through the line above
+from load import exposed, load  # noqa: E402 - found through the line above
 
-__all__ = ["expose", "load", "medians", "peak_of", "print_peak", "show"]
+__all__ = ["exposed", "load", "medians", "peak_of", "print_peak", "show"]
 
 
 def medians(functions, runs=5, synchronize=lambda: None, warm=True):

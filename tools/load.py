@@ -4,6 +4,7 @@ The benchmark folders hold modules of the same names, such as `fds` and `demo.fa
 loaded under its own name, so that a process can use those of several folders.
 """
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -64,11 +65,18 @@ def load(folder, name):
     return module
 
 
-def expose(folder):
-    """Give a folder's loaded modules their plain names, by which torch.compile imports them.
-
-    Those of another folder lose theirs where both have one of that name.
-    """
-    for plain in names_in(ROOT / folder):
-        if unique_name(folder, plain) in sys.modules:
-            sys.modules[plain] = sys.modules[unique_name(folder, plain)]
+@contextlib.contextmanager
+def exposed(folder):
+    """Give a folder's loaded modules their plain names for a while: torch.compile imports them."""
+    modules = {s: sys.modules.get(unique_name(folder, s)) for s in names_in(ROOT / folder)}
+    modules = {plain: module for plain, module in modules.items() if module}
+    held = {plain: sys.modules.get(plain) for plain in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for plain, module in held.items():
+            if module is None:
+                sys.modules.pop(plain, None)
+            else:
+                sys.modules[plain] = module
