@@ -251,7 +251,7 @@ class SRL(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum):
-        """Move the surrogate to the epoch's centroids but for the part `momentum`."""
+        """Move the surrogate to the epoch's centroids but for a part `momentum`; new ones whole."""
         means = self.sums / self.counts.clamp_min(1)[:, None]
         new = unit(torch.where(self.counts[:, None] > 0, means, self.surrogate))
         old = torch.where((self.surrogate != 0).any(1, keepdim=True), self.surrogate, new)
