@@ -197,6 +197,11 @@ def test_finished_cells_are_known_by_method_seed_and_flags(tmp_path):
     assert results.is_finished(vanilla)
     results.expect([lds])
     assert lds.minutes == (2 if torch.cuda.is_available() else 7)  # a GPU's say nothing of a CPU
+    args = sweep.parse_args(["t.toml", "--flags=--precision bf16"])
+    (first, *_), _ = sweep.missing_cells(args, table, results, train, "best")
+    assert (first.row, first.args.precision) == ("LDS", "bf16")
+    file.write_text(json.dumps(result_of(vanilla, "python train.py --epoch 5 --precision bf16")))
+    assert sweep.Results(tmp_path, table, train).is_finished(vanilla)  # as it ran elsewhere
     file.write_text(json.dumps(result_of(vanilla, "python train.py --epoch 9")))
     with pytest.raises(ValueError, match=r"is of \{'epoch': 9\}"):
         sweep.Results(tmp_path, table, train).is_finished(vanilla)

@@ -233,7 +233,7 @@ class Results:
         words = shlex.split(command)
         theirs = vars(self.train.parse_args(words[words.index("train.py") + 1 :]))
         free = {*self.train.make_parser().flags_of(self.train.flags.PLACE)}
-        free |= {"data_dir", "pretrained"}  # where something lies
+        free |= {"data_dir", "pretrained", "precision"}  # where something lies, or ran
         own = {flag: value for flag, value in vars(cell.args).items() if flag not in free}
         others = {flag: theirs[flag] for flag, value in own.items() if theirs[flag] != value}
         if others:
@@ -250,9 +250,9 @@ class Results:
         result["config"].pop("preparation", None)
         known = self.key(cell) in self.seconds
         self.seconds[self.key(cell)] = result["wall_seconds"]
+        if known:  # run again for the sake of its checkpoint
+            return
         if self.table.get("lines"):
-            if known:  # run again for the sake of its checkpoint
-                return
             line = {key: result[key] for key in LINE} | {"test": rounded(result["metrics"]["test"])}
             self.out.mkdir(parents=True, exist_ok=True)
             with open(self.out / f"{cell.set or 'runs'}.jsonl", "a", encoding="utf-8") as file:
@@ -530,6 +530,7 @@ def parse_args(argv=None):
     add("--out", type=Path, help="folder of the results [the table's]")
     add("--seeds", type=int, nargs="+", help="these only")
     add("--only", default="", metavar="TEXT", help="cells whose set and row contain this")
+    add("--flags", default="", help="more, for every run: --flags='--precision bf16'")
     add("--dry-run", action="store_true", help="say what is missing, and how long it takes")
     add("--list", action="store_true", help="print the missing cells' commands, one a line")
     add("--cluster", choices=("slurm", "local"), help="submit the cells with submitit")
@@ -548,6 +549,7 @@ def missing_cells(args, table, results, train, best):
 
     A pretraining leaves no results: it is run whenever a row needs it, which resumes it.
     """
+    table["flags"] = f"{table['flags']} {args.flags}"
     if args.seeds:
         table["seeds"] = args.seeds
     cells = cells_of(table, train, best)
