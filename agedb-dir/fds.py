@@ -13,6 +13,7 @@ to the smoothed ones. Nothing is done at inference. One epoch e of training runs
 import itertools
 import warnings
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -307,7 +308,7 @@ class FDS(nn.Module):
             for block in blocks_of(running):
                 running[block] = current[block] + keep[block] * running[block]
             if self.fill_empty:
-                self._fill(running, seen.tolist())
+                self._fill(running, seen)
         if self._following:
             self.running_mean_last_epoch.copy_(self.running_mean)
             self.running_var_last_epoch.copy_(self.running_var)
@@ -364,11 +365,11 @@ class FDS(nn.Module):
     @staticmethod
     def _fill(running, seen):
         """Give empty buckets their neighbours' average, from low to high, filled ones included."""
-        last = len(seen) - 1
-        for b in range(last + 1):
-            if not seen[b]:
-                lower, upper = (1, 1) if b == 0 else (b - 1, b + 1 if b < last else b - 1)
-                running[b] = (running[lower] + running[upper]) / 2
+        rows = running.numpy(force=True)  # NumPy: the least time a row
+        for b in np.flatnonzero(~seen.numpy(force=True)):
+            lower, upper = (1, 1) if b == 0 else (b - 1, b + 1 if b + 1 < len(seen) else b - 1)
+            rows[b] = (rows[lower] + rows[upper]) / 2
+        running.copy_(torch.from_numpy(rows))
 
     def _warn_if_few(self, seen):
         """Say that the buckets hardly fit the labels, after the first epoch's statistics."""
