@@ -37,7 +37,7 @@ from common import ROOT, exposed, load
 PARTS = ("tests", "kernels", "steps", "loader", "sentences", "faces", "depths", "processes")
 NEEDED = ("torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "PIL", "tqdm",
           "filelock", "matplotlib", "nltk")  # fmt: skip
-CUDA_TESTS = ("device", "fds", "nyud2_train", "shhs_train", "sts_b_train", "train")
+CUDA_TESTS = ("fds", "nyud2_train", "shhs_train", "sts_b_train", "train", "waits")
 OF_TESTS = ("pytest", "hypothesis", "h5py", "pyedflib")  # what these need in addition
 TRAINING = ("sentences", "faces", "depths", "processes")  # parts that need data
 TORCH = (2, 11)

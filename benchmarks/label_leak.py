@@ -43,7 +43,7 @@ def examine(run):
     for dropout in (False, True):
         utils.seed_everything(0)
         model.train(dropout)
-        parts = [model.pair_features(batch.ids, batch.lengths) for batch in loader.evaluate()]
+        parts = [model.pair_features(batch.ids, batch.packing) for batch in loader.evaluate()]
         raw = torch.cat(parts)
         features = {"raw": raw}
         if model.FDS is not None:

@@ -54,9 +54,10 @@ def make_model(with_fds, d_word=D_WORD, d_hid=D_HID):
     return model, torch.optim.Adam(parameters, lr=5e-4, weight_decay=1e-5)
 
 
-def plain_features(model, ids, lengths):
+def plain_features(model, batch):
     """Features of pairs from two calls of torch's own LSTM, as a reader would write it."""
     encoder, vectors = model.pair_encoder, []
+    ids, lengths = batch.ids, batch.packing.numbers
     half = len(lengths) // 2
     for part, own in ((ids[:half], lengths[:half]), (ids[half:], lengths[half:])):
         x = encoder.dropout(encoder.words(part[:, : max(own)]))
@@ -99,11 +100,11 @@ def compare_steps(loader):
 
     def plain():
         for batch in first:
-            take_step(model, optimizer, batch, lambda b: plain_features(model, b.ids, b.lengths))
+            take_step(model, optimizer, batch, lambda b: plain_features(model, b))
 
     def ours():
         for batch in first:
-            take_step(model, optimizer, batch, lambda b: model.pair_features(b.ids, b.lengths))
+            take_step(model, optimizer, batch, lambda b: model.pair_features(b.ids, b.packing))
 
     seconds = [s / len(first) for s in medians([plain, ours], 5)]
     print(
@@ -132,7 +133,7 @@ def take_steps(model, optimizer, some, run_packed):
     """Take a step on each of some batches, with one of the two recurrences."""
     bilstm.run_packed = run_packed
     for batch in some:
-        take_step(model, optimizer, batch, lambda b: model.pair_features(b.ids, b.lengths))
+        take_step(model, optimizer, batch, lambda b: model.pair_features(b.ids, b.packing))
 
 
 def compare_recurrence(loader):

@@ -89,9 +89,12 @@ class Pairs(NamedTuple):
 def pairs(loader, epoch):
     """Yield an epoch's shuffled batches with two views of each image, as `Pairs`."""
     order = np.random.default_rng([loader.sharing.seed, epoch, 2]).permutation(loader.N)
-    for part, images in loader.read_ahead(loader.parts(loader.cut(order)), loader.read):
+
+    def read(rows):
+        return loader.read(rows), torch.from_numpy(loader.labels[rows]).unsqueeze(1)
+
+    for part, (images, labels) in loader.read_ahead(loader.parts(loader.cut(order)), read):
         views = normalize(torch.cat([vary(images), vary(images)]))
-        labels = torch.from_numpy(loader.labels[part.rows]).unsqueeze(1).to(loader.device)
         yield Pairs(views, labels, part.share, part.size)
 
 

@@ -1,7 +1,7 @@
 """Nights with health scores: meta file, label buckets, LDS weights and padded batches.
 
 `prepare.py` makes `shhs.csv` and the nights. A batch holds nights of different length, padded with
-zeros to the longest; `frames` says how much of each is real.
+zeros to the longest; `packing` says how much of each is real.
 """
 
 import os
@@ -18,6 +18,7 @@ from night_file import check_values, has_seal, read_facts
 from night_signals import SIGNALS
 from outside import check_inside, h5_array, read_table, reading, shown
 from own_signals import layout_fault
+from packing import Packing
 from target import Target
 
 SCORE = Target("health score", "points", 0, 100, 1)  # SF-36 general health, 0 (worst) to 100
@@ -204,7 +205,7 @@ class Batch(NamedTuple):
     """What one step needs."""
 
     signals: dict  # float16 [n, channels, columns] by signal
-    frames: object  # tensor, long [n], real frames of each night, on the CPU
+    packing: object  # `packing.Packing` of each night's frames
     labels: object  # tensor, float32 [n, 1], in the target's unit
     weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
@@ -245,16 +246,14 @@ class Loader(Batches):
         return self.nights.read(self.rows[rows])
 
     def _samples(self, rows):
-        """Return signals, labels and weights [n, 1] of some of the split's nights."""
+        """Return signals, packing, labels and weights [n, 1] of some of the split's nights."""
         import torch
 
         labels, weights = (torch.from_numpy(x[rows])[:, None] for x in (self.labels, self.weights))
-        return self.read(rows), labels, weights
+        packing = Packing.of(self.nights.frames[self.rows[rows]])
+        return self.read(rows), packing, labels, weights
 
     def _batches(self, parts):
         """Yield the batches of these parts."""
-        import torch
-
-        for part, (signals, labels, weights) in self.read_ahead(parts, self._samples):
-            frames = torch.from_numpy(self.nights.frames[self.rows[part.rows]])
-            yield Batch(signals, frames, labels, weights, part.share, part.size)
+        for part, data in self.read_ahead(parts, self._samples):
+            yield Batch(*data, part.share, part.size)

@@ -110,7 +110,7 @@ class Predictor:
             for row, night in zip(padded, nights):
                 row[:, : night[name].shape[1]] = night[name]
             signals[name] = torch.from_numpy(padded).to(self.device)
-        answers = self.model(signals, torch.tensor(frames))[0].float().cpu().numpy()
+        answers = self.model(signals, frames)[0].float().cpu().numpy()
         target = train.TARGET.of(self.args)
         return (in_unit(answers, target.unscaled) if target.own else answers).tolist()
 

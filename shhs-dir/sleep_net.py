@@ -16,10 +16,10 @@ PyTorch.
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from night_signals import SIGNALS
+from packing import Packing
 
 CHUNK = 4096  # frames that a CNN takes at a time: four nights of 8 hours and a half
 SCALE = 100.0  # the linear layer predicts the score's hundredth, so that it starts near the range
@@ -89,12 +89,13 @@ class SignalEncoder(nn.Module):
         x = (x.float() - self.input_mean[:, None]) / self.input_std[:, None]
         return self.project(self.blocks(self.stem(x)).mean(dim=2))
 
-    def forward(self, x, frames):
-        """Map nights [N, channels, columns], of which `frames` [N] are real, to [N, d_signal]."""
+    def forward(self, x, packing):
+        """Map nights [N, channels, columns] to [N, d_signal]; a `Packing` says what is real."""
         pieces = x.unflatten(2, (-1, self.frame)).transpose(1, 2)  # [N, frames, channels, columns]
-        real = torch.arange(pieces.shape[1]) < frames[:, None]
-        real = real.to(x.device)
-        chunks = pieces[real].split(self.chunk)  # padding is left out here: no value of it is used
+        real, order = packing.places.sort()  # night after night
+        longest = len(packing.sizes)
+        # Padding is left out here: no value of it is used.
+        chunks = pieces[real // longest, real % longest].split(self.chunk)
         if len(chunks) > 1 and torch.is_grad_enabled():
             encoded = [checkpoint(self.encode_frames, c, use_reentrant=False) for c in chunks]
         else:
@@ -102,11 +103,9 @@ class SignalEncoder(nn.Module):
         # In float32: the sum over a night of a thousand frames is too long for half precision.
         with torch.autocast(x.device.type, enabled=False):
             encoded = torch.cat(encoded).float()
-            padded = encoded.new_zeros(*real.shape, encoded.shape[1])
-            padded[real] = encoded
-            packed = pack_padded_sequence(padded, frames, batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)  # zeros behind
-            return states.sum(dim=1) / frames.to(x.device)[:, None]
+            packed = torch.empty_like(encoded).index_copy(0, order, encoded)
+            states = self.rnn(packing.sequence(packed))[0].data
+            return packing.pad(states).sum(dim=1) / packing.numbers[:, None]
 
 
 class SleepNet(nn.Module):
@@ -159,15 +158,15 @@ class SleepNet(nn.Module):
         Args:
             signals: `{signal: [N, channels, columns]}` as `night_signals` describes, of any
                 floating type; what lies behind a night's frames is not read.
-            frames: long [N], >= 1: real frames of each night.
+            frames: real frames of the N nights, >= 1, as a list, array, tensor or `Packing`.
             labels: [N, 1], 0 to 100, needed for FDS in training.
             epoch: number of the running epoch, needed for FDS in training.
 
         Returns:
             Predictions [N, 1] and the raw features [N, D], of which FDS takes its statistics.
         """
-        frames = frames.cpu()  # several processes' wrapper moves all that it is given
-        vectors = [encoder(signals[name], frames) for name, encoder in self.encoders.items()]
+        packing = Packing.of(frames, self.mlp[0].weight.device)
+        vectors = [encoder(signals[name], packing) for name, encoder in self.encoders.items()]
         features = self.mlp(torch.cat(vectors, dim=1))
         calibrated = features
         if self.training and self.FDS is not None:

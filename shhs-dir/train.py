@@ -240,7 +240,7 @@ def train_one_epoch(run, net, model, optimizer, loader, epoch):
         targets = target.scaled(batch.labels)
         with accelerator.autocast():
             preds, features = net(
-                batch.signals, batch.frames, batch.labels, min(epoch, args.start_smooth)
+                batch.signals, batch.packing, batch.labels, min(epoch, args.start_smooth)
             )
             loss = loss_of(preds.float(), targets, batch)
             loss = loss + model.regularizer(features, targets, preds, batch.weights, batch.share)
@@ -277,7 +277,7 @@ def update_fds_statistics(run, model, loader, epoch):
         for batch in Steps(run, loader, batches, title):
             with run.accelerator.autocast():
                 _, features = model(
-                    batch.signals, batch.frames, batch.labels, min(epoch, run.args.start_smooth)
+                    batch.signals, batch.packing, batch.labels, min(epoch, run.args.start_smooth)
                 )
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
@@ -303,7 +303,7 @@ def evaluate(run, model, data, split):
     answers = []
     for batch in loader.evaluate():
         with run.accelerator.autocast():
-            answers.extend(model(batch.signals, batch.frames)[0].float().tolist())
+            answers.extend(model(batch.signals, batch.packing)[0].float().tolist())
     answers = np.asarray(gather(run.accelerator, answers), dtype=np.float32)
     if data.target.own:
         answers = criterion.in_unit(answers, data.target.unscaled)

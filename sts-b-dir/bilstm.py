@@ -7,8 +7,8 @@ checkpoints, which came from AllenNLP. Any Hugging Face text encoder can stand i
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from packing import Packing
 from recurrence import run_packed
 from synthetic_pairs import mix
 
@@ -84,25 +84,20 @@ class LSTMEncoder(nn.Module):
 
         Args:
             ids: long [N, T], 0 behind a sentence's end.
-            lengths: N numbers of tokens, each at least 1: a list, or a tensor on the CPU.
+            lengths: N numbers of tokens, each at least 1, as a list, array, tensor or `Packing`.
             shift: what is added to the vectors of each sentence's words [N, d_word], or None.
 
         Returns:
             Tensor [N, 2·d_hid].
         """
         # Packed, a batch holds only its words: nothing is computed behind a sentence's end.
-        lengths = torch.as_tensor(lengths, device="cpu")
-        words = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
-        vectors = self.words(words.data)
+        packing = Packing.of(lengths, ids.device)
+        vectors = self.words(packing.pack(ids))
         if shift is not None:
-            owners = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
-            owners = pack_padded_sequence(owners, lengths, batch_first=True, enforce_sorted=False)
-            vectors = vectors + shift[owners.data]
+            vectors = vectors + shift[packing.places // len(packing.sizes)]
         embedded = self.dropout(self._highway_layer._module(vectors))
-        encoded = run_packed(self._phrase_layer._module, words._replace(data=embedded))
-        encoded = encoded._replace(data=self.dropout(encoded.data))
-        x, _ = pad_packed_sequence(encoded, batch_first=True, padding_value=float("-inf"))
-        return x.amax(dim=1)
+        encoded = run_packed(self._phrase_layer._module, packing.sequence(embedded))
+        return packing.pad(self.dropout(encoded.data), float("-inf")).amax(dim=1)
 
 
 class TextEncoder(nn.Module):
@@ -122,7 +117,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids, lengths, shift=None):
         """Encode sentences; arguments and result as for `LSTMEncoder.forward`."""
-        lengths = torch.as_tensor(lengths).to(ids.device, non_blocking=True)
+        lengths = Packing.of(lengths, ids.device).numbers
         held = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
         words = {"input_ids": ids}
         if shift is not None:
@@ -164,7 +159,7 @@ class SimilarityRegressor(nn.Module):
 
         Args:
             ids: long [2·N, T], all first sentences and then all second ones.
-            lengths: 2·N numbers of tokens, a tensor on the CPU or a list.
+            lengths: 2·N numbers of tokens, as `LSTMEncoder.forward` takes them.
             blend: `synthetic_pairs.Blend`, if some of the pairs are synthetic. Then N counts their
                 neighbours too, and there are features of the others alone.
         """

@@ -7,6 +7,7 @@ import numpy as np
 
 from batches import Batches
 from lds import bucket_weights, label_density
+from packing import Packing
 from pair_file import MAX_SCORE
 
 BUCKETS = 50  # equal bins of the similarity, of width 0.1, unless --bucket_num says otherwise
@@ -119,7 +120,7 @@ class Batch(NamedTuple):
     """What one step needs."""
 
     ids: object  # tensor, long [2·n, T], the first sentences and then the second ones
-    lengths: object  # tensor, long [2·n], numbers of tokens; on the CPU, where packing needs them
+    packing: object  # `packing.Packing` of the 2·n sentences
     labels: object  # tensor, float32 [n, 1], 0 ... 5
     weights: object  # tensor, float32 [n, 1]
     share: float  # as in `batches.Part`
@@ -175,7 +176,7 @@ class Loader(Batches):
         return rows
 
     def read(self, rows):
-        """Return ids, labels and weights of some of the pairs, as in `Batch`."""
+        """Return ids, packing, labels and weights of some of the pairs, as in `Batch`."""
         import torch  # here: prepare.py reads files without it
 
         held = self.held(rows)
@@ -184,12 +185,9 @@ class Loader(Batches):
         labels, weights = (
             torch.from_numpy(values[rows]).unsqueeze(1) for values in (self.labels, self.weights)
         )
-        return ids, labels, weights
+        return ids, Packing.of(self.lengths[held].T.flatten()), labels, weights
 
     def _batches(self, parts):
         """Read parts ahead and yield each as `Batch`."""
-        import torch
-
-        for part, (ids, labels, weights, *blend) in self.read_ahead(parts, self.read):
-            lengths = torch.from_numpy(self.lengths[self.held(part.rows)].T.flatten())
-            yield Batch(ids, lengths, labels, weights, part.share, *blend)
+        for part, (ids, packing, labels, weights, *blend) in self.read_ahead(parts, self.read):
+            yield Batch(ids, packing, labels, weights, part.share, *blend)

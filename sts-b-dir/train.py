@@ -274,7 +274,7 @@ def train_one_epoch(run, net, model, optimizer, loader, span):
         # What a step draws depends only on its number, so a resumed run draws the same.
         utils.seed_everything(args.seed, steps.step, accelerator.process_index)
         with accelerator.autocast():
-            preds, features = net(batch.ids, batch.lengths, batch.labels, stage, batch.blend)
+            preds, features = net(batch.ids, batch.packing, batch.labels, stage, batch.blend)
             targets = to_unit(batch.labels, target)
             loss = loss_of(preds.float(), targets, batch)
             loss = loss + model.regularizer(features, targets, preds, batch.weights, batch.share)
@@ -308,7 +308,7 @@ def update_fds_statistics(run, model, loader, epoch):
         stage, title = min(epoch, run.args.start_smooth), f"Epoch {epoch}, FDS statistics"
         for batch in Steps(run, loader, loader.train(epoch), title):
             with run.accelerator.autocast():
-                _, features = model(batch.ids, batch.lengths, batch.labels, stage, batch.blend)
+                _, features = model(batch.ids, batch.packing, batch.labels, stage, batch.blend)
             if batch.share:
                 model.FDS.accumulate(features, batch.labels, epoch)
     model.FDS.update_last_epoch_stats(epoch)
@@ -327,7 +327,7 @@ def evaluate(run, model, data, split):
     answers, loader = [], data.loaders[split]
     for batch in loader.evaluate():
         with run.accelerator.autocast():
-            answers.extend(model(batch.ids, batch.lengths)[0].float().tolist())
+            answers.extend(model(batch.ids, batch.packing)[0].float().tolist())
     answers, target = np.float64(gather(run.accelerator, answers)), data.rule.target
     answers = criterion.in_unit(answers, lambda values: from_unit(values, target))
     return shot_metrics(answers[:, 0], loader.labels, rule=data.rule), answers

@@ -1,7 +1,6 @@
-"""A step that no GPU has to wait for, and graphs that a compiled network reuses."""
+"""Devices: graphs that a compiled network reuses, processes on one GPU, no float64, bfloat16."""
 
 import os
-import threading
 from types import SimpleNamespace
 from unittest import mock
 
@@ -16,7 +15,6 @@ import tiny_run
 from conftest import load
 
 FLAGS = "--device cpu --track none --reweight sqrt_inv --fds --fds_stats online --img_size 40"
-UPLOADS = ("tensor", "as_tensor", "from_numpy", "scalar_tensor")
 
 
 class Noise:
@@ -31,16 +29,10 @@ class Noise:
 
 @pytest.fixture
 def setting():
-    """A tiny network with FDS of the age folder, its loader of 22 faces and its run."""
-    return make_setting("cpu")
-
-
-def make_setting(device, extra=()):
-    """Return run, model, optimizer and loader of 22 faces in batches of 8."""
+    """A tiny network with FDS of the age folder, its run, and 22 faces in batches of 8."""
     train = load("agedb-dir", "train")
-    arguments = f"{FLAGS} --device {device} --batch_size 8 --print_freq 100".split()
-    args = train.parse_args([*arguments, *extra])
-    accelerator = load("agedb-dir", "utils").make_accelerator(device)
+    args = train.parse_args(f"{FLAGS} --batch_size 8 --print_freq 100".split())
+    accelerator = load("agedb-dir", "utils").make_accelerator("cpu")
     model = tiny_run.make_builder(load("agedb-dir", "fds").FDS)(args)
     optimizer = train.build_optimizer(args, model)
     run = SimpleNamespace(args=args, accelerator=accelerator, within=None)
@@ -61,35 +53,6 @@ def steps_of(run, model, net, optimizer, batches, epoch):
         run.accelerator.backward(loss * batch.share)
         optimizer.step()
         model.FDS.accumulate(features, batch.labels, epoch)
-
-
-def test_a_step_sends_nothing_of_its_own(setting):
-    """All that a step needs comes with its batch: the thread that reads makes the tensors."""
-    run, model, optimizer, loader = setting
-    net, optimizer = load("agedb-dir", "utils").prepare(run, model, optimizer)
-    here, made = threading.get_ident(), []
-
-    def watched(name):
-        real = getattr(torch, name)
-
-        def call(value, *rest, **options):
-            if threading.get_ident() == here and not isinstance(value, torch.Tensor):
-                made.append((name, value))
-            return real(value, *rest, **options)
-
-        return call
-
-    for epoch in range(3):
-        batches = loader.train(epoch)  # what an epoch and Adam need is made with the first step
-        steps_of(run, model, net, optimizer, [next(batches)], epoch)
-        with mock.patch.multiple(torch, **{name: watched(name) for name in UPLOADS}):
-            steps_of(run, model, net, optimizer, batches, epoch)
-        assert not made
-        model.FDS.update_last_epoch_stats(epoch)
-        model.FDS.update_running_stats(epoch=epoch)
-    with mock.patch.multiple(torch, **{name: watched(name) for name in UPLOADS}):
-        torch.tensor([1.0])
-    assert made == [("tensor", [1.0])]  # the watch sees what it is there for
 
 
 def test_a_compiled_network_reuses_its_graphs(setting):
@@ -130,19 +93,6 @@ def test_processes_that_share_a_gpu_meet_by_gloo(monkeypatch, gpus, processes, b
     backends = [getattr(handler, "backend", None) for handler in given["kwargs_handlers"]]
     assert backends[1:] == [backend] * (backend is not None)
     assert os.environ["LOCAL_RANK"] == ("0" if backend else "1")  # a barrier's GPU, too
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_waits_for_no_gpu():
-    run, model, optimizer, loader = make_setting("cuda")
-    net, optimizer = load("agedb-dir", "utils").prepare(run, model, optimizer)
-    steps_of(run, model, net, optimizer, loader.train(0), 0)  # what is made once is made here
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        steps_of(run, model, net, optimizer, loader.train(0), 0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_gpu_is_named_in_the_results(monkeypatch):

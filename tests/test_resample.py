@@ -551,7 +551,7 @@ def test_synthetic_pairs_mix_the_encodings(pairs, tmp_path, method):
     noisy, seen = 0, 0
     with torch.no_grad():
         for batch, rows in zip(loader.train(0), loader.order(0)):
-            _, features = model(batch.ids, batch.lengths, blend=batch.blend)
+            _, features = model(batch.ids, batch.packing, blend=batch.blend)
             assert len(features) == len(batch.labels) == len(rows)
             np.testing.assert_array_equal(batch.labels.ravel(), loader.labels[rows])
             for row, feature in zip(rows, features):

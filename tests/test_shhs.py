@@ -271,7 +271,7 @@ def test_loader_draws_each_night_once_whatever_the_processes(folder):
     assert sorted(order) == [0, 20, 40, 60]
     for batch in one:
         assert (batch.weights == batch.labels + 1).all()
-        assert batch.frames.tolist() == [FRAMES[int(k) // 20] for k in batch.labels]
+        assert batch.packing.lengths.tolist() == [FRAMES[int(k) // 20] for k in batch.labels]
     assert [batch.size for batch in one] == [3, 1]
     assert order_of(drawn(0, 1, 5)[0]) == order
     training, statistics = (

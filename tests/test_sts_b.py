@@ -423,13 +423,13 @@ def test_a_compiled_text_encoder_reuses_its_graphs():
     torch.manual_seed(0)
     network = bilstm.SimilarityRegressor(bilstm.TextEncoder(Words(100, 8), dropout=0.0))
     graphs, batches_seen = [], list(make_loader(n=96).train(0))
-    want = [network(batch.ids, batch.lengths.tolist())[0] for batch in batches_seen]
+    want = [network(batch.ids, batch.packing.lengths.tolist())[0] for batch in batches_seen]
     torch._dynamo.reset()
     network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
     for batch, expected in zip(batches_seen, want):
-        torch.testing.assert_close(network(batch.ids, batch.lengths)[0], expected, rtol=0, atol=0)
+        torch.testing.assert_close(network(batch.ids, batch.packing)[0], expected, rtol=0, atol=0)
     torch._dynamo.reset()
-    assert len({tuple(batch.lengths.tolist()) for batch in batches_seen}) == 12
+    assert len({tuple(batch.packing.lengths.tolist()) for batch in batches_seen}) == 12
     assert len(graphs) <= 2  # of the first length, and of any
 
 
@@ -453,10 +453,10 @@ def test_an_epoch_holds_every_pair_once(grouped):
     assert sorted(rows) == list(range(37))
     for batch in epoch:
         n = len(batch.labels)
-        assert batch.ids.shape == (2 * n, max(batch.lengths))
+        assert batch.ids.shape == (2 * n, max(batch.packing.lengths))
         for i in range(2 * n):
-            row, length = int(batch.weights[i % n]), batch.lengths[i]
-            padding = [0] * (max(batch.lengths) - length)
+            row, length = int(batch.weights[i % n]), batch.packing.lengths[i]
+            padding = [0] * (max(batch.packing.lengths) - length)
             assert batch.ids[i].tolist() == [row + 2] * length + padding
     again = [int(w) for b in loader.train(0) for w in b.weights]
     other = [int(w) for b in loader.train(1) for w in b.weights]
@@ -471,7 +471,7 @@ def test_grouping_by_length_saves_padding():
     padded = {}
     for grouped in (False, True):
         epoch = make_loader(n=400, grouped=grouped).train(0)
-        padded[grouped] = sum(b.ids.numel() - sum(b.lengths) for b in epoch)
+        padded[grouped] = sum(b.ids.numel() - sum(b.packing.lengths) for b in epoch)
     assert padded[True] < 0.6 * padded[False]
 
 

@@ -32,6 +32,7 @@ GROUPS = (  # files, folders: the first is where to edit
     (("buckets.py",), FOLDERS),
     (("target.py",), (*AGE_PAIR, "sts-b-dir", "nyud2-dir", "shhs-dir")),
     (("held_out.py",), (*AGE_PAIR, "sts-b-dir", "shhs-dir")),
+    (("packing.py",), ("sts-b-dir", "shhs-dir")),
     (("regions.py", "zero_shot.py"), (*AGE_PAIR, "uci-dir")),
     (("checkpoints.py",), ("agedb-dir", "imdb-wiki-dir", "shhs-dir", "uci-dir")),
     (("resnet.py", "datasets.py", "metrics.py", "image_cache.py", "meta_file.py"), AGE_PAIR),

@@ -219,17 +219,20 @@ class Loader(Batches):
     def train(self, epoch):
         """Yield shuffled batches."""
         order = np.random.default_rng([self.sharing.seed, epoch]).permutation(self.N)
-        for part in self.parts(self.cut(order)):
-            yield self._batch(part)
+        yield from self._batches(self.parts(self.cut(order)))
 
     def evaluate(self):
         """Yield this process's rows in order, in large pieces."""
         own = np.array_split(np.arange(self.N), self.sharing.processes)[self.sharing.rank]
-        for start in range(0, len(own), PIECE):
-            rows = own[start : start + PIECE]
-            yield self._batch(Part(rows, 1.0, len(rows)))
+        pieces = [own[start : start + PIECE] for start in range(0, len(own), PIECE)]
+        yield from self._batches([Part(rows, 1.0, len(rows)) for rows in pieces])
 
-    def _batch(self, part):
-        """Look the rows of a part up."""
-        rows = self.tensors[0].new_tensor(part.rows, dtype=int)
-        return Batch(*(x.index_select(0, rows) for x in self.tensors), part.share, part.size)
+    def _batches(self, parts):
+        """Look the rows of each part up; a GPU gets all their numbers at once, and none waits."""
+        import torch
+
+        numbers = np.concatenate([np.empty(0, dtype=int), *(part.rows for part in parts)])
+        sent = torch.from_numpy(numbers).to(self.device)
+        for part, rows in zip(parts, sent.split([len(part.rows) for part in parts])):
+            tensors = (x.index_select(0, rows) for x in self.tensors)
+            yield Batch(*tensors, part.share, part.size)
