@@ -11,13 +11,13 @@ Of several processes each contrasts its own part of a batch.
 Source: Zha et al., NeurIPS 2023, arXiv 2210.01189.
 """
 
+import itertools
 import logging
 import math
 import time
 
 import checkpoints
 import flags
-import loss_flags
 import program
 import run_folder
 import train
@@ -29,11 +29,9 @@ from regularizers import rnc_loss
 NAME = "rnc"
 TEMPERATURE = 2.0  # released code
 LAST_LR = 0.1**3  # part of --lr at the end of the cosine (released code)
-# Flags of train.py that say nothing here, next to those of the later methods.
-NOT_HERE = (
-    "reweight lds fds retrain_fc pretrained resample regularizer loss experts schedule evaluate "
-    "eval_model csv target_scale predict compare bucket_num bucket_start fds_stats"
-).split()
+# Sections of train.py's flags that say something here, and flags of them that do not.
+USED = ("data", "target", "model", "optimisation", "output", "run time")
+NOT_HERE = "csv many few target_scale loss schedule evaluate eval_model".split()
 
 
 def make_parser():
@@ -49,9 +47,9 @@ def parse_args(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     flags.check(parser, args, positive=("epoch",))
-    later = {*parser.groups[flags.REGULARIZER], *parser.groups[loss_flags.LATER]}
-    for flag in [*NOT_HERE, *sorted(later - {"temperature"})]:
-        if hasattr(args, flag) and not parser.is_default(args, flag):
+    others = [group for name, group in parser.groups.items() if name not in USED]
+    for flag in itertools.chain(NOT_HERE, *others):
+        if flag != "temperature" and hasattr(args, flag) and not parser.is_default(args, flag):
             parser.error(f"pretraining has no use for --{flag}: give it to train.py")
     if "boosting" in args.model:
         parser.error("trees have no features to pretrain: leave out --model")
