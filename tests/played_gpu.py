@@ -84,8 +84,8 @@ class Makers(TorchFunctionMode):
             device = kwargs.pop("device", None)
             made = function(*args, **kwargs)
             return made if device is None else made.to(device)
-        if function is torch.Tensor.tolist and isinstance(args[0], Played):
-            return args[0].cpu().tolist()
+        if function in (torch.Tensor.tolist, torch.Tensor.numpy) and isinstance(args[0], Played):
+            return function(args[0].detach().cpu())
         return function(*args, **kwargs)
 
 

@@ -55,6 +55,7 @@ WAITING = {
     "truth": lambda x: bool(x.sum() > 0),
     "list": lambda x: x.tolist(),
     "to the CPU": lambda x: x.cpu(),
+    "to NumPy": lambda x: x.numpy(force=True),
     "from the CPU": lambda x: torch.ones(2, 3).to(x.device),
     "in the background": lambda x: torch.ones(2, 3).to(x.device, non_blocking=True),
     "copied": lambda x: x.copy_(torch.ones(2, 3)),
