@@ -103,7 +103,7 @@ def parse_args(argv=None):
     check_target(parser, args, TARGET)
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
-    loss_flags.check_losses(parser, args, weighted_rrt=True)
+    loss_flags.check_losses(parser, args)
     return args
 
 
@@ -430,7 +430,7 @@ def main(argv=None):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.", heads.NOISE))
-        args.pretraining = released.stage_one(path)
+        released.note_stage_one(args, path, loss_flags.balances(args))
     labels = data.target.scaled(data.loaders["train"].labels)
     model.regularizer = regularizers.make(run, feature_dim_of(args.model), labels, GRID)
     # All that was given has been read: only now is an earlier run replaced.

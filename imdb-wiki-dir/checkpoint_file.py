@@ -117,6 +117,11 @@ def weights_of(checkpoint, path):
     return state
 
 
+def is_stage_one(config):
+    """Whether a run's flags are those of pretrain.py, whose network is not trained to predict."""
+    return bool(config.get("pretraining")) and not config.get("pretrained")
+
+
 def dictionary_of(checkpoint, name, path):
     """Return a dictionary without tensors that a checkpoint holds, or an empty one.
 

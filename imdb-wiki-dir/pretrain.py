@@ -46,11 +46,13 @@ def parse_args(argv=None):
     """Parse the command line; flags that say nothing here end with a message."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    flags.check(parser, args, positive=("epoch",))
     others = [group for name, group in parser.groups.items() if name not in USED]
     for flag in itertools.chain(NOT_HERE, *others):
         if flag != "temperature" and hasattr(args, flag) and not parser.is_default(args, flag):
             parser.error(f"pretraining has no use for --{flag}: give it to train.py")
+    flags.check(parser, args, positive=("epoch",))
+    if args.batch_size == 1:
+        parser.error("pretraining compares the samples of a batch: --batch_size must be 2 or more")
     if "boosting" in args.model:
         parser.error("trees have no features to pretrain: leave out --model")
     if args.temperature is not None and not args.temperature > 0:

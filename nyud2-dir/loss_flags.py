@@ -1,7 +1,5 @@
 """Flags of the losses and weights of later methods: Balanced MSE, GAR, UVOTE, DenseWeight."""
 
-import os
-
 from flags import DENSE, NETWORK, TRAINING
 
 LATER = "losses of later methods"  # the group
@@ -28,11 +26,8 @@ def add_losses(parser, unit, noise=1.0, schedule="fade"):
     add("--expert_schedule", default=schedule, choices=SCHEDULES, help=schedule_help)
 
 
-def check_losses(parser, args, weighted_rrt=False):
-    """End with a message where these flags contradict each other or cannot be used.
-
-    With `weighted_rrt`, --retrain_fc needs something against the imbalance.
-    """
+def check_losses(parser, args):
+    """End with a message where these flags contradict each other or cannot be used."""
     balanced = args.loss in BALANCED
     regularizer = getattr(args, "regularizer", "none")  # not every benchmark has it
     gathers = args.loss == "bmc" or regularizer == "conr"
@@ -54,12 +49,8 @@ def check_losses(parser, args, weighted_rrt=False):
     if weighs_itself(args) and args.reweight != "none":
         method = "--experts" if args.experts else f"--loss {args.loss}"
         parser.error(f"{method} takes no weights: leave out --reweight {args.reweight}")
-    balances = args.reweight != "none" or weighs_itself(args)
-    if args.retrain_fc and weighted_rrt and not balances and not may_be_pretrained(args.pretrained):
-        parser.error(
-            "--retrain_fc needs --reweight sqrt_inv or --reweight inverse, or a network of "
-            "pretrain.py as --pretrained"
-        )
+    if args.loss == "bmc" and args.batch_size == 1 and not args.gather:
+        parser.error("--loss bmc compares the samples of a batch: --batch_size must be 2 or more")
     if args.fix_noise_sigma and not parser.is_default(args, "sigma_lr"):
         parser.error("--fix_noise_sigma keeps the noise, --sigma_lr moves it: choose one")
     if not 0 <= args.experts <= MOST_EXPERTS:
@@ -71,19 +62,11 @@ def check_losses(parser, args, weighted_rrt=False):
         parser.error(f"--dense_alpha must be 0 or more, got {args.dense_alpha}")
 
 
-def may_be_pretrained(path):
-    """Whether a checkpoint is one of pretrain.py, or to be; what else is wrong is said later."""
-    if not os.path.exists(path):
-        return bool(path)
-    import torch  # only here: it is slow to load
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return bool(checkpoint["config"].get("pretraining"))
-    except Exception:
-        return False
-
-
 def weighs_itself(args):
     """Whether the loss is one that takes no weights of samples."""
     return args.experts > 0 or args.loss in (*BALANCED, "gar")
+
+
+def balances(args):
+    """Whether weights or the loss act against the imbalance."""
+    return args.reweight != "none" or weighs_itself(args)

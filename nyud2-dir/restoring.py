@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from checkpoint_file import NO_CHECKPOINT, dictionary_of, load_checkpoint, number_of
+from checkpoint_file import NO_CHECKPOINT, dictionary_of, is_stage_one, load_checkpoint, number_of
 from flags import PLACE
 from outside import reading
 from utils import save_checkpoint, write_atomically
@@ -76,6 +76,12 @@ def restore_training(run, path, checkpoint, optimizer):
     Raises:
         ValueError: if it is another optimizer's, or one of other parameters, or of other data.
     """
+    config = dictionary_of(checkpoint, "config", path)
+    if is_stage_one(config) != is_stage_one(vars(run.args)):
+        raise ValueError(
+            f"{path} is pretrain.py's or this run is, not both: train.py takes such features as "
+            "--pretrained CKPT --retrain_fc --reweight none"
+        )
     others = ["rows, labels or splits"] if checkpoint.get("data", run.data) != run.data else []
     for name, digest in dictionary_of(checkpoint, "inputs", path).items():
         if run.inputs.get(name, digest) != digest:  # what either lacks is not compared
@@ -87,9 +93,9 @@ def restore_training(run, path, checkpoint, optimizer):
         )
     if "within" in checkpoint:
         held = dictionary_of(checkpoint, "within", path)
-        run.held = {**held, "config": dictionary_of(checkpoint, "config", path)}
+        run.held = {**held, "config": config}
     place = run.parser.flags_of(PLACE)
-    for flag, before in dictionary_of(checkpoint, "config", path).items():
+    for flag, before in config.items():
         now = getattr(run.args, flag, before)
         if flag not in place and now != before:
             logging.warning("--%s was %s in the run so far and is %s now", flag, before, now)
@@ -102,8 +108,8 @@ def restore_training(run, path, checkpoint, optimizer):
             same &= ("betas" in own[0]) == ("betas" in theirs[0])
         if not same:
             raise ValueError(
-                f"{path} was trained with another --optimizer or --retrain_fc: give the same, or "
-                "start from its weights with --pretrained"
+                f"{path} has other trained parts, by --optimizer, --retrain_fc, --loss or "
+                "--regularizer: give the same, or start from its weights with --pretrained"
             )
         with reading(path, NO_CHECKPOINT):
             optimizer.load_state_dict(checkpoint["optimizer"])

@@ -93,7 +93,7 @@ def parse_args(argv=None):
     check_signals(parser, args)
     flags.check(parser, args, positive, buckets=None if TARGET.of(args).own else BUCKET_NUM)
     check_regularizer(parser, args)
-    loss_flags.check_losses(parser, args, weighted_rrt=True)
+    loss_flags.check_losses(parser, args)
     if args.width % 8:
         parser.error(f"--width must be a multiple of 8, got {args.width}")
     if args.d_signal % 2:
@@ -410,6 +410,7 @@ def main(argv=None):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.", heads.NOISE))
+        released.note_stage_one(args, path, loss_flags.balances(args))
     labels = data.target.scaled(train_set.labels)
     model.regularizer = regularizers.make(run, args.d_hid, labels, GRID)
     # All that was given has been read: only now is an earlier run replaced.

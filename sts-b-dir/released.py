@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from checkpoint_file import check_tensors, dictionary_of, load_checkpoint, weights_of
+from checkpoint_file import check_tensors, dictionary_of, is_stage_one, load_checkpoint, weights_of
 from fetch import compare_with_record, fetch_from_drive, write_record
 from files import write_atomically
 from flags import NETWORK
@@ -128,12 +128,17 @@ def load_with_flags(path):
     """Return the weights of a checkpoint under 'state_dict', its run's flags under 'config'.
 
     Of weights alone those are taken from the run's files next to them; arguments and errors are
-    those of `load`.
+    those of `load`, and a ValueError for a network of pretrain.py, which predicts nothing yet.
     """
     checkpoint = load(path)
     weights_of(checkpoint, path)
     if "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint, "config": config_next_to(Path(path))}
+    if is_stage_one(dictionary_of(checkpoint, "config", path)):
+        raise ValueError(
+            f"{path} holds features of pretrain.py, whose last layer is not trained yet: "
+            f"train.py --pretrained {path} --retrain_fc --reweight none"
+        )
     return checkpoint
 
 
@@ -143,14 +148,18 @@ def find_weights(name):
     return weights_of(load(path), path), path
 
 
-def stage_one(name):
-    """Return by which method of pretrain.py a checkpoint's network was trained: 'rnc', or ''."""
-    try:
-        checkpoint = load(find(name))
-    except (FileNotFoundError, ValueError):
-        return ""
-    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
-    return str(config.get("pretraining", "")) if isinstance(config, dict) else ""
+def note_stage_one(args, path, balances):
+    """Note in the flags by which method of pretrain.py the checkpoint was trained: 'rnc', or ''.
+
+    Raises:
+        ValueError: if by none, and nothing acts against the imbalance in --retrain_fc.
+    """
+    args.pretraining = str(dictionary_of(load(path), "config", path).get("pretraining", ""))
+    if args.retrain_fc and not (balances or args.pretraining):
+        raise ValueError(
+            "--retrain_fc needs something against the imbalance: --reweight, or --loss bmc, gai, "
+            f"bni or gar, or --experts, or features of pretrain.py, which {path} does not hold"
+        )
 
 
 def load_for_evaluation(run, best):

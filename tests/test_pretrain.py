@@ -15,6 +15,7 @@ from conftest import load
 pretrain = load("uci-dir", "pretrain")
 train = load("uci-dir", "train")
 rows = load("uci-dir", "augmentation")
+predict = load("uci-dir", "predict")
 demo_data = load("uci-dir", "demo_data")
 faces_pretrain = load("agedb-dir", "pretrain")
 faces_views = load("agedb-dir", "augmentation")
@@ -62,16 +63,24 @@ def test_two_stages(tables, tmp_path, monkeypatch):
     assert changed == ["linear.weight", "linear.bias"]
     train.main(command(tables, tmp_path / "whole", "--epoch", 1, "--resume"))
     assert len([*(tmp_path / "whole").iterdir()]) == 2, "pretraining is no run of train.py"
+    of_folder = train.main(
+        command(tables, tmp_path / "of", "--pretrained", whole.parent, *stage_two[2:])
+    )
+    assert of_folder == json.loads((folder / "results.json").read_text("utf-8"))["metrics"]["test"]
+    for words in (["--evaluate", "--eval_model"], ["--resume"]):
+        with pytest.raises(ValueError, match=r"pretrain\.py.* --retrain_fc --reweight none"):
+            train.main(command(tables, tmp_path / "no", *words, whole))
+    with pytest.raises(ValueError, match="last layer is not trained yet"):
+        predict.load(whole.parent, device="cpu")
 
 
-def test_second_stage_of_another_network_needs_weights(tables, tmp_path, capsys, monkeypatch):
+def test_second_stage_of_another_network_needs_weights(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(train.report, "draw_run", lambda folder: None)
     train.main(command(tables, tmp_path, "--epoch", 1))
     (folder,) = tmp_path.iterdir()
     words = ["--retrain_fc", "--reweight", "none", "--pretrained"]
-    with pytest.raises(SystemExit):
-        train.parse_args([*words, str(folder / "ckpt.pth.tar")])
-    assert "pretrain.py" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"needs something against .* features of pretrain\.py"):
+        train.main(command(tables, tmp_path, *words, folder / "ckpt.pth.tar"))
     with pytest.raises(FileNotFoundError, match="missing"):
         train.main(command(tables, tmp_path, *words, "missing"))
 
@@ -92,6 +101,8 @@ def test_second_stage_of_another_network_needs_weights(tables, tmp_path, capsys,
         ("--fix_noise_sigma", "--fix_noise_sigma"),
         ("--gar_alpha 1", "--gar_alpha"),
         ("--model hist_gradient_boosting", "trees"),
+        ("--retrain_fc", "no use for --retrain_fc"),
+        ("--batch_size 1", "2 or more"),
         ("--temperature 0", "above 0"),
         ("--epoch 0", "1 or more"),
     ],

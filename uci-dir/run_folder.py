@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 import restoring
 import utils
-from checkpoint_file import dictionary_of
+from checkpoint_file import dictionary_of, is_stage_one
 from files import write_atomically
 from flags import PLACE, Parser
 
@@ -228,11 +228,6 @@ def find_by_flags(run, last):
     others = f"; other runs there: {names}" if near else ""
     logging.warning("Nothing to resume in %s: starting with epoch 0%s", run.folder, others)
     return None
-
-
-def is_stage_one(config):
-    """Whether a run's flags are those of pretrain.py, whose network is not trained to predict."""
-    return bool(config.get("pretraining")) and not config.get("pretrained")
 
 
 def open_run_folder(run, log="training.log"):

@@ -96,7 +96,7 @@ def parse_args(argv=None):
     flags.check(parser, args, positive=("epoch", "seeds"))
     resample.check_resample(parser, args)
     check_regularizer(parser, args)
-    loss_flags.check_losses(parser, args, weighted_rrt=True)
+    loss_flags.check_losses(parser, args)
     if min(args.hidden) < 1:
         parser.error(f"--hidden must be 1 or more each, got {args.hidden}")
     if bool(args.csv) != bool(args.target):
@@ -416,7 +416,7 @@ def train_and_finish(args):
     if args.pretrained:
         state, path = released.find_weights(args.pretrained)
         utils.load_state(model, state, path, skip=("linear.", heads.NOISE))
-        args.pretraining = released.stage_one(path)
+        released.note_stage_one(args, path, loss_flags.balances(args))
     # All that was given has been read: only now is an earlier run replaced.
     run_folder.open_run_folder(run)
     if args.model == TREES:
