@@ -42,7 +42,8 @@ def add_regularizer(parser, step, weights, srl_temperature):
     add = parser.section(REGULARIZER, TRAINING)
     method_help = "method that adds to the loss"
     add("--regularizer", default="none", choices=METHODS, action=Chosen, help=method_help)
-    weight_help = "its weight; SRL has three: contrast, enveloping, homogeneity [see the README]"
+    known = ", ".join(" ".join(map(str, [name, *values])) for name, values in weights.items())
+    weight_help = f"its weight; srl's: contrast, enveloping, homogeneity [{known}]"
     add("--regularizer_weight", type=float, nargs="+", help=weight_help)
     add("--temperature", type=float, help=f"of cosines [conr 0.07, srl {srl_temperature}]")
     add("--conr_omega", type=float, default=1.0, help=f"labels so near are alike, {step}")
