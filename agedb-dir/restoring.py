@@ -108,7 +108,7 @@ def restore_training(run, path, checkpoint, optimizer):
             same &= ("betas" in own[0]) == ("betas" in theirs[0])
         if not same:
             raise ValueError(
-                f"{path} has other trained parts, by --optimizer, --retrain_fc, --loss or "
+                f"{path} was trained with another --optimizer, --retrain_fc, --loss or "
                 "--regularizer: give the same, or start from its weights with --pretrained"
             )
         with reading(path, NO_CHECKPOINT):

@@ -51,7 +51,6 @@ def test_flags_and_defaults():
     ("flags", "message"),
     [("--lds", "--reweight sqrt_inv"), ("--lds --reweight sqrt_inv --lds_ks 4", "odd"),
      ("--fds --fds_sigma 0", "sigma"), ("--retrain_fc --reweight inverse", "--pretrained"),
-     (f"--retrain_fc --pretrained {__file__}", "--reweight"),
      ("--resume --overwrite", "choose one"),
      ("--no_such_flag", "unrecognized"),
      ("--batch 3", "unrecognized"), ("--bucket_num 3", "must rise"),

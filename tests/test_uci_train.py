@@ -304,7 +304,6 @@ def test_from_a_table_to_an_answer(tables, tmp_path, capsys):
     [
         ("--lds", "--lds smooths the weights"),
         ("--csv mine.csv", "go together"),
-        (f"--retrain_fc --pretrained {__file__}", "--retrain_fc needs"),
         ("--hidden 0", "--hidden must be 1"),
         ("--model hist_gradient_boosting --fds", "trees have no features"),
         ("--model hist_gradient_boosting --loss huber", "trees have no features"),
