@@ -82,6 +82,12 @@ def restore_training(run, path, checkpoint, optimizer):
             f"{path} is pretrain.py's or this run is, not both: train.py takes such features as "
             "--pretrained CKPT --retrain_fc --reweight none"
         )
+    epochs = config.get("epoch")
+    if is_stage_one(config) and epochs != run.args.epoch:
+        raise ValueError(
+            f"{path} was pretrained for {epochs} epochs, over which its learning rate falls: give "
+            f"--epoch {epochs}, or another run's --store_name NAME"
+        )
     others = ["rows, labels or splits"] if checkpoint.get("data", run.data) != run.data else []
     for name, digest in dictionary_of(checkpoint, "inputs", path).items():
         if run.inputs.get(name, digest) != digest:  # what either lacks is not compared

@@ -557,6 +557,9 @@ def test_a_run_under_an_earlier_name_is_found_by_its_flags(contract, data, finis
     assert (earlier / "events").is_dir()
     here(contract, data, tmp_path, *contract.lines(1), "--resume")  # a run without LDS and FDS
     assert len(list(tmp_path.iterdir())) == 2
+    named = (*contract.lines(1), *contract.lds_fds.split(), "--resume", "--store_name", "named")
+    here(contract, data, tmp_path, *named)  # nor where the user gives it a name
+    assert len(list(tmp_path.iterdir())) == 3
     assert len(rows_of(earlier)) == 3
 
 

@@ -52,6 +52,8 @@ def test_two_stages(tables, tmp_path, monkeypatch):
     with pytest.raises(InterruptedError):
         pretrain.main(words)
     parts = pretrain.main([*words, "--resume"])
+    with pytest.raises(ValueError, match="pretrained for 12 epochs"):
+        pretrain.main([*command(tables, tmp_path / "parts", "--epoch", 13), "--resume"])
     ours, theirs = (torch.load(path, weights_only=True)["state_dict"] for path in (whole, parts))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     stage_two = ["--pretrained", whole, "--retrain_fc", "--reweight", "none", "--epoch", 2]

@@ -206,7 +206,7 @@ def find_by_flags(run, last):
         Path of the last epoch's checkpoint of the run whose flags are this one's, whose folder
         then becomes the run's; or None.
     """
-    free = {*run.parser.flags_of(PLACE), *LENGTHS}
+    free = {*run.parser.flags_of(PLACE), *LENGTHS} - {"store_name"}  # that names another run
     own = {flag: value for flag, value in vars(run.args).items() if flag not in free}
     near = sorted(run.folder.parent.glob(f"*/{last}"))
     for path in near:
