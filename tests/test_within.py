@@ -246,7 +246,7 @@ def test_a_second_signal_ends_at_once(data, tmp_path, wait):
         after_step = within.Within.after_step
         with (
             mock.patch.multiple(within.Within, after_step=slow),
-            mock.patch.multiple(within, ECHO=0.2),
+            mock.patch.multiple(within, ECHO=0.2 if wait else 20.0),
         ):
             run(data, tmp_path / "store", "--epoch", 2)
 
