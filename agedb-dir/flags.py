@@ -182,7 +182,7 @@ def check(parser, args, positive=(), buckets=None):
     """
     smoothed = args.reweight in ("sqrt_inv", "inverse") or args.loss == "bni"
     if args.lds and not (smoothed or args.experts):
-        parser.error("--lds smooths the weights: --reweight sqrt_inv|inverse, or leave out --lds")
+        parser.error("--lds smooths the weights: add --reweight sqrt_inv or inverse, or drop --lds")
     if args.retrain_fc and not args.pretrained:
         parser.error("--retrain_fc trains a part of a network again: add --pretrained CKPT")
     if args.eval_model and not args.evaluate:

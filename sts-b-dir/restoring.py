@@ -79,14 +79,14 @@ def restore_training(run, path, checkpoint, optimizer):
     config = dictionary_of(checkpoint, "config", path)
     if is_stage_one(config) != is_stage_one(vars(run.args)):
         raise ValueError(
-            f"{path} is pretrain.py's or this run is, not both: train.py takes such features as "
-            "--pretrained CKPT --retrain_fc --reweight none"
+            f"of {path} and this run one is pretrain.py's, one train.py's: train.py takes features "
+            "with --pretrained CKPT --retrain_fc --reweight none"
         )
     epochs = config.get("epoch")
     if is_stage_one(config) and epochs != run.args.epoch:
         raise ValueError(
             f"{path} was pretrained for {epochs} epochs, over which its learning rate falls: give "
-            f"--epoch {epochs}, or another run's --store_name NAME"
+            f"--epoch {epochs}, or --store_name NAME for another run"
         )
     others = ["rows, labels or splits"] if checkpoint.get("data", run.data) != run.data else []
     for name, digest in dictionary_of(checkpoint, "inputs", path).items():

@@ -176,7 +176,7 @@ def test_learning_rates_and_what_is_trained():
         ("--experts 2 --reweight inverse", "--experts takes no weights"),
         ("--experts -1", "--experts must be from 0"),
         ("--loss bni --reweight inverse --lds", "leave out --reweight inverse"),
-        ("--loss gar --lds", "leave out --lds"),
+        ("--loss gar --lds", "drop --lds"),
         ("--loss bmc --batch_size 1", "2 or more"),
         ("--reweight dense --lds", "--lds smooths the weights"),
         ("--reweight dense --dense_alpha -1", "--dense_alpha must be 0 or more"),
