@@ -434,16 +434,15 @@ def run_command(command, folder, seconds):
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+        # A signal to this program comes as Ctrl-C does, so that the command ends with it.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.terminate()  # train.py saves where it is
-            try:
-                process.wait(SAVING)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # and those that it has started
-                process.wait()
             return None
+        finally:
+            end(process)
+            signal.signal(signal.SIGTERM, before)
         log.seek(0)
         tail = log.read()[-16_000:]
     return {
@@ -451,6 +450,20 @@ def run_command(command, folder, seconds):
         "seconds": time.monotonic() - started,
         "output": tail.splitlines()[-LINES:],
     }
+
+
+def end(process):
+    """End a command that still runs, and those that it has started, after time to save."""
+    if process.poll() is not None:
+        return
+    process.terminate()  # train.py saves where it is
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SAVING)
+    finally:  # of another Ctrl-C, too
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def metrics_in(place, file):

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import json
+import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -206,6 +208,26 @@ def test_commands_end_fail_and_run_out_of_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "TORCH", (99, 0))
     with pytest.raises(SystemExit, match=r"too old: 99\.0 is needed"):
         gpu.check_packages()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_ends_with_who_runs_it(tmp_path, sent):
+    """It would hold the GPU and its run folder, unseen."""
+    child = "import os, time; print(os.getpid(), file=open('pid', 'w')); time.sleep(60)"
+    program = f"import signal, sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import gpu; "
+    program += "signal.signal(2, signal.default_int_handler); "  # a background shell ignores it
+    program += f"gpu.run_command([sys.executable, '-c', {child!r}], '.', 60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(sent)
+    assert process.wait(30)
+    assert not is_running(int((tmp_path / "pid").read_text()))
 
 
 def test_compiled_networks_find_their_modules(monkeypatch):
