@@ -130,7 +130,7 @@ import results
 import run_folder
 import utils
 from batches import Sharing, Steps, gather
-from datasets import LDS_RULE, SPLITS, Loader, Nights, label_counts, label_to_bucket, read_meta
+from datasets import LDS_RULE, SPLITS, Loader, Nights, label_counts, read_meta
 from fds import FDS
 from metrics import MAIN_METRICS, shot_metrics, shots_of_buckets
 from sleep_net import SleepNet
@@ -190,7 +190,7 @@ def build_model(args):
     """Return the network, with FDS if asked for."""
     module = None
     if args.fds:
-        options = flags.fds_options(args) | {"label_to_bucket": label_to_bucket}
+        options = flags.fds_options(args) | {"label_to_bucket": TARGET.of(args).buckets}
         options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(args.d_hid, **options, clip=FDS_CLIP)
     encoder = {"rnn": args.rnn, "chunk": args.chunk}

@@ -1,11 +1,11 @@
 """Sentence pairs with similarities: tokens, label buckets, LDS weights and batches."""
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from batches import Batches
+from buckets import Buckets
 from lds import bucket_weights, label_density
 from packing import Packing
 from pair_file import MAX_SCORE
@@ -31,14 +31,6 @@ def bucket_edges(bucket_num):
 EDGES = bucket_edges(BUCKETS)
 
 
-@functools.cache
-def edges_on(edges, device):
-    """Return edges as a float32 tensor; sent to a GPU once, since each sending waits for it."""
-    import torch
-
-    return torch.tensor(edges, dtype=torch.float32, device=device)
-
-
 def edges_of(args, target):
     """Return the edges [B + 1] of a run's bins: by --bucket_num, or of your own target."""
     if not target.own:
@@ -54,12 +46,7 @@ def label_to_bucket(labels, edges=EDGES):
         edges: of the bins [B + 1], from `bucket_edges`. Bin i holds edges[i] <= y < edges[i + 1]
             in float32, the last one holds 5.0 too.
     """
-    if hasattr(labels, "clamp"):  # a tensor
-        import torch
-
-        inner = edges_on(tuple(edges[1:-1].tolist()), labels.device)
-        return torch.bucketize(labels.float(), inner, right=True)
-    return np.searchsorted(edges[1:-1], np.asarray(labels, dtype=np.float32), side="right")
+    return Buckets(edges[:-1])(labels)
 
 
 def label_counts(labels, edges=EDGES):

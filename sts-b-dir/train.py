@@ -154,6 +154,7 @@ import text
 import utils
 from batches import Sharing, Steps, gather
 from bilstm import LSTMEncoder, SimilarityRegressor, TextEncoder
+from buckets import Buckets
 from datasets import LDS_RULE, Loader, edges_of, label_counts, label_to_bucket
 from fds import FDS
 from metrics import HIGHER_IS_BETTER, MAIN_METRICS, shot_metrics, shot_of, shots_of_buckets
@@ -223,7 +224,7 @@ def build_model(args, corpus, fresh=False):
             encoder.words.weight.data.copy_(torch.from_numpy(text.word_vectors(args, corpus)))
     module = None
     if args.fds:
-        bucket = functools.partial(label_to_bucket, edges=edges_of(args, TARGET.of(args)))
+        bucket = Buckets(edges_of(args, TARGET.of(args))[:-1])
         options = {**flags.fds_options(args), "label_to_bucket": bucket, "clip": FDS_CLIP}
         options |= TARGET.of(args).fds_options(args, BUCKET_NUM, BUCKET_START)
         module = FDS(4 * encoder.sentence_dim, **options, fill_empty=True)

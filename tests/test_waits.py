@@ -332,6 +332,22 @@ def test_no_step_waits(folder, arguments):
     assert gpu.waits == KNOWN.get((folder, arguments), set())
 
 
+@pytest.mark.parametrize("folder", SETTINGS)
+def test_compiled_fds_is_one_graph(folder):
+    """The way from a label to its bucket breaks none, or each step would send the edges again."""
+    module = SETTINGS[folder](FDS, "cpu")[2].FDS
+    pixels = (6, 5) if folder == "nyud2-dir" else ()
+    features, labels = torch.randn(60, module.feature_dim, *pixels), 5 * torch.rand(60, 1, *pixels)
+    module.update_running_stats(features, labels, 0)
+    module.update_last_epoch_stats(1)
+    torch._dynamo.reset()
+    compiled = torch.compile(module.smooth, backend="eager", fullgraph=True, dynamic=False)
+    smoothed = compiled(features, labels, 1)
+    torch._dynamo.reset()
+    assert not torch.equal(smoothed, features)
+    torch.testing.assert_close(smoothed, module.smooth(features, labels, 1))
+
+
 @contextlib.contextmanager
 def forbidden():
     """Let an operation that waits for the GPU fail."""
