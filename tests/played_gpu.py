@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 WAITING = (
     "_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "unique_consecutive",
     "unique_dim_consecutive", "_unique", "_unique2", "bincount", "multinomial", "equal",
-    "_linalg_check_errors",
+    "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "histc",
 )  # fmt: skip
 # These wait with an index of bool, or on the CPU.
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
@@ -143,6 +143,8 @@ def would_wait(function, args, kwargs):
         return pair[0] != pair[1] and not (background and args[0].is_pinned())
     if name == "repeat_interleave":
         return there and kwargs.get("output_size") is None
+    if name == "normal":  # it looks whether each deviation is above 0
+        return any(isinstance(x, Played) for x in args[1:])
     if name in INDEXING:
         places = [x for x in args[1] if x is not None] if there else ()
         return any(x.dtype == torch.bool or not isinstance(x, Played) for x in places)

@@ -71,6 +71,11 @@ WAITING = {
     "unique": lambda x: x.unique(),
     "bincount": lambda x: x.long().flatten().bincount(minlength=9),
     "repeated": lambda x: x.repeat_interleave(x[:, 0].long(), 0),
+    "axes": lambda x: torch.linalg.eigh(x @ x.T),
+    "inverse": lambda x: torch.linalg.inv(x @ x.T),
+    "singular values": lambda x: torch.linalg.svd(x),
+    "histogram": lambda x: x.histc(5),
+    "drawn": lambda x: torch.normal(x, x),
 }
 FREE = {
     "made there": lambda x: torch.full((2, 3), 1.0, device=x.device) + 2.0,
@@ -79,6 +84,7 @@ FREE = {
     "index": lambda x: x[x[:, 0].long() * 0],
     "counted": lambda x: x.index_add(0, x[:, 0].long() * 0, x),
     "sorted": lambda x: x.sort(dim=0)[0].cumsum(0),
+    "drawn": lambda x: torch.normal(x, 1.0),
     "repeated": lambda x: x.repeat_interleave(x[:, 0].long(), 0, output_size=5),
 }
 
