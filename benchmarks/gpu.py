@@ -241,7 +241,8 @@ def networks(small):
         ids = torch.randint(2, VOCABULARY, (2 * n, longest), device=device)
         lengths = torch.randint(3, longest + 1, (2 * n,))
         lengths[0] = longest
-        return (ids, lengths), torch.rand(n, 1, device=device) * 5
+        packing = load("sts-b-dir", "packing").Packing.of(lengths, device)  # as a batch is read
+        return (ids, packing), torch.rand(n, 1, device=device) * 5
 
     model = "resnet18" if small else "resnet50"
     yield "ResNet-50 at 224², batch 256", "agedb-dir", ["--model", model], (), faces

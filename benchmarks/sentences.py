@@ -46,7 +46,8 @@ def make_model(with_fds, d_word=D_WORD, d_hid=D_HID):
     torch.manual_seed(0)
     module = None
     if with_fds:
-        options = {"label_to_bucket": datasets.label_to_bucket, "clip": train.FDS_CLIP}
+        bucket = datasets.Buckets(datasets.EDGES[:-1])
+        options = {"label_to_bucket": bucket, "clip": train.FDS_CLIP}
         module = fds.FDS(8 * d_hid, 50, **options, fill_empty=True)
     model = bilstm.SimilarityRegressor(bilstm.LSTMEncoder(VOCABULARY, d_word, d_hid), module)
     model.regularizer = train.regularizers.NoRegularizer()

@@ -252,6 +252,13 @@ def test_compiled_networks_find_their_modules(monkeypatch):
     assert not {"resnet", "fds", "bilstm", "depth_net", "datasets"} & ({*sys.modules} - before)
 
 
+def test_a_timed_batch_lies_on_the_device():
+    """A step that sends a part of it would wait for the GPU, as none of a training does."""
+    for network in gpu.networks(True):
+        leaves = torch.utils._pytree.tree_leaves(network[-1]("meta"))
+        assert {x.device.type for x in leaves if isinstance(x, torch.Tensor)} == {"meta"}
+
+
 def test_tables_of_what_was_measured(tmp_path):
     """Ratios stand under their own kind, whatever is missing, came late or failed."""
     rows = {"net, bf16, fds": 12.0, "net, bf16, bare": 10.0, "other, fp32, lds": 3.0}
