@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from conftest import load
 from plain import PlainFDS
+from played_gpu import DEVICE, PlayedGPU
 
 fds = load("agedb-dir", "fds")
 
@@ -545,6 +546,18 @@ def test_maps_without_a_pixel(shape):
     smoothed = module.smooth(x, torch.zeros(shape[0], 1, *shape[2:]), 1)
     smoothed.sum().backward()
     assert smoothed.shape == x.grad.shape == shape
+
+
+def test_a_gpu_takes_no_sample_as_the_cpu_does():
+    """And batches of several as the CPU takes them."""
+    batches = [(torch.randn(n, 3), 13 * torch.rand(n)) for n in (0, 40, 0, 1)]
+    with PlayedGPU("agedb-dir"):
+        cpu, gpu = make(), make().to(DEVICE)
+        for x, labels in batches:
+            cpu.accumulate(x, labels, 0)
+            gpu.accumulate(x.to(DEVICE), labels.to(DEVICE), 0)
+        for ours, theirs in zip(gpu.moments.parts, cpu.moments.parts):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.cuda

@@ -59,6 +59,8 @@ class BucketMoments:
             bucket: long [M], 0 ... B; samples of the bucket B, which does not exist, are left out.
         """
         (M, D), B = rows.shape, len(self.count)
+        if not M:
+            return
         on_cpu = rows.device.type == "cpu"
         # A GPU adds up in float64, where no order of the terms shows, and waits for nothing.
         digits = torch.promote_types(
