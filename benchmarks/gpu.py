@@ -515,6 +515,7 @@ def run_part(part, args, place, deadline):
         seconds = min(remaining - SAVING, TESTING if part == "tests" else remaining)
         result = run_command([str(word) for word in what], folder, seconds)
         if result is None:
+            print(f"{file}: not done in {seconds / 60:.1f} minutes; the next call tries again")
             continue
         result |= facts | {"metrics": metrics_in(place, file)}
         if result["code"]:
