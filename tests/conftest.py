@@ -1,10 +1,13 @@
 """What every test shares: where the repository is, and how to load one folder's module alone."""
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+# A shell's background job ignores Ctrl-C, and so do its children; tests send it to trainings.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
