@@ -43,10 +43,10 @@ five processes each:
 | FDS of 100,000 buckets x 64, tables of float32 | 12.6 | 12.0 |
 | 256 x 3 x 224² bytes to float32, fresh memory in pages of 4 KiB and 2 MiB | 59 ms | 27 ms |
 
-Four goals are missed. Statistics of depth maps are far from theirs: the rest is reading the
-features and adding up rows. Smoothing with its backward pass, augmented faces, and the tables of
-100,000 buckets are near. Ratios of what reads and writes much memory differ from run to run. Three
-runs gave 22 to 29 for the statistics and 1.7 to 2.0 for smoothing, two 16.7 and 17.1 for faces.
+Statistics of depth maps miss their goal by far: the rest is reading the features and adding up
+rows. The tables of 100,000 buckets are just above theirs. Ratios of what reads and writes much
+memory differ from run to run, and are lower beside other work. Runs gave 22 to 29 for the
+statistics, 1.7 to 2.0 for smoothing with its backward pass, and 16.7 to 19.5 for augmented faces.
 
 No speed-up is claimed for the first reading of word vectors. It takes longer than a plain loop over
 the lines, because it checks them; the next run reads a cache.
