@@ -45,7 +45,7 @@ five processes each:
 
 Statistics of depth maps miss their goal by far: the rest is reading the features and adding up
 rows. The tables of 100,000 buckets are just above theirs. Ratios of what reads and writes much
-memory differ from run to run, and are lower beside other work. Runs gave 22 to 29 for the
+memory differ from run to run, and are lower while others work. Runs gave 22 to 29 for the
 statistics, 1.7 to 2.0 for smoothing with its backward pass, and 16.7 to 19.5 for augmented faces.
 
 No speed-up is claimed for the first reading of word vectors. It takes longer than a plain loop over
