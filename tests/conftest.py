@@ -2,12 +2,16 @@
 
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 # A shell's background job ignores Ctrl-C, and so do its children; tests send it to trainings.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# tqdm shares its lock with forked processes: one killed while it holds it would lock out the rest.
+tqdm.set_lock(threading.RLock())
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
