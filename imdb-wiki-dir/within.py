@@ -75,8 +75,9 @@ class Within:
     def _note(self, number, frame):
         """Handle a signal: the first one is noted, the second acts as if this were not here."""
         if self.signal is None:
-            self.signal = signal.Signals(number).name
+            # The time first: a launcher's echo may come between these two lines.
             self.noted_at = time.monotonic()
+            self.signal = signal.Signals(number).name
             if self.run.is_main:  # logging must not be used within a handler
                 text = f"\n{self.signal}: ends after this step; a second signal ends at once\n"
                 os.write(2, text.encode())

@@ -262,6 +262,31 @@ def test_a_second_signal_ends_at_once(data, tmp_path, wait):
     assert (folder_in(tmp_path / "store") / within.WITHIN).exists() == (not wait)
 
 
+@pytest.mark.parametrize("line", range(5))
+def test_an_echo_while_the_first_is_noted_is_no_second_one(line):
+    """The next signal may interrupt the handler before any of its lines."""
+    noting, passed = object.__new__(within.Within), []
+    noting.signal, noting.noted_at, noting.run = None, 0.0, mock.Mock(is_main=False)
+    noting.handlers = {}  # a second signal would look there for the handler before
+
+    def trace(frame, event, argument):
+        if frame.f_code is within.Within._note.__code__:
+            passed.extend([event] * (event == "line"))
+            if event == "line" and len(passed) == line + 1:
+                noting._note(signal.SIGTERM, frame)
+            return trace
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        noting._note(signal.SIGTERM, None)
+    finally:
+        sys.settrace(before)
+    assert noting.signal == "SIGTERM"
+    assert len(passed) >= 2
+
+
 def test_an_ignored_signal_stays_ignored(data, tmp_path):
     """As nohup ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
