@@ -207,7 +207,7 @@ class Results:
                 self.seconds[key] = result["wall_seconds"]
                 self.files[key] = path, result["command"]
                 on_gpu = result.get("device", "cpu").startswith("cuda")
-                if on_gpu != train.torch.cuda.is_available():
+                if on_gpu != (train.torch.cuda.device_count() > 0):
                     self.elsewhere.add(key)
 
     def key(self, cell):
