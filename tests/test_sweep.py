@@ -107,6 +107,30 @@ def test_a_killed_sweep_ends_with_the_table_of_the_unbroken_one(place):
     assert all(path.stat().st_mtime_ns == before for path, before in held.items())
 
 
+def test_the_process_that_forks_does_not_initialise_cuda(place):
+    """Its children could not use a GPU: asking whether CUDA is available initialises the driver."""
+    table, out = place("forked")
+    words = [str(table), "--out", str(out), "--only", "VANILLA", "--seeds", "0"]
+    words += ["--flags=--epoch 1"]
+    script = f"""
+import os, sys
+import torch
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import sweep
+first, asked = os.getpid(), torch.cuda.is_available
+def is_available():
+    assert os.getpid() != first, "the process that forks has asked"
+    return asked()
+torch.cuda.is_available = is_available
+sys.exit(sweep.main({words!r}))
+"""
+    for cells in (1, 0):  # the second time there are results of a device
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{cells} of 1 cells to run" in done.stdout
+
+
 # ---- cells ---------------------------------------------------------------------------------
 
 
