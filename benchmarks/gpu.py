@@ -51,7 +51,8 @@ SMALL = {  # flags of a training with --small
     "faces": ["--model", "resnet18", "--img_size", "32", "--epoch", "2"],
     "depths": ["--model", "mini", "--downscale", "4", "--epochs", "2"],
 }
-LINES = 120  # of a job's output that are kept
+LINES = 120  # of a failed job's output that are kept
+LAST = 8  # of another's
 METHODS = {
     "plain": [],
     "inverse": ["--reweight", "inverse"],
@@ -382,9 +383,10 @@ def jobs_of(part, args, place, data):
     if part == "steps":
         return [("steps.json", steps(device, small), None)]
     if part == "loader":
-        script = [python, str(ROOT / "benchmarks" / "imdb_scale.py"), "--parts", "gpu", "--cases"]
+        script = [python, str(ROOT / "benchmarks" / "imdb_scale.py"), "--parts", "gpu"]
         return [
-            (f"loader_{case}.json", [*script, case], ROOT) for case in ("tf32", "bf16_compiled")
+            (f"loader_{c}.json", [*script, "--cases", c, "--json", place / f"figures_{c}"], ROOT)
+            for c in ("bf16", "bf16_compiled", "tf32")
         ]
     if part == "processes":
         command = [python, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train.py"]
@@ -445,12 +447,10 @@ def run_command(command, folder, seconds):
             end(process)
             signal.signal(signal.SIGTERM, before)
         log.seek(0)
-        tail = log.read()[-16_000:]
-    return {
-        "code": code,
-        "seconds": time.monotonic() - started,
-        "output": tail.splitlines()[-LINES:],
-    }
+        tail = log.read()[-64_000:].replace(f"{ROOT}{os.sep}", "")
+    lines = [line for line in tail.splitlines() if line.strip() and "%|" not in line]  # no bars
+    kept = lines[-LINES if code else -LAST :]
+    return {"code": code, "seconds": time.monotonic() - started, "output": kept}
 
 
 def end(process):
@@ -468,7 +468,12 @@ def end(process):
 
 
 def metrics_in(place, file):
-    """Return the test metrics of the one training in a job's folder, if there is one."""
+    """Return the test metrics of the one training in a job's folder, or a loader's figures."""
+    figures = place / file.replace("loader", "figures").removesuffix(".json")
+    if figures.is_file():
+        found = json.loads(figures.read_text())["gpu"]
+        figures.unlink()
+        return found
     found = sorted((place / "runs" / Path(file).stem).glob("*/results.json"))
     return json.loads(found[-1].read_text())["metrics"]["test"] if found else None
 

@@ -30,8 +30,9 @@ from common import ROOT, exposed, load
 FOLDER = "imdb-wiki-dir"
 ROWS = {"imdb": 460_723, "wiki": 62_328}  # of the MATLAB files
 COUNT, IMG_SIZE, BATCH, STEPS = 213_553, 224, 256, 200
-GPU_BATCHES = 60  # of a measured pass on a GPU
+GPU_BATCHES = 30  # of a measured pass on a GPU
 CASES = {  # of which there
+    "bf16": ["--precision", "bf16"],
     "tf32": ["--precision", "tf32"],
     "bf16_compiled": ["--precision", "bf16", "--compile"],
 }

@@ -165,6 +165,20 @@ def test_a_command_that_fails_is_tried_again(tmp_path, monkeypatch):
     assert "no_such_package" in (tmp_path / "cpu" / "tests.failed.json").read_text()
 
 
+def test_a_loaders_figures_are_kept(tmp_path, monkeypatch):
+    def run(command, *_):
+        case, file = (command[command.index(flag) + 1] for flag in ("--cases", "--json"))
+        Path(file).write_text(json.dumps({"gpu": {case: {"images/s": 4000.0}}}))
+        return {"code": 0, "seconds": 1.0, "output": []}
+
+    monkeypatch.setattr(gpu, "run_command", run)
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--parts", "loader"]) == 0
+    files = sorted((tmp_path / "cpu").iterdir())
+    cases = {path.stem.removeprefix("loader_"): json.loads(path.read_text()) for path in files}
+    assert {*cases} == {*load("benchmarks", "imdb_scale").CASES}
+    assert all(facts["metrics"] == {c: {"images/s": 4000.0}} for c, facts in cases.items())
+
+
 def test_the_cuda_tests_are_in_the_named_files_and_need_the_named_packages():
     texts = {path.stem: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
     marked = {name for name, text in texts.items() if "\n@pytest.mark.cuda\n" in text}
@@ -190,6 +204,8 @@ def is_running(pid):
 def test_commands_end_fail_and_run_out_of_time(tmp_path, monkeypatch):
     say = [sys.executable, "-c", "print('said')"]
     assert gpu.run_command(say, tmp_path, 60)["output"] == ["said"]
+    bars = [sys.executable, "-c", f"print(' 5%|#  |\\r90%|## |\\r\\n{ROOT / 'a.py'}:3')"]
+    assert gpu.run_command(bars, tmp_path, 60)["output"] == ["a.py:3"]
     assert gpu.run_command([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, 60)["code"] == 3
     monkeypatch.setattr(gpu, "SAVING", 0.3)
     child = "import os, signal, time; signal.signal(15, lambda *_: None); time.sleep(60)"
@@ -273,5 +289,13 @@ def test_tables_of_what_was_measured(tmp_path):
     made = load("tools", "tables").gpu_tables(tmp_path)
     assert "| net, bf16 | 10.0 | – | × 1.200 | – |" in made.splitlines()
     assert "| other, fp32 | – | – | – | – |" in made.splitlines()
-    assert made.count("some, PyTorch 2.11, commit 0123456:") == 1
+    assert made.count("Steps: some, PyTorch 2.11, commit 0123456:") == 1
     assert "calibrate" not in made
+    for case, share in (("bf16", 0.974), ("tf32", 0.981)):
+        metrics = {case: {"images/s from the cache": 3913.4, "share (goal >= 0.9)": share}}
+        (folder / f"loader_{case}.json").write_text(json.dumps({"metrics": metrics} | facts))
+    (folder / "loader_bf16_compiled.failed.json").write_text("{}")
+    made = load("tools", "tables").gpu_tables(tmp_path).splitlines()
+    assert "Training from the cache: some, PyTorch 2.11, commit 0123456:" in made
+    assert "| images/s from the cache | 3,913 | 3,913 |" in made
+    assert "| share (goal >= 0.9) | 97.4% | 98.1% |" in made

@@ -174,37 +174,63 @@ def methods_table(root):
 
 
 def gpu_tables(root):
-    """Return the tables of `results/gpu/README.md`: steps and kernels of each device."""
+    """Return the tables of `results/gpu/README.md`: steps, kernels and loaders of each device."""
     made = ""
     for folder in sorted((root / "results/gpu").glob("*/")):
-        tables = []
         if folder.name.endswith("_small"):  # a try, of small sizes
             continue
-        if (folder / "steps.json").is_file():
-            facts = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
-            ms = {tuple(name.rsplit(", ", 1)): row["ms"] for name, row in facts["rows"].items()}
-            tables.append([["step", "ms", "LDS", "FDS", "FDS, online"]])
-            for step in dict.fromkeys(step for step, _ in ms):
-                bare = ms.get((step, "bare"), np.nan)
-                ratios = [ms.get((step, kind), np.nan) / bare for kind in ("lds", "fds", "online")]
-                cells = [f"{bare:.1f}", *(f"× {ratio:.3f}" for ratio in ratios)]
-                tables[-1].append([step, *("–" if "nan" in cell else cell for cell in cells)])
-        if (folder / "kernels.json").is_file():
-            facts = json.loads((folder / "kernels.json").read_text(encoding="utf-8"))
-            calls = ("smooth", "smooth, forward + backward", "statistics")
-            tables.append(
-                [["FDS, ms (part of a copy's speed)", "calibrate", "and back", "statistics"]]
-            )
-            for name, row in facts["rows"].items():
-                cells = [f"{row[c]['ms']:.2f} ({row[c]['share_of_copy']:.0%})" for c in calls]
-                tables[-1].append([name, *cells])
-        if tables:
-            commit = str(facts.get("commit"))[:7]
-            made += f"\n{facts['device']}, PyTorch {facts['torch']}, commit {commit}:\n"
-        for header, *lines in tables:
+        read = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(folder.glob("*.json"))
+            if not path.stem.endswith(".failed")
+        }
+        loaders = {name: facts for name, facts in read.items() if name.startswith("loader_")}
+        parts = {
+            "Steps": (read.get("steps"), step_lines),
+            "Kernels": (read.get("kernels"), kernel_lines),
+            "Training from the cache": (next(iter(loaders.values()), None), loader_lines),
+        }
+        for what, (facts, lines_of) in parts.items():
+            if facts is None:
+                continue
+            made += f"\n{what}: {facts['device']}, PyTorch {facts['torch']}, "
+            made += f"commit {str(facts.get('commit'))[:7]}:\n\n"
+            header, *lines = lines_of(facts if facts is read.get(what.lower()) else loaders)
             rule = ["---"] + ["---:"] * (len(header) - 1)
-            made += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+            made += "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
     return f"{made}\n"
+
+
+def step_lines(facts):
+    """Return the lines of the table of timed steps."""
+    ms = {tuple(name.rsplit(", ", 1)): row["ms"] for name, row in facts["rows"].items()}
+    lines = [["step", "ms", "LDS", "FDS", "FDS, online"]]
+    for step in dict.fromkeys(step for step, _ in ms):
+        bare = ms.get((step, "bare"), np.nan)
+        ratios = [ms.get((step, kind), np.nan) / bare for kind in ("lds", "fds", "online")]
+        cells = [f"{bare:.1f}", *(f"× {ratio:.3f}" for ratio in ratios)]
+        lines.append([step, *("–" if "nan" in cell else cell for cell in cells)])
+    return lines
+
+
+def kernel_lines(facts):
+    """Return the lines of the table of FDS alone."""
+    calls = ("smooth", "smooth, forward + backward", "statistics")
+    lines = [["FDS, ms (part of a copy's speed)", "calibrate", "and back", "statistics"]]
+    for name, row in facts["rows"].items():
+        cells = [f"{row[c]['ms']:.2f} ({row[c]['share_of_copy']:.0%})" for c in calls]
+        lines.append([name, *cells])
+    return lines
+
+
+def loader_lines(loaders):
+    """Return the lines of the table of training from the cache, a column for each precision."""
+    rows = {k: v for facts in loaders.values() for k, v in facts["metrics"].items()}
+    lines = [["what", *rows]]
+    for what in next(iter(rows.values())):
+        values = [row[what] for row in rows.values()]
+        lines.append([what, *(f"{x:,.0f}" if "images/s" in what else f"{x:.1%}" for x in values)])
+    return lines
 
 
 def renew(text, root=ROOT):
