@@ -324,7 +324,8 @@ def all_tables(file, root=ROOT, short=False):
     """Return the tables of a TOML file, or of its `short` rows, in Markdown with captions."""
     table = tomllib.loads(file.read_text(encoding="utf-8"))
     if short:
-        table["rows"] = {row: table["rows"][row] for row in table["short"]}
+        rows = rows_of(table)
+        table |= {"rows": {row: rows[row][0] for row in table["short"]}, "over": {}}
     tables = tables_of(table, root / table["out"])
     return "\n".join(f"{caption}:\n\n{markdown(columns)}" for caption, columns in tables.items())
 
