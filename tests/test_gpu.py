@@ -296,6 +296,6 @@ def test_tables_of_what_was_measured(tmp_path):
         (folder / f"loader_{case}.json").write_text(json.dumps({"metrics": metrics} | facts))
     (folder / "loader_bf16_compiled.failed.json").write_text("{}")
     made = load("tools", "tables").gpu_tables(tmp_path).splitlines()
-    assert "Training from the cache: some, PyTorch 2.11, commit 0123456:" in made
-    assert "| images/s from the cache | 3,913 | 3,913 |" in made
-    assert "| share (goal >= 0.9) | 97.4% | 98.1% |" in made
+    assert made.count("Training from the cache: some, PyTorch 2.11, commit 0123456:") == 2
+    assert made.count("| images/s from the cache | 3,913 |") == 2
+    assert {"| what | tf32 |", "| share (goal >= 0.9) | 97.4% |"} <= {*made}

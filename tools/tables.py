@@ -184,18 +184,18 @@ def gpu_tables(root):
             for path in sorted(folder.glob("*.json"))
             if not path.stem.endswith(".failed")
         }
-        loaders = {name: facts for name, facts in read.items() if name.startswith("loader_")}
-        parts = {
-            "Steps": (read.get("steps"), step_lines),
-            "Kernels": (read.get("kernels"), kernel_lines),
-            "Training from the cache": (next(iter(loaders.values()), None), loader_lines),
-        }
-        for what, (facts, lines_of) in parts.items():
+        loaders = [facts for name, facts in read.items() if name.startswith("loader_")]
+        tables = [
+            ("Steps", read.get("steps"), step_lines),
+            ("Kernels", read.get("kernels"), kernel_lines),
+            *(("Training from the cache", facts, loader_lines) for facts in loaders),
+        ]
+        for what, facts, lines_of in tables:
             if facts is None:
                 continue
             made += f"\n{what}: {facts['device']}, PyTorch {facts['torch']}, "
             made += f"commit {str(facts.get('commit'))[:7]}:\n\n"
-            header, *lines = lines_of(facts if facts is read.get(what.lower()) else loaders)
+            header, *lines = lines_of(facts)
             rule = ["---"] + ["---:"] * (len(header) - 1)
             made += "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
     return f"{made}\n"
@@ -223,14 +223,11 @@ def kernel_lines(facts):
     return lines
 
 
-def loader_lines(loaders):
-    """Return the lines of the table of training from the cache, a column for each precision."""
-    rows = {k: v for facts in loaders.values() for k, v in facts["metrics"].items()}
-    lines = [["what", *rows]]
-    for what in next(iter(rows.values())):
-        values = [row[what] for row in rows.values()]
-        lines.append([what, *(f"{x:,.0f}" if "images/s" in what else f"{x:.1%}" for x in values)])
-    return lines
+def loader_lines(facts):
+    """Return the lines of the table of training from the cache in one precision."""
+    ((case, row),) = facts["metrics"].items()
+    shown = {what: f"{x:,.0f}" if "images/s" in what else f"{x:.1%}" for what, x in row.items()}
+    return [["what", case], *([what, cell] for what, cell in shown.items())]
 
 
 def renew(text, root=ROOT):
