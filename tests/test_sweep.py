@@ -100,6 +100,9 @@ def test_a_killed_sweep_ends_with_the_table_of_the_unbroken_one(place):
     time.sleep(0.3)  # its child ends with it
     held = {path: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
     assert len(held) == 2
+    with sweep.FileLock(out.with_name("killed") / "checkpoint/tiny/logs/.lock", timeout=0):
+        said, _ = start(table, out).communicate(timeout=240)  # a second sweep would run cells twice
+    assert "another sweep is at work" in said
     said, _ = start(table, out).communicate(timeout=240)
     assert "10 of 12 cells to run" in said
     assert "process" not in said  # no run folder was still in use
@@ -181,15 +184,25 @@ def test_flags_of_the_tables_parse_and_the_papers_rows_are_theirs(file):
 
 def test_what_is_no_table_is_named(tmp_path):
     file = tmp_path / "t.toml"
+    good = 'folder = "x"\nout = "x"\nflags = ""\nseeds = [0]\n[rows]\na = "--lds"\n'
     for text, word in {
         "rows = ": "no TOML",
         'folder = "x"\ncolour = 1': r"missing .*'rows'.*unknown \['colour'\]",
+        good.replace("[0]", "3"): "seeds must be a list, got 3",
+        good.replace("[0]", '["a"]'): "at least one row and one seed",
+        good.replace('"x"', "3"): "folder must be a text, got 3",
+        good.replace('"--lds"', '["--lds"]'): r"flags of a must be a text, got \['--lds'\]",
+        good + "[sets]\n[over]\n[cluster]\n[short]\n": "short must be a list",
     }.items():
         file.write_text(text)
         with pytest.raises(ValueError, match=word):
             sweep.read_table(file)
     with pytest.raises(ValueError, match="RRT: 'VANILA' is neither"):
         cells_of('seeds = [0]\nflags = ""\n[rows]\nRRT = "--pretrained {VANILA}"')
+    with pytest.raises(ValueError, match="a: No closing quotation"):
+        cells_of("""seeds = [0]\nflags = ""\n[rows]\na = "--lr '3" """)
+    with pytest.raises(ValueError, match=r"a \{k\}: \[over\] has values of \['ks'\] only"):
+        cells_of('seeds = [0]\nflags = ""\n[over]\nks = [1]\n[rows]\n"a {k}" = ""')
     with pytest.raises(ValueError, match="same flags"):
         cells_of('seeds = [0]\nflags = ""\n[rows]\na = ""\nb = "--lr 1e-3"')
 
@@ -261,9 +274,34 @@ def test_lines_keep_test_metrics_and_a_run_once(tmp_path):
     results = sweep.Results(tmp_path / "out", table, train)
     assert results.is_finished(cell)
     results.collect(cell)
+    late = sweep.Results(tmp_path / "out2", table, train)
+    late.out = tmp_path / "out"  # a --dry-run has kept it since this one looked
+    late.collect(cell)
     (line,) = Path(tmp_path / "out/runs.jsonl").read_text().splitlines()
     assert json.loads(line)["test"] == {"overall": {"mae": 1.23457, "sera": None}}
     assert sweep.Results(tmp_path / "out", table, train).is_finished(cell)
+
+
+def test_an_error_is_forgotten_and_a_list_says_what_comes_first(tmp_path, capsys):
+    table, cells = cells_of(
+        'folder = "uci-dir"\nseeds = [0]\nflags = ""\nprepare = "--csv a"\nprepared = "no"\n'
+        '[rows]\nVANILLA = ""\nRRT = "--retrain_fc --reweight inverse --pretrained {VANILLA}"'
+    )
+    sweep.print_commands(cells, "uci-dir")
+    printed = capsys.readouterr()
+    assert printed.err.startswith("first: cd uci-dir && python prepare.py --csv a\nthese lines")
+    assert "checkpoints: [2]" in printed.err
+    assert len(printed.out.splitlines()) == 2
+    results = sweep.Results(tmp_path, table, load("uci-dir", "train"))
+    (tmp_path / "log").write_text("it failed")
+    for cell in cells:
+        results.note(cell, tmp_path / "log")
+    results.seconds[results.key(cells[0])] = 1.0  # run by hand since
+    assert results.is_finished(cells[0])
+    assert [*json.loads((tmp_path / "errors.json").read_text())] == ["RRT, seed 0"]
+    args = sweep.parse_args(["t.toml", "--only", "VANILA"])
+    with pytest.raises(ValueError, match="no cell contains 'VANILA'; there is 'RRT, seed 0'"):
+        sweep.missing_cells(args, table, results, load("uci-dir", "train"), "best")
 
 
 def test_flags_that_cannot_be_used(monkeypatch, capsys):

@@ -41,13 +41,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
-NEEDED = ("folder", "out", "flags", "seeds", "rows")
-OPTIONAL = """minutes store_root epochs lines sets over pretraining prepare prepared cluster paper
-  metrics shots short"""
-ENTRIES = {*NEEDED, *OPTIONAL.split()}
+NEEDED = {"folder": str, "out": str, "flags": str, "seeds": list, "rows": dict}
+ENTRIES = NEEDED | {
+    **dict.fromkeys(("store_root", "prepare", "prepared"), str),
+    **dict.fromkeys(("sets", "over", "pretraining", "cluster", "paper"), dict),
+    **dict.fromkeys(("metrics", "shots", "short"), list),
+    **dict.fromkeys(("epochs", "lines"), bool),
+    "minutes": int | float,
+}
+TOML_TYPES = {str: "a text", list: "a list", dict: "a table", bool: "true or false"}
 TRAIN, PRETRAIN = "train", "pretrain"  # programs
 ERROR_LINES = 20  # of a failed cell's log
 POLL_SECONDS = 5
@@ -94,15 +100,24 @@ def read_table(path):
     """Read a TOML file.
 
     Raises:
-        ValueError: for an entry that is missing or unknown, or a file that is no TOML.
+        ValueError: for an entry that is missing, unknown or of a wrong type, or no TOML.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
-    missing, unknown = {*NEEDED} - {*table}, {*table} - ENTRIES
+    missing, unknown = {*NEEDED} - {*table}, {*table} - {*ENTRIES}
     if missing or unknown:
         raise ValueError(f"{path}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+    for name, value in table.items():
+        if not isinstance(value, ENTRIES[name]):
+            wanted = TOML_TYPES.get(ENTRIES[name], "a number")
+            raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}")
+    for name, flags in {**table["rows"], **table.get("pretraining", {})}.items():
+        if not isinstance(flags, str):
+            raise ValueError(f"{path}: the flags of {name} must be a text, got {flags!r}")
+    if not table["rows"] or not table["seeds"] or {*map(type, table["seeds"])} != {int}:
+        raise ValueError(f"{path}: at least one row and one seed, whole numbers, are needed")
     table.setdefault("store_root", f"checkpoint/{path.stem}")
     table.setdefault("sets", {"": {}})
     return table
@@ -113,6 +128,8 @@ def rows_of(table):
     over, rows = table.get("over", {}), {}
     for name, flags in table["rows"].items():
         free = [field for _, field, _, _ in string.Formatter().parse(name) if field]
+        if not {*free} <= {*over}:
+            raise ValueError(f"{name}: [over] has values of {sorted(over)} only")
         for values in itertools.product(*(over[field] for field in free)):
             chosen = dict(zip(free, values))
             rows[name.format_map(chosen)] = flags, chosen
@@ -140,9 +157,12 @@ def cells_of(table, train, best, load=importlib.import_module):
                 text = f"{table['flags']} {flags}".format_map(known)
                 prepare = table.get("prepare", "").format_map(known)
                 prepared = table.get("prepared", "").format_map(known)
+                words = [*shlex.split(text), "--seed", str(seed)]
             except KeyError as error:
                 raise ValueError(f"{row}: {error} is neither an entry nor an earlier row") from None
-            words = [*shlex.split(text), "--seed", str(seed), "--store_root", table["store_root"]]
+            except ValueError as error:  # a brace or a quotation mark that is not closed
+                raise ValueError(f"{row}: {error}") from None
+            words += ["--store_root", table["store_root"]]
             module = train if program == TRAIN else load(program)
             args = module.parse_args([*words, "--resume"])
             bases = [made[other] for other in made if f"{{{other}}}" in flags]
@@ -176,6 +196,13 @@ def results_of(out, name):
         yield path, path.read_text("utf-8")
 
 
+def read_results(out, name):
+    """Yield (set, method, seed), path and dictionary of each result of a set."""
+    for path, text in results_of(out, name):
+        result = json.loads(text)
+        yield (name, result["method"], result["seed"]), path, result
+
+
 class Results:
     """What is finished, in the folder `out`.
 
@@ -198,9 +225,7 @@ class Results:
         self.elsewhere = set()  # those that ran on a GPU, where this machine has none, or else
         self.files = {}  # of the results that were there, with their commands
         for name in table["sets"]:
-            for path, text in results_of(out, name):
-                result = json.loads(text)
-                key = name, result["method"], result["seed"]
+            for key, path, result in read_results(out, name):
                 if key in self.files:
                     first = self.files[key][0]
                     raise ValueError(f"{key} is in {first} and again in {path}: keep one of them")
@@ -222,6 +247,8 @@ class Results:
         elif path.is_file():
             self.check(cell, path, json.loads(path.read_text("utf-8"))["command"])
             self.collect(cell)
+        if key in self.seconds and cell.title in self.errors:  # run by hand since
+            self.note(cell, None)
         return key in self.seconds
 
     def check(self, cell, path, command):
@@ -253,6 +280,8 @@ class Results:
         if known:  # run again for the sake of its checkpoint
             return
         if self.table.get("lines"):
+            if any(self.key(cell) == key for key, *_ in read_results(self.out, cell.set)):
+                return  # a --dry-run of another process has kept it meanwhile
             line = {key: result[key] for key in LINE} | {"test": rounded(result["metrics"]["test"])}
             self.out.mkdir(parents=True, exist_ok=True)
             with open(self.out / f"{cell.set or 'runs'}.jsonl", "a", encoding="utf-8") as file:
@@ -462,6 +491,22 @@ class Cluster:
         """What was submitted runs to its end."""
 
 
+def hold(logs):
+    """Keep other sweeps out of a `store_root`; the lock dies with this process and its workers.
+
+    Raises:
+        ValueError: if another sweep is at work there.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(logs / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        others = f"another sweep is at work in {logs.parent}: wait for it"
+        raise ValueError(f"{others}, and give it --jobs for several runs at a time") from None
+    return lock
+
+
 def next_cell(waiting, at_work, home):
     """Return a cell that may start: its bases are finished, and none at work prepares its data."""
     unfinished = [*waiting, *at_work]
@@ -487,7 +532,6 @@ def run(cells, results, runner, jobs):
     """
     waiting, at_work, failed, total = [*cells], {}, [], len(cells)
     logs = results.home / results.table["store_root"] / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     while waiting or at_work:
         while len(at_work) < jobs:
             cell = next_cell(waiting, at_work.values(), results.home)
@@ -554,6 +598,8 @@ def missing_cells(args, table, results, train, best):
         table["seeds"] = args.seeds
     cells = cells_of(table, train, best)
     wanted = [cell for cell in cells if args.only in cell.title and cell.program == TRAIN]
+    if not wanted:
+        raise ValueError(f"no cell contains {args.only!r}; there is {cells[-1].title!r}, say")
     missing = {cell for cell in wanted if not results.is_finished(cell)}
     for cell in reversed(cells):  # bases stand before the cells that need them
         if cell in missing:
@@ -564,8 +610,23 @@ def missing_cells(args, table, results, train, best):
     return chosen, len({*wanted, *missing})
 
 
+def print_commands(cells, folder):
+    """Print the cells' commands, one a line, and what has to come first as a remark."""
+    home, inside = ROOT / folder, f"cd {folder} && "
+    unprepared = [c for c in cells if c.prepare and not (home / c.prepared).is_file()]
+    for words in dict.fromkeys(
+        shlex.join(["python", "prepare.py", *c.prepare]) for c in unprepared
+    ):
+        print(f"first: {inside}{words}", file=sys.stderr)
+    if later := [number for number, cell in enumerate(cells, 1) if {*cell.bases} & {*cells}]:
+        print(f"these lines start from earlier ones' checkpoints: {later}", file=sys.stderr)
+    print("".join(f"{inside}{shlex.join(cell.command)}\n" for cell in cells), end="")
+
+
 def load_folder(home):
     """Return the folder's train.py, and the file name of its best checkpoint."""
+    if not (home / "train.py").is_file():
+        raise FileNotFoundError(f"{home} has no train.py: `folder` names a benchmark folder")
     sys.path.insert(0, str(home))
     os.chdir(home)
     import checkpoints
@@ -582,12 +643,14 @@ def main(argv=None):
         home = ROOT / table["folder"]
         out = (args.out or ROOT / table["out"]).resolve()
         train, best = load_folder(home)
+        idle = args.dry_run or args.list
+        lock = None if idle else hold(home / table["store_root"] / "logs")
         results = Results(out, table, train)
         cells, number = missing_cells(args, table, results, train, best)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"sweep.py: {error}") from error
     if args.list:
-        print("".join(f"cd {table['folder']} && {shlex.join(c.command)}\n" for c in cells), end="")
+        print_commands(cells, table["folder"])
         return 0
     jobs = args.jobs or max(1, train.torch.cuda.device_count())
     time_needed = in_words(sum(cell.minutes for cell in cells) / jobs)
@@ -606,6 +669,7 @@ def main(argv=None):
     except BaseException:
         runner.stop()
         raise
+    lock.release()
     for cell in failed:
         print(f"failed: {cell.title}: {results.errors[cell.title]['error'][-1:]}")
     return int(bool(failed))
