@@ -160,3 +160,18 @@ def test_the_papers_figures_of_a_share_are_shares():
         ):
             if metric in evidence.HIGHER_IS_BETTER:
                 assert np.max([*rows.values()]) <= 1, file
+
+
+def test_a_cut_line_and_an_unknown_metric_are_named(tmp_path):
+    table = {"rows": {"VANILLA": ""}, "metrics": ["maa"]}
+    write_run(tmp_path, "VANILLA", 0, np.ones(3))
+    with pytest.raises(ValueError, match=r"of those that the runs have, \['mae'.*got \['maa'\]"):
+        evidence.summarize(table, tmp_path)
+    (tmp_path / "runs.jsonl").write_text('{"method": "VANIL')
+    with pytest.raises(ValueError, match=r"line 1 of .*runs\.jsonl is no JSON"):
+        evidence.summarize(table, tmp_path)
+
+
+def test_latex_escapes_what_it_would_take_for_its_own():
+    text = evidence.latex({"method": ["A_B & 5 %"], "all": ["1 ± 2"]})
+    assert r"A\_B \& 5 \% & 1 $\pm$ 2 \\" in text

@@ -12,7 +12,7 @@ circle on the worse; neither stands without three seeds.
 """
 
 import argparse
-import json
+import re
 import sys
 import tomllib
 from itertools import product
@@ -72,9 +72,8 @@ def runs_of_set(out, name):
         ValueError: for two runs of a method with one seed, naming both.
     """
     found = {}
-    for path, text in results_of(out, name):
-        run = json.loads(text)
-        key = run["method"], run["seed"]
+    for (_, *key), path, run in results_of(out, name):
+        key = tuple(key)
         if key in found:
             raise ValueError(f"{key} is in {found[key]} and again in {path}: keep one of them")
         found[key] = path
@@ -159,6 +158,9 @@ def summarize(table, out):
     frame, errors, _ = load_runs(table, out)
     paper = table.get("paper", {})
     metrics = table.get("metrics") or [*paper] or ["mae"]
+    found = sorted({*frame["metric"]})
+    if found and not {*metrics} <= {*found}:
+        raise ValueError(f"`metrics` must be of those that the runs have, {found}; got {metrics}")
     cells = dict([*frame.groupby(["set", "metric", "shot"])])
     known = {*frame["method"], *(method for rows in paper.values() for method in rows)}
     methods = [method for method in rows_of(table) if method in known]
@@ -291,7 +293,8 @@ def markdown(columns):
 
 def latex(columns):
     """Return a table in LaTeX, for the package booktabs."""
-    lines = [" & ".join(line) + r" \\" for line in ([*columns], *zip(*columns.values()))]
+    rows = [[re.sub(r"([&%#_])", r"\\\1", cell) for cell in row] for row in zip(*columns.values())]
+    lines = [" & ".join(line) + r" \\" for line in ([*columns], *rows)]
     lines.insert(1, r"\midrule")
     text = "\n".join([r"\toprule", *lines, r"\bottomrule"])
     for sign, command in {
@@ -299,7 +302,6 @@ def latex(columns):
         "−": "$-$",
         "–": "--",
         "°": r"$^\circ$",
-        "_": r"\_",
     }.items():
         text = text.replace(sign, command)
     return f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{text}\n\\end{{tabular}}\n"
@@ -357,16 +359,16 @@ def main(argv=None):
     add("--format", choices=("markdown", "csv", "latex"), default="markdown", help="of the output")
     add("--shots", nargs="+", choices=[*SHOTS], help="which to show [all and few]")
     args = parser.parse_args(argv)
-    table = tomllib.loads(args.table.read_text(encoding="utf-8"))
-    out = args.out or ROOT / table["out"]
     made = {"markdown": markdown, "latex": latex}.get(args.format)
     try:
+        table = tomllib.loads(args.table.read_text(encoding="utf-8"))
+        out = args.out or ROOT / table["out"]
         if args.format == "csv":
             summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
             return
         for caption, columns in tables_of(table, out, args.shots).items():
             print(f"{caption}\n\n{made(columns)}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"evidence.py: {error}") from error
 
 

@@ -188,18 +188,23 @@ def cells_of(table, train, best, load=importlib.import_module):
 
 
 def results_of(out, name):
-    """Yield path and JSON text of each result of a set: lines of its file, and run folders."""
+    """Yield (set, method, seed), path and dictionary of each result of a set.
+
+    They are lines of its file, and run folders.
+
+    Raises:
+        ValueError: for a line or file that is no JSON, cut off by a full disk say.
+    """
     path = out / f"{name or 'runs'}.jsonl"
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        yield path, line
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    texts = [(f"line {number} of {path}", path, line) for number, line in enumerate(lines, 1)]
     for path in sorted((out / name).glob("*/results.json")):
-        yield path, path.read_text("utf-8")
-
-
-def read_results(out, name):
-    """Yield (set, method, seed), path and dictionary of each result of a set."""
-    for path, text in results_of(out, name):
-        result = json.loads(text)
+        texts.append((path, path, path.read_text("utf-8")))
+    for place, path, text in texts:
+        try:
+            result = json.loads(text)
+        except ValueError:
+            raise ValueError(f"{place} is no JSON: remove it, and run what it was of") from None
         yield (name, result["method"], result["seed"]), path, result
 
 
@@ -225,7 +230,7 @@ class Results:
         self.elsewhere = set()  # those that ran on a GPU, where this machine has none, or else
         self.files = {}  # of the results that were there, with their commands
         for name in table["sets"]:
-            for key, path, result in read_results(out, name):
+            for key, path, result in results_of(out, name):
                 if key in self.files:
                     first = self.files[key][0]
                     raise ValueError(f"{key} is in {first} and again in {path}: keep one of them")
@@ -280,7 +285,7 @@ class Results:
         if known:  # run again for the sake of its checkpoint
             return
         if self.table.get("lines"):
-            if any(self.key(cell) == key for key, *_ in read_results(self.out, cell.set)):
+            if any(self.key(cell) == key for key, *_ in results_of(self.out, cell.set)):
                 return  # a --dry-run of another process has kept it meanwhile
             line = {key: result[key] for key in LINE} | {"test": rounded(result["metrics"]["test"])}
             self.out.mkdir(parents=True, exist_ok=True)
