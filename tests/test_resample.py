@@ -172,6 +172,17 @@ def test_neighbours_are_others_even_among_equal_points():
         assert {number // 6} == set(row // 6)
 
 
+def test_a_threshold_of_one_takes_what_lies_at_the_whisker_and_beyond():
+    """At this whisker the spline ends at 1 - 4e-16."""
+    labels = np.array([*np.linspace(0.4231637028836499, 16.459636486872444, 99), 21.75397153911242])
+    points = [(0.4231637028836499, 0.0), (8.441400094878167, 0.0), (21.75397153911242, 1.0)]
+    assert relevance.relevance(labels, points).max() == pytest.approx(1, abs=1e-12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample, "relevance_of", lambda *_: relevance.relevance(labels, points))
+        rare, _ = resample.regions(labels, None, options("smoter", relevance_threshold=1.0))
+    assert [part.tolist() for part in rare] == [[99]]
+
+
 @pytest.mark.parametrize(
     ("name", "column", "threshold", "sizes", "times", "package"),
     [
