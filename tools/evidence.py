@@ -72,8 +72,8 @@ def runs_of_set(out, name):
         ValueError: for two runs of a method with one seed, naming both.
     """
     found = {}
-    for (_, *key), path, run in results_of(out, name):
-        key = tuple(key)
+    for (_, method, seed), path, run in results_of(out, name):
+        key = method, seed
         if key in found:
             raise ValueError(f"{key} is in {found[key]} and again in {path}: keep one of them")
         found[key] = path
