@@ -1,10 +1,13 @@
-"""What the benchmarks share: alternating timings, a table of ratios, loading a folder's file."""
+"""What the benchmarks share: alternating timings, a table of ratios, trainings, kept lines."""
 
+import contextlib
+import io
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # no bars among the figures
 
 from load import exposed, load  # noqa: E402 - found through the line above
 
-__all__ = ["exposed", "load", "medians", "peak_of", "print_peak", "show"]
+__all__ = ["exposed", "keep", "load", "medians", "peak_of", "print_peak", "show", "trained"]
 
 
 def medians(functions, runs=5, synchronize=lambda: None, warm=True):
@@ -72,3 +75,29 @@ def print_peak(prepare, call):
     result = call(*given)
     print(status("VmHWM") - before)
     return result
+
+
+@contextlib.contextmanager
+def trained(train, flags):
+    """Train in silence, and forget the checkpoints afterwards.
+
+    Args:
+        train: a folder's train.py as a module; the working directory is that folder.
+        flags: text.
+
+    Yields:
+        The run folder, and its `results.json` as a dictionary.
+    """
+    unseen = io.StringIO()
+    with tempfile.TemporaryDirectory() as store:
+        with contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
+            train.main([*flags.split(), "--store_root", store, "--track", "none"])
+        (run,) = Path(store).iterdir()
+        yield run, json.loads((run / "results.json").read_text(encoding="utf-8"))
+
+
+def keep(path, line):
+    """Add a dictionary to a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

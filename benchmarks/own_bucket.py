@@ -1,29 +1,29 @@
 """FDS without a label to give away: a row's bucket is the network's own prediction, also at test.
 
-    cd uci-dir && python ../benchmarks/own_bucket.py [--sets concrete ...] [--seeds 10]
+    cd uci-dir && python ../benchmarks/own_bucket.py
 
 FDS calibrates a feature by the bucket of its label, which is missing at test. Here the last layer
 predicts from the raw feature first; the bucket of that prediction calibrates the feature, in
 training as at test, and the last layer predicts again. Statistics are still taken by the labels.
 Else it is SQINV+FDS of results/tables/uci_dir.toml, whose runs it is compared with, seed by seed.
+A run is kept as a line of results/uci-dir/own_bucket/, and is not done twice.
 First: python download.py and tools/sweep.py results/tables/uci_dir.toml, which prepares the sets.
 """
-
-import argparse
-import contextlib
-import io
-import tempfile
 
 import numpy as np
 import torch
 from scipy import stats
 
-from common import ROOT, load
+from common import ROOT, keep, load, trained
 
-evidence = load("tools", "evidence")
+evidence, sweep = load("tools", "evidence"), load("tools", "sweep")
 train = load("uci-dir", "train")
-SETS = ("real_estate", "concrete", "airfoil", "abalone")
-FLAGS = "--reweight sqrt_inv --fds --track none".split()
+KEPT = ROOT / "results/uci-dir"
+SETS = {"real_estate": "Real Estate", "concrete": "Concrete", "airfoil": "Airfoil",
+        "abalone": "Abalone"}  # fmt: skip
+SEEDS = range(10)
+METHOD = "SQINV+FDS by own prediction"
+FLAGS = "--reweight sqrt_inv --fds"
 
 
 class OwnBuckets(train.MLP):
@@ -40,9 +40,9 @@ class OwnBuckets(train.MLP):
         return self.linear(self.FDS.smooth(features, first, epoch)), features
 
 
-def errors_of(name, seed):
-    """Train on a set with a seed; return the test MAE over all and over few-shot rows."""
-    build_data = train.build_data
+def train_own(name, seed):
+    """Train on a set with a seed, and keep the line of the run."""
+    build_data, plain = train.build_data, train.MLP
 
     def building(run):
         data = build_data(run)
@@ -50,48 +50,55 @@ def errors_of(name, seed):
         return data
 
     train.MLP, train.build_data = OwnBuckets, building
-    unseen = io.StringIO()
-    with (
-        tempfile.TemporaryDirectory() as store,
-        contextlib.redirect_stdout(unseen),
-        contextlib.redirect_stderr(unseen),
-    ):
-        flags = ["--dataset", name, "--seed", str(seed), "--store_root", store, *FLAGS]
-        metrics = train.main(flags)
-    train.build_data = build_data
-    return metrics["overall"]["mae"], metrics["few"]["mae"]
+    try:
+        with trained(train, f"--dataset {name} --seed {seed} {FLAGS}") as (_, result):
+            line = {key: result[key] for key in ("seed", "commit", "device", "wall_seconds")}
+            line |= {"method": METHOD, "test": sweep.rounded(result["metrics"]["test"])}
+            keep(KEPT / "own_bucket" / f"{name}.jsonl", line)
+    finally:
+        train.MLP, train.build_data = plain, build_data
 
 
-def kept(name, method, seeds):
-    """Return the same of the kept runs of a method, [seeds, 2]."""
+def errors_of(folder, name, method):
+    """Return {seed: test MAE over all and over few-shot rows} of the kept runs of a method."""
     found = {}
-    for run in evidence.runs_of_set(ROOT / "results/uci-dir", name):
+    for run in evidence.runs_of_set(folder, name):
         if run["method"] == method:
-            test = run["metrics"]["test"]
+            test = run.get("test") or run["metrics"]["test"]
             found[run["seed"]] = test["overall"]["mae"], test["few"]["mae"]
-    return np.array([found[seed] for seed in range(seeds)])
+    return found
 
 
-def main():
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="*", default=SETS, choices=SETS, help="sets of data")
-    parser.add_argument("--seeds", type=int, default=10, help="how many")
-    args = parser.parse_args()
-    print("| set | labels | SQINV | SQINV+FDS | by own prediction | − SQINV | − SQINV+FDS |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for name in args.sets:
-        own = np.array([errors_of(name, seed) for seed in range(args.seeds)])
-        plain, fds = (kept(name, method, args.seeds) for method in ("SQINV", "SQINV+FDS"))
+def table():
+    """Return the Markdown table of the kept runs."""
+    rows = ["| table | labels | SQINV | SQINV+FDS | by own prediction | − SQINV | − SQINV+FDS |"]
+    rows.append("|---|---|---:|---:|---:|---:|---:|")
+    for name, title in SETS.items():
+        plain, fds = (errors_of(KEPT, name, method) for method in ("SQINV", "SQINV+FDS"))
+        own = errors_of(KEPT / "own_bucket", name, METHOD)
+        plain, fds, own = (
+            np.array([runs[seed] for seed in sorted(own)]) for runs in (plain, fds, own)
+        )
         for column, shot in enumerate(("all", "few")):
-            cells = [f"{x[:, column].mean():.2f}" for x in (plain, fds, own)]
+            cells = [f"{runs[:, column].mean():.2f}" for runs in (plain, fds, own)]
             for other in (plain, fds):
-                difference = own[:, column] - other[:, column]
+                difference = (own - other)[:, column]
                 low, high = stats.t.interval(
                     0.95, len(own) - 1, difference.mean(), stats.sem(difference)
                 )
-                cells.append(f"{difference.mean():+.2f} ({low:+.2f} to {high:+.2f})")
-            print(f"| {name} | {shot} | {' | '.join(cells)} |", flush=True)
+                cells.append(f"{difference.mean():+.2f} ({low:.2f} to {high:.2f})")
+            rows.append(f"| {title} | {shot} | {' | '.join(cells)} |".replace("-", "−"))
+    return "\n".join(rows)
+
+
+def main():
+    """Run what is missing, and print the table."""
+    for name in SETS:
+        done = errors_of(KEPT / "own_bucket", name, METHOD)
+        for seed in SEEDS:
+            if seed not in done:
+                train_own(name, seed)
+    print(table())
 
 
 if __name__ == "__main__":

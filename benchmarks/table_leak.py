@@ -1,6 +1,6 @@
-"""What FDS gives away in training, and what is missing at test: asked of runs of uci-dir.
+"""What FDS gives away in training, and what is missing at test: asked of trainings of uci-dir.
 
-    cd uci-dir && python ../benchmarks/table_leak.py checkpoint/RUN [checkpoint/RUN ...]
+    cd uci-dir && python ../benchmarks/table_leak.py
 
 FDS calibrates a training feature by the bucket of its label, and does nothing at test. So the last
 weights of a run predict the training rows from raw features, from features calibrated by their own
@@ -8,23 +8,49 @@ labels, and by labels dealt out at random. A linear probe is to tell a bucket's 
 of its mean alone (smoothed less running mean); `chance` is its R² for shifts that mean nothing.
 The test rows are predicted from raw features, from features calibrated by the bucket of that first
 prediction, which needs no label, and by that of the true one, which nobody has.
+A run's figures are kept as a line of results/uci-dir/leak.jsonl, and it is not done twice. First:
+tools/sweep.py results/tables/uci_dir.toml and branco.toml, or the sets that they prepare.
 """
 
-import argparse
 import json
-import shlex
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from common import load
+from common import ROOT, keep, load, trained
 
 train = load("uci-dir", "train")
 utils = load("uci-dir", "utils")
+KEPT = ROOT / "results/uci-dir/leak.jsonl"
+SEEDS = range(3)
 LATE = 10**6  # an epoch in which FDS calibrates, whatever --start_smooth was
+BRANCO = "--data_dir ./data/branco/seed_{seed} --epoch 100"  # as in results/tables/branco.toml
+WEIGHTED = {
+    "SQINV": f"{BRANCO} --reweight sqrt_inv",
+    "SQINV+FDS": f"{BRANCO} --reweight sqrt_inv --fds",
+}
+PAPER = "--fds --fds_variant paper"
+CASES = {
+    "concrete": {
+        "VANILLA": "",
+        "FDS": "--fds",
+        "FDS, paper's variant": PAPER,
+        "the same, statistics of the training pass": f"{PAPER} --fds_stats online",
+    },
+    "abalone": {"VANILLA": "", "FDS": "--fds"},
+    "maxTorque": WEIGHTED,
+    "Accel": WEIGHTED,
+    "availPwr": WEIGHTED,
+}
+COLUMNS = {
+    "train: raw, own, dealt": ("train: raw", "train: own label", "train: dealt label"),
+    "r": ("r(shift, dealt)",),
+    "probe (chance)": ("probe R²", "chance"),
+    "test: raw": ("test: raw",),
+    "test: by own prediction": ("test: own prediction",),
+}
 
 
 def probe(module, edges, counts):
@@ -47,10 +73,9 @@ def probe(module, edges, counts):
 
 
 @torch.no_grad()
-def examine(run):
-    """Return a run's figures, errors as MAE in the unit of the target."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    args = train.parse_args(shlex.split(results["command"])[2:])
+def examine(run, flags):
+    """Return the figures of a run folder, errors as MAE in the unit of the target."""
+    args = train.parse_args(flags.split())
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1)
     stub = SimpleNamespace(args=args, accelerator=alone, note_data=lambda table: None)
     data = train.build_data(stub)
@@ -58,8 +83,7 @@ def examine(run):
     model = train.build_model(args)
     utils.load_state(model, utils.weights_of(utils.load_checkpoint(file), file), file)
     model.train()  # the network has no other part that differs
-    online = ", online" if args.fds and args.fds_stats == "online" else ""
-    row = {"method": results["method"] + online, "seed": results["seed"]}
+    row = {}
     for split in ("train", "test"):
         loader = data.loaders[split]
         labels = np.asarray(loader.labels, dtype=float)
@@ -87,14 +111,39 @@ def examine(run):
     return row
 
 
+def kept():
+    """Return the kept lines as dictionaries."""
+    texts = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.is_file() else []
+    return [json.loads(text) for text in texts]
+
+
+def table():
+    """Return the Markdown table of the kept lines: the mean of each method's runs."""
+    runs = pd.DataFrame(kept()).groupby(["set", "method"], sort=False)
+    means, numbers = runs.mean(numeric_only=True), runs.size()
+    rows = [f"| table, method (runs) | {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
+    for key, mean in means.iterrows():
+        shown = mean.dropna().map(lambda x: f"{x:.2f}".replace("-", "−"))
+        cells = [", ".join(shown.reindex(names).dropna()) for names in COLUMNS.values()]
+        title = key[0].capitalize() if key[0].islower() else key[0]
+        rows.append(f"| {title}, {key[1]} ({numbers[key]}) | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def main():
-    """Print a table: the mean of each method's runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    rows = [examine(run) for run in parser.parse_args().runs]
-    means = pd.DataFrame(rows).groupby("method", sort=False).mean().drop(columns="seed")
-    means.insert(0, "runs", pd.DataFrame(rows).groupby("method").size())
-    print(means.to_string(float_format="%.3f"))
+    """Run what is missing, and print the table."""
+    done = {(line["set"], line["method"], line["seed"]) for line in kept()}
+    for name, methods in CASES.items():
+        for method, flags in methods.items():
+            for seed in SEEDS:
+                if (name, method, seed) in done:
+                    continue
+                words = f"--dataset {name} --seed {seed} {flags.format(seed=seed)}"
+                with trained(train, words) as (run, results):
+                    figures = examine(run, words)
+                line = {"set": name, "method": method, "seed": seed, "commit": results["commit"]}
+                keep(KEPT, line | figures)
+    print(table())
 
 
 if __name__ == "__main__":

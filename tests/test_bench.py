@@ -1,8 +1,10 @@
-"""The page that benchmarks/bench.py writes."""
+"""The page that benchmarks/bench.py writes, and what experiments on FDS keep."""
 
+import contextlib
 import sys
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from conftest import ROOT, load
@@ -62,3 +64,52 @@ def test_own_bucket_calibrates_by_the_first_prediction_alone():
         for given in (labels, labels.flip(0)):
             torch.testing.assert_close(net(inputs, given, 2)[0], expected)
         torch.testing.assert_close(net.eval()(inputs)[0], expected)
+
+
+def test_the_table_of_own_buckets_is_paired_by_seed(tmp_path, monkeypatch):
+    """Against figures worked out by hand: differences 1, 2, 3 and −1, 0, 1 of three seeds."""
+    experiment = load("benchmarks", "own_bucket")
+    monkeypatch.setattr(experiment, "KEPT", tmp_path)
+    monkeypatch.setattr(experiment, "SETS", {"concrete": "Concrete"})
+    errors = {"SQINV": (4, 9, 5), "SQINV+FDS": (6, 11, 7), experiment.METHOD: (5, 11, 8)}
+    for method, values in errors.items():
+        own = tmp_path / "own_bucket" if method == experiment.METHOD else tmp_path
+        for seed, value in reversed(list(enumerate(values))):
+            test = {shot: {"mae": value} for shot in ("overall", "few")}
+            common.keep(own / "concrete.jsonl", {"method": method, "seed": seed, "test": test})
+    line = experiment.table().splitlines()[2]
+    # Student's t of two degrees of freedom times 1 / √3: 4.3027 · 0.5774 = 2.484
+    cells = "6.00 | 8.00 | 8.00 | +2.00 (−0.48 to 4.48) | +0.00 (−2.48 to 2.48)"
+    assert line == f"| Concrete | all | {cells} |"
+
+
+def test_what_leaks_is_asked_once_and_kept(tmp_path, monkeypatch):
+    """Raw errors are those that train.py gives the same weights; kept runs are not done again."""
+    experiment = load("benchmarks", "table_leak")
+    load("uci-dir", "demo_data").main(["--out", str(tmp_path / "data"), "--rows", "300"])
+    flags = f"--data_dir {tmp_path}/data --epoch 5 --device cpu"
+    monkeypatch.setattr(experiment, "KEPT", tmp_path / "leak.jsonl")
+    monkeypatch.setattr(experiment, "SEEDS", range(1))
+    cases = {"demo": {"VANILLA": flags, "FDS": f"{flags} --fds"}}
+    monkeypatch.setattr(experiment, "CASES", cases)
+    maes, real = [], experiment.trained
+
+    @contextlib.contextmanager
+    def watched(train, words):
+        with real(train, words) as (run, results):
+            weights = ["--evaluate", "--eval_model", str(run / "ckpt.pth.tar"), "--store_root"]
+            metrics = train.main([*words.split(), *weights, str(tmp_path / "evaluated")])
+            maes.append(metrics["overall"]["mae"])
+            yield run, results
+
+    monkeypatch.setattr(experiment, "trained", watched)
+    experiment.main()
+    plain, fds = experiment.kept()
+    assert [line["test: raw"] for line in (plain, fds)] == pytest.approx(maes, rel=1e-5)
+    assert "train: own label" not in plain
+    assert abs(fds["r(shift, dealt)"]) <= 1
+    assert fds["train: own label"] != fds["train: dealt label"] != fds["train: raw"]
+    rows = experiment.table().splitlines()
+    assert rows[2] == f"| Demo, VANILLA (1) | {plain['train: raw']:.2f} |  |  | {maes[0]:.2f} |  |"
+    experiment.main()
+    assert len(maes) == len(experiment.kept()) == 2

@@ -9,7 +9,8 @@ With `/*` behind the folder, it is one table of all the sets in it. A file of `t
 its place gives the tables of `tools/evidence.py`, with `#short` behind it those of the rows in its
 entry `short` alone, and `sweeps` the list of those files. The table of the root README, a line per
 benchmark, stands after `<!-- table: benchmarks -->`, that of the later methods after
-`<!-- table: methods -->`, and those of the devices of `make gpu` after `<!-- table: gpu -->`.
+`<!-- table: methods -->`, and those of the devices of `make gpu` after `<!-- table: gpu -->`. The
+name of an experiment of benchmarks/, `own_bucket` or `table_leak`, gives that program's table.
 
     python tools/tables.py            # check; exit status 1 if a table differs
     python tools/tables.py --write    # write them again
@@ -240,6 +241,8 @@ def renew(text, root=ROOT):
             made = methods_table(root)
         elif match[2] == "gpu":
             made = gpu_tables(root)
+        elif match[2] in ("own_bucket", "table_leak"):
+            made = f"\n{load('benchmarks', match[2]).table()}\n\n"
         elif match[2] == "sweeps":
             made = "\n" + evidence.table_of_sweeps(root) + "\n"
         elif match[2].endswith(".toml"):
