@@ -27,27 +27,28 @@ def zero_shot_parts(groups, train_groups):
     return {"with_data": known, "interpolation": inside & ~known, "extrapolation": ~inside}
 
 
-def is_curated(labels, ends):
-    """Say which labels [N] lie in low <= label < high, `ends` being [low, high, low, high, …]."""
-    labels = np.asarray(labels, dtype=float)
-    gap = np.zeros(len(labels), dtype=bool)
-    for low, high in zip(ends[::2], ends[1::2]):
-        gap |= (labels >= low) & (labels < high)
-    return gap
-
-
 def curated(meta, ends, target):
     """Return a table without the training samples of some labels, and print their number.
 
     Args:
         meta: DataFrame with the target's column and split.
-        ends: of those labels, as for `is_curated`; none leaves all.
+        ends: [low, high, low, high, …] of those labels, low <= label < high; none leaves all.
         target: name of its column.
+
+    Raises:
+        ValueError: if no training sample has such a label, or all have.
     """
     if not ends:
         return meta
     train = meta["split"] == "train"
-    left_out = is_curated(meta[target], ends) & train
+    labels = meta[target].to_numpy(float)
+    gap = np.zeros(len(meta), dtype=bool)
+    for low, high in zip(ends[::2], ends[1::2]):
+        gap |= (labels >= low) & (labels < high)
+    left_out = gap & train
+    if not left_out.any():
+        span = f"{labels[train].min():g} to {labels[train].max():g}"
+        raise ValueError(f"--curate {ends} has no training sample: their labels are {span}")
     if left_out.sum() == train.sum():
         raise ValueError(f"--curate {ends} leaves no training sample: make its ranges smaller")
     print(f"--curate: {left_out.sum():,} training samples left out, val and test stay")

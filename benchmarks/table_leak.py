@@ -120,13 +120,13 @@ def kept():
 def table():
     """Return the Markdown table of the kept lines: the mean of each method's runs."""
     runs = pd.DataFrame(kept()).groupby(["set", "method"], sort=False)
-    means, numbers = runs.mean(numeric_only=True), runs.size()
+    means = runs.mean(numeric_only=True)
     rows = [f"| table, method (runs) | {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
     for key, mean in means.iterrows():
         shown = mean.dropna().map(lambda x: f"{x:.2f}".replace("-", "−"))
         cells = [", ".join(shown.reindex(names).dropna()) for names in COLUMNS.values()]
         title = key[0].capitalize() if key[0].islower() else key[0]
-        rows.append(f"| {title}, {key[1]} ({numbers[key]}) | {' | '.join(cells)} |")
+        rows.append(f"| {title}, {key[1]} ({runs.size()[key]}) | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

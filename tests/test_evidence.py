@@ -175,3 +175,16 @@ def test_a_cut_line_and_an_unknown_metric_are_named(tmp_path):
 def test_latex_escapes_what_it_would_take_for_its_own():
     text = evidence.latex({"method": ["A_B & 5 %"], "all": ["1 ± 2"]})
     assert r"A\_B \& 5 \% & 1 $\pm$ 2 \\" in text
+
+
+def test_a_table_without_plain_training_says_so(tmp_path, capsys):
+    """Its rows are shown all the same."""
+    file = tmp_path / "table.toml"
+    file.write_text(
+        'folder = "uci-dir"\nout = "none"\nseeds = [0]\nmetrics = ["mae"]\n[rows]\nA = ""\n'
+    )
+    write_run(tmp_path, "A", 0, np.array([1.0, 3.0]))
+    evidence.main([str(file), "--out", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "| A | 1 | 2.000 |" in said.out
+    assert said.err == f"no row VANILLA in {file}: no differences to it\n"

@@ -378,6 +378,8 @@ def test_curated_labels_are_not_in_training(tmp_path):
     rule = metrics.ShotRule(Bins(*preparation["bins"]), **preparation["shots"])
     train_labels = curated.loc[curated["split"] == "train", "y"]
     shot = metrics.shots_of_buckets(train_labels, rule)
+    with pytest.raises(ValueError, match="has no training sample: their labels are"):
+        run(tmp_path, path, "--overwrite", "--curate", 1000, 2000)
     assert shot[datasets.label_to_bucket(np.array([10.0]), rule.bins)[0]] == "few"
 
 

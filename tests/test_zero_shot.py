@@ -46,8 +46,9 @@ def test_curated_ages_leave_training_only_and_the_official_split_stays(folder, t
             prepare.parse_args([*flags, "--dataset", "zero", "--curate", *words])
     with pytest.raises(SystemExit):
         prepare.parse_args(["--data_dir", str(tmp_path), *CURATE])  # would replace the whole set
-    with pytest.raises(ValueError, match="no training sample"):
-        prepare.main([*flags, "--dataset", "none", "--curate", "0", "200"])
+    for ends, message in (("0 200", "leaves no training"), ("100 200", "labels are 5 to 94")):
+        with pytest.raises(ValueError, match=message):
+            prepare.main([*flags, "--dataset", "none", "--curate", *ends.split()])
 
 
 def test_metrics_of_ages_and_tables_have_the_regions():

@@ -363,6 +363,8 @@ def main(argv=None):
     try:
         table = tomllib.loads(args.table.read_text(encoding="utf-8"))
         out = args.out or ROOT / table["out"]
+        if PLAIN not in rows_of(table):
+            print(f"no row {PLAIN} in {args.table}: no differences to it", file=sys.stderr)
         if args.format == "csv":
             summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
             return

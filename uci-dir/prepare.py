@@ -24,7 +24,7 @@ from files import write_atomically
 from lds import SCALES
 from metrics import ShotRule
 from outside import clean, read_json, reading
-from regions import check_ends, is_curated
+from regions import check_ends, curated
 from split import (
     automatic_cap,
     balanced_split,
@@ -68,9 +68,8 @@ def prepare(frame, args):
     cap = args.cap or automatic_cap(counts)
     groups = groups_of(frame[args.group]) if args.group else None
     split = balanced_split(label_to_bucket(labels, bins), cap, args.seed, groups)
-    kept = ~(is_curated(labels, args.curate) & (split == "train"))
-    frame, labels, split = frame[kept].reset_index(drop=True), labels[kept], split[kept]
-    lines += [f"--curate: {(~kept).sum()} training rows left out"] * bool(args.curate)
+    frame = curated(frame.assign(**{args.target: labels, SPLIT: split}), args.curate, args.target)
+    labels, split = frame[args.target].to_numpy(), frame[SPLIT].to_numpy()
     train = split == "train"
     if {*split} != {*SPLITS}:
         raise ValueError(
@@ -98,7 +97,7 @@ def prepare(frame, args):
         preparation["form"] = form
     check_preparation(preparation)
     names = [column["name"] for column in columns]
-    table = frame[names].assign(**{args.target: labels, SPLIT: split})
+    table = frame[[*names, args.target, SPLIT]]
     lines += describe_columns(frame, columns, left_out)
     decades = " decades" * (args.scale != "linear")
     lines.append(f"{bins.number} buckets of {bins.width:g}{decades}: {why}")
