@@ -37,7 +37,7 @@ CASES = {
         "VANILLA": "",
         "FDS": "--fds",
         "FDS, paper's variant": PAPER,
-        "the same, statistics of the training pass": f"{PAPER} --fds_stats online",
+        "FDS, paper's variant, statistics of the training pass": f"{PAPER} --fds_stats online",
     },
     "abalone": {"VANILLA": "", "FDS": "--fds"},
     "maxTorque": WEIGHTED,
@@ -47,7 +47,7 @@ CASES = {
 COLUMNS = {
     "train: raw, own, dealt": ("train: raw", "train: own label", "train: dealt label"),
     "r": ("r(shift, dealt)",),
-    "probe (chance)": ("probe R²", "chance"),
+    "probe, chance": ("probe R²", "chance"),
     "test: raw": ("test: raw",),
     "test: by own prediction": ("test: own prediction",),
 }

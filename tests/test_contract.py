@@ -795,7 +795,7 @@ def used_losses(contract):
 @pytest.mark.slow
 def test_a_short_training_beats_a_constant(contract, data, tmp_path):
     if not contract.learning:
-        pytest.skip("a test of its own does it on more data: test_nyud2_train, test_sts_b_train")
+        pytest.skip("test_*_train.py of the folder does it on more data")
     metrics = here(contract, data, tmp_path, *contract.learning.split())
     predictions = pd.read_csv(only_run(tmp_path) / "predictions.csv")
     labels = predictions.loc[predictions["split"] == "test", "label"]
