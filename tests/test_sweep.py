@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+import contract
 from conftest import ROOT, load
 
 sweep = load("tools", "sweep")
@@ -313,6 +314,34 @@ def test_flags_that_cannot_be_used(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             sweep.parse_args(["t.toml", *words])
         assert match in capsys.readouterr().err
+
+
+def test_ages_left_out_are_prepared_in_a_folder_of_faces(tmp_path):
+    """As the files of Table 6 do; train.py of ages imports no preparation."""
+    folder = tmp_path / "faces"
+    left = shutil.ignore_patterns("data", "checkpoint")
+    shutil.copytree(ROOT / "agedb-dir", folder, ignore=left)
+    (folder / "data").mkdir()
+    contract.make_faces(folder / "data", "whole")
+    table = tmp_path / "zero.toml"
+    table.write_text(f'''
+folder = "{folder}"
+out = "results/never-written"
+seeds = [0]
+flags = "--dataset zero --model resnet18 --img_size 32 --epoch 1 --device cpu --track none"
+prepare = "--dataset zero --meta data/whole.csv --curate 30 31 60 61"
+prepared = "data/zero.csv"
+[rows]
+"VANILLA" = ""
+''')
+    out = tmp_path / "out"
+    said, _ = start(table, out).communicate(timeout=240)
+    assert "1/1 cells" in said, said
+    (path,) = out.glob("*/results.json")
+    test = json.loads(path.read_text())["metrics"]["test"]
+    whole = pd.read_csv(folder / "data" / "whole.csv").query("split == 'test'")["age"]
+    for region, age in (("interpolation", 30), ("extrapolation", 60)):
+        assert test[region]["num_samples"] == (whole == age).sum()
 
 
 def test_submitit_runs_cells_as_jobs(place, tmp_path):

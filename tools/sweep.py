@@ -423,7 +423,7 @@ class Workers:
         facts = self.facts | {"command": shlex.join(command)}
         self.train.utils.run_facts = lambda: facts
         if prepare and not Path(prepared).is_file():
-            self.train.prepare.main(prepare)
+            importlib.import_module("prepare").main(prepare)
         _, file, *flags = command
         importlib.import_module(Path(file).stem).main(flags)
 
