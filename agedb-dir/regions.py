@@ -43,16 +43,20 @@ def curated(meta, ends, target):
     train = meta["split"] == "train"
     labels = meta[target].to_numpy(float)
     gap = np.zeros(len(meta), dtype=bool)
+    counts = []
     for low, high in zip(ends[::2], ends[1::2]):
-        gap |= (labels >= low) & (labels < high)
-    left_out = gap & train
-    if not left_out.any():
+        inside = (labels >= low) & (labels < high) & train
+        counts.append(f"{inside.sum():,} of {low:g} to {high:g}")
+        gap |= inside
+    if gap.sum() == train.sum():
+        raise ValueError(f"--curate {ends} leaves no training sample: make its ranges smaller")
+    if not gap.any():
         span = f"{labels[train].min():g} to {labels[train].max():g}"
         raise ValueError(f"--curate {ends} has no training sample: their labels are {span}")
-    if left_out.sum() == train.sum():
-        raise ValueError(f"--curate {ends} leaves no training sample: make its ranges smaller")
-    print(f"--curate: {left_out.sum():,} training samples left out, val and test stay")
-    return meta[~left_out].reset_index(drop=True)
+    print(
+        f"--curate: {gap.sum():,} training samples left out ({', '.join(counts)}), not val and test"
+    )
+    return meta[~gap].reset_index(drop=True)
 
 
 def check_ends(parser, ends):

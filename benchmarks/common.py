@@ -4,11 +4,13 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +19,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # no bars among the figures
 
 from load import exposed, load  # noqa: E402 - found through the line above
 
-__all__ = ["exposed", "keep", "load", "medians", "peak_of", "print_peak", "show", "trained"]
+__all__ = [
+    "exposed", "keep", "load", "medians", "peak_of", "prepare", "print_peak", "show", "trained"
+]  # fmt: skip
 
 
 def medians(functions, runs=5, synchronize=lambda: None, warm=True):
@@ -77,9 +81,23 @@ def print_peak(prepare, call):
     return result
 
 
+def prepare(train, file, name, seed):
+    """Prepare a set of a sweep's table as the sweep does, unless that was done.
+
+    Args:
+        train: a folder's train.py as a module; the working directory is that folder.
+        file: the table's name in results/tables.
+        name, seed: of the set and the run.
+    """
+    table = tomllib.loads((ROOT / "results/tables" / file).read_text(encoding="utf-8"))
+    known = {**table["sets"][name], "set": name, "seed": seed}
+    if not Path(table["prepared"].format_map(known)).is_file():
+        train.prepare.main(shlex.split(table["prepare"].format_map(known)))
+
+
 @contextlib.contextmanager
 def trained(train, flags):
-    """Train in silence, and forget the checkpoints afterwards.
+    """Train in silence with one thread of the processor, and forget the checkpoints afterwards.
 
     Args:
         train: a folder's train.py as a module; the working directory is that folder.
@@ -89,15 +107,26 @@ def trained(train, flags):
         The run folder, and its `results.json` as a dictionary.
     """
     unseen = io.StringIO()
+    train.torch.set_num_threads(1)  # another number gives other last digits
+    fixed = ["--device", "cpu", "--track", "none"]
     with tempfile.TemporaryDirectory() as store:
         with contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
-            train.main([*flags.split(), "--store_root", store, "--track", "none"])
+            train.main([*flags.split(), "--store_root", store, *fixed])
         (run,) = Path(store).iterdir()
         yield run, json.loads((run / "results.json").read_text(encoding="utf-8"))
 
 
-def keep(path, line):
-    """Add a dictionary to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def keep(folder, name, method, flags, result, **figures):
+    """Add a line to a set's file, which `evidence.runs_of_set` reads.
+
+    Args:
+        folder, name: of the file and the set.
+        method, flags: what was trained.
+        result: its `results.json`.
+        **figures: what was measured.
+    """
+    line = {"method": method, "flags": flags}
+    line |= {key: result[key] for key in ("seed", "commit", "device", "wall_seconds")}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line | figures) + "\n")

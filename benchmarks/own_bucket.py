@@ -6,15 +6,15 @@ FDS calibrates a feature by the bucket of its label, which is missing at test. H
 predicts from the raw feature first; the bucket of that prediction calibrates the feature, in
 training as at test, and the last layer predicts again. Statistics are still taken by the labels.
 Else it is SQINV+FDS of results/tables/uci_dir.toml, whose runs it is compared with, seed by seed.
-A run is kept as a line of results/uci-dir/own_bucket/, and is not done twice.
-First: python download.py and tools/sweep.py results/tables/uci_dir.toml, which prepares the sets.
+A run is kept as a line of results/uci-dir/own_bucket/, and is not done twice. First:
+`python download.py`.
 """
 
 import numpy as np
 import torch
 from scipy import stats
 
-from common import ROOT, keep, load, trained
+from common import ROOT, keep, load, prepare, trained
 
 evidence, sweep = load("tools", "evidence"), load("tools", "sweep")
 train = load("uci-dir", "train")
@@ -49,12 +49,13 @@ def train_own(name, seed):
         OwnBuckets.scale = data.scale
         return data
 
+    flags = f"--dataset {name} --seed {seed} {FLAGS}"
+    prepare(train, "uci_dir.toml", name, seed)
     train.MLP, train.build_data = OwnBuckets, building
     try:
-        with trained(train, f"--dataset {name} --seed {seed} {FLAGS}") as (_, result):
-            line = {key: result[key] for key in ("seed", "commit", "device", "wall_seconds")}
-            line |= {"method": METHOD, "test": sweep.rounded(result["metrics"]["test"])}
-            keep(KEPT / "own_bucket" / f"{name}.jsonl", line)
+        with trained(train, flags) as (_, result):
+            test = sweep.rounded(result["metrics"]["test"])
+            keep(KEPT / "own_bucket", name, METHOD, flags, result, test=test)
     finally:
         train.MLP, train.build_data = plain, build_data
 
@@ -76,6 +77,8 @@ def table():
     for name, title in SETS.items():
         plain, fds = (errors_of(KEPT, name, method) for method in ("SQINV", "SQINV+FDS"))
         own = errors_of(KEPT / "own_bucket", name, METHOD)
+        if not own:
+            continue
         plain, fds, own = (
             np.array([runs[seed] for seed in sorted(own)]) for runs in (plain, fds, own)
         )

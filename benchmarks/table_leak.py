@@ -8,22 +8,23 @@ labels, and by labels dealt out at random. A linear probe is to tell a bucket's 
 of its mean alone (smoothed less running mean); `chance` is its R² for shifts that mean nothing.
 The test rows are predicted from raw features, from features calibrated by the bucket of that first
 prediction, which needs no label, and by that of the true one, which nobody has.
-A run's figures are kept as a line of results/uci-dir/leak.jsonl, and it is not done twice. First:
-tools/sweep.py results/tables/uci_dir.toml and branco.toml, or the sets that they prepare.
+A run's figures are kept as a line of results/uci-dir/leak/, and it is not done twice. First:
+`python download.py`, and the files that results/tables/branco.toml names.
 """
 
-import json
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from common import ROOT, keep, load, trained
+from common import ROOT, keep, load, prepare, trained
 
+evidence = load("tools", "evidence")
 train = load("uci-dir", "train")
 utils = load("uci-dir", "utils")
-KEPT = ROOT / "results/uci-dir/leak.jsonl"
+KEPT = ROOT / "results/uci-dir/leak"
 SEEDS = range(3)
 LATE = 10**6  # an epoch in which FDS calibrates, whatever --start_smooth was
 BRANCO = "--data_dir ./data/branco/seed_{seed} --epoch 100"  # as in results/tables/branco.toml
@@ -111,38 +112,31 @@ def examine(run, flags):
     return row
 
 
-def kept():
-    """Return the kept lines as dictionaries."""
-    texts = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.is_file() else []
-    return [json.loads(text) for text in texts]
-
-
 def table():
-    """Return the Markdown table of the kept lines: the mean of each method's runs."""
-    runs = pd.DataFrame(kept()).groupby(["set", "method"], sort=False)
-    means = runs.mean(numeric_only=True)
+    """Return the Markdown table of the kept runs: the mean of each method's."""
     rows = [f"| table, method (runs) | {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
-    for key, mean in means.iterrows():
-        shown = mean.dropna().map(lambda x: f"{x:.2f}".replace("-", "−"))
-        cells = [", ".join(shown.reindex(names).dropna()) for names in COLUMNS.values()]
-        title = key[0].capitalize() if key[0].islower() else key[0]
-        rows.append(f"| {title}, {key[1]} ({runs.size()[key]}) | {' | '.join(cells)} |")
+    for name, methods in CASES.items():
+        runs = [*evidence.runs_of_set(KEPT, name)]
+        for method in methods:
+            own = pd.DataFrame([run["figures"] for run in runs if run["method"] == method])
+            shown = own.mean().map(lambda x: f"{x:.2f}".replace("-", "−"))
+            cells = [", ".join(shown.reindex(names).dropna()) for names in COLUMNS.values()]
+            title = name.capitalize() if name.islower() else name
+            rows.append(f"| {title}, {method} ({len(own)}) | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 def main():
     """Run what is missing, and print the table."""
-    done = {(line["set"], line["method"], line["seed"]) for line in kept()}
     for name, methods in CASES.items():
-        for method, flags in methods.items():
-            for seed in SEEDS:
-                if (name, method, seed) in done:
-                    continue
-                words = f"--dataset {name} --seed {seed} {flags.format(seed=seed)}"
-                with trained(train, words) as (run, results):
-                    figures = examine(run, words)
-                line = {"set": name, "method": method, "seed": seed, "commit": results["commit"]}
-                keep(KEPT, line | figures)
+        done = {(run["method"], run["seed"]) for run in evidence.runs_of_set(KEPT, name)}
+        missing = [key for key in product(methods, SEEDS) if key not in done]
+        for method, seed in missing:
+            prepare(train, "branco.toml" if methods is WEIGHTED else "uci_dir.toml", name, seed)
+            flags = f"--dataset {name} --seed {seed} {methods[method].format(seed=seed)}"
+            with trained(train, flags) as (run, result):
+                figures = examine(run, flags)
+                keep(KEPT, name, method, flags, result, figures=figures)
     print(table())
 
 

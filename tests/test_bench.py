@@ -1,6 +1,7 @@
 """The page that benchmarks/bench.py writes, and what experiments on FDS keep."""
 
 import contextlib
+import json
 import sys
 from types import SimpleNamespace
 
@@ -70,25 +71,28 @@ def test_the_table_of_own_buckets_is_paired_by_seed(tmp_path, monkeypatch):
     """Against figures worked out by hand: differences 1, 2, 3 and −1, 0, 1 of three seeds."""
     experiment = load("benchmarks", "own_bucket")
     monkeypatch.setattr(experiment, "KEPT", tmp_path)
-    monkeypatch.setattr(experiment, "SETS", {"concrete": "Concrete"})
+    monkeypatch.setattr(experiment, "SETS", {"concrete": "Concrete", "airfoil": "not run yet"})
     errors = {"SQINV": (4, 9, 5), "SQINV+FDS": (6, 11, 7), experiment.METHOD: (5, 11, 8)}
     for method, values in errors.items():
         own = tmp_path / "own_bucket" if method == experiment.METHOD else tmp_path
         for seed, value in reversed(list(enumerate(values))):
             test = {shot: {"mae": value} for shot in ("overall", "few")}
-            common.keep(own / "concrete.jsonl", {"method": method, "seed": seed, "test": test})
-    line = experiment.table().splitlines()[2]
+            result = dict(seed=seed, commit="", device="cpu", wall_seconds=1)
+            common.keep(own, "concrete", method, "", result, test=test)
+    every, few = experiment.table().splitlines()[2:]
     # Student's t of two degrees of freedom times 1 / √3: 4.3027 · 0.5774 = 2.484
     cells = "6.00 | 8.00 | 8.00 | +2.00 (−0.48 to 4.48) | +0.00 (−2.48 to 2.48)"
-    assert line == f"| Concrete | all | {cells} |"
+    assert every == f"| Concrete | all | {cells} |"
+    assert few == f"| Concrete | few | {cells} |"
 
 
 def test_what_leaks_is_asked_once_and_kept(tmp_path, monkeypatch):
     """Raw errors are those that train.py gives the same weights; kept runs are not done again."""
     experiment = load("benchmarks", "table_leak")
     load("uci-dir", "demo_data").main(["--out", str(tmp_path / "data"), "--rows", "300"])
-    flags = f"--data_dir {tmp_path}/data --epoch 5 --device cpu"
-    monkeypatch.setattr(experiment, "KEPT", tmp_path / "leak.jsonl")
+    flags = f"--data_dir {tmp_path}/data --epoch 5"
+    monkeypatch.setattr(experiment, "KEPT", tmp_path / "leak")
+    monkeypatch.setattr(experiment, "prepare", lambda *args: None)
     monkeypatch.setattr(experiment, "SEEDS", range(1))
     cases = {"demo": {"VANILLA": flags, "FDS": f"{flags} --fds"}}
     monkeypatch.setattr(experiment, "CASES", cases)
@@ -97,14 +101,16 @@ def test_what_leaks_is_asked_once_and_kept(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def watched(train, words):
         with real(train, words) as (run, results):
-            weights = ["--evaluate", "--eval_model", str(run / "ckpt.pth.tar"), "--store_root"]
-            metrics = train.main([*words.split(), *weights, str(tmp_path / "evaluated")])
+            weights = ["--eval_model", str(run / "ckpt.pth.tar"), "--device", "cpu"]
+            places = ["--store_root", str(tmp_path / "evaluated")]
+            metrics = train.main([*words.split(), "--evaluate", *weights, *places])
             maes.append(metrics["overall"]["mae"])
             yield run, results
 
     monkeypatch.setattr(experiment, "trained", watched)
     experiment.main()
-    plain, fds = experiment.kept()
+    runs = [*experiment.evidence.runs_of_set(tmp_path / "leak", "demo")]
+    plain, fds = (run["figures"] for run in runs)
     assert [line["test: raw"] for line in (plain, fds)] == pytest.approx(maes, rel=1e-5)
     assert "train: own label" not in plain
     assert abs(fds["r(shift, dealt)"]) <= 1
@@ -112,4 +118,22 @@ def test_what_leaks_is_asked_once_and_kept(tmp_path, monkeypatch):
     rows = experiment.table().splitlines()
     assert rows[2] == f"| Demo, VANILLA (1) | {plain['train: raw']:.2f} |  |  | {maes[0]:.2f} |  |"
     experiment.main()
-    assert len(maes) == len(experiment.kept()) == 2
+    assert len(maes) == 2
+    with open(tmp_path / "leak" / "demo.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(runs[0]) + "\n")
+    with pytest.raises(ValueError, match="keep one of them"):
+        experiment.table()
+
+
+def test_experiments_prepare_their_sets_as_the_sweeps_do(tmp_path, monkeypatch):
+    given = []
+    prepare = SimpleNamespace(main=lambda words: given.append(words))
+    train = SimpleNamespace(prepare=prepare)
+    monkeypatch.chdir(tmp_path)
+    common.prepare(train, "branco.toml", "Accel", 2)
+    words = "--csv data/raw/branco/Accel.csv --target acceleration --missing 9999 --seed 2"
+    assert given == [[*words.split(), "--data_dir", "./data/branco/seed_2"]]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "concrete.json").touch()
+    common.prepare(train, "uci_dir.toml", "concrete", 0)
+    assert len(given) == 1

@@ -177,14 +177,15 @@ def test_latex_escapes_what_it_would_take_for_its_own():
     assert r"A\_B \& 5 \% & 1 $\pm$ 2 \\" in text
 
 
-def test_a_table_without_plain_training_says_so(tmp_path, capsys):
-    """Its rows are shown all the same."""
+@pytest.mark.parametrize("rows", ['A = ""', 'A = ""\nVANILLA = ""'])
+def test_without_a_run_of_plain_training_the_rest_is_shown(rows, tmp_path, capsys):
+    text = f'folder = "uci-dir"\nout = "none"\nseeds = [0]\nmetrics = ["mae"]\n[rows]\n{rows}\n'
+    said = f"no run of VANILLA in {tmp_path}: no differences to it\n"
     file = tmp_path / "table.toml"
-    file.write_text(
-        'folder = "uci-dir"\nout = "none"\nseeds = [0]\nmetrics = ["mae"]\n[rows]\nA = ""\n'
-    )
-    write_run(tmp_path, "A", 0, np.array([1.0, 3.0]))
-    evidence.main([str(file), "--out", str(tmp_path)])
-    said = capsys.readouterr()
-    assert "| A | 1 | 2.000 |" in said.out
-    assert said.err == f"no row VANILLA in {file}: no differences to it\n"
+    for sets, expected in (("", "| A | 1 | 2.000 |"), ("[sets.x]\n", "| A | 1.0 | – |")):
+        file.write_text(text + sets)
+        write_run(tmp_path / ("x" if sets else ""), "A", 0, np.array([1.0, 3.0]))
+        evidence.main([str(file), "--out", str(tmp_path)])
+        shown = capsys.readouterr()
+        assert expected in shown.out
+        assert shown.err == said

@@ -204,7 +204,7 @@ def test_what_is_no_table_is_named(tmp_path):
         cells_of("""seeds = [0]\nflags = ""\n[rows]\na = "--lr '3" """)
     with pytest.raises(ValueError, match=r"a \{k\}: \[over\] has values of \['ks'\] only"):
         cells_of('seeds = [0]\nflags = ""\n[over]\nks = [1]\n[rows]\n"a {k}" = ""')
-    with pytest.raises(ValueError, match="same flags"):
+    with pytest.raises(ValueError, match="a, seed 0 and b, seed 0 have the same flags"):
         cells_of('seeds = [0]\nflags = ""\n[rows]\na = ""\nb = "--lr 1e-3"')
 
 

@@ -40,7 +40,9 @@ def test_curated_ages_leave_training_only_and_the_official_split_stays(folder, t
     gap = (meta["age"] < 15) | meta["age"].between(45, 59) | (meta["age"] >= 85)
     kept = meta[~(gap & (meta["split"] == "train"))].reset_index(drop=True)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "zero.csv"), kept)
-    assert f"{len(meta) - len(kept)} training samples left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    young = ((meta["age"] < 15) & (meta["split"] == "train")).sum()
+    assert f"{len(meta) - len(kept)} training samples left out ({young} of 0 to 15, " in said
     for words in (["10"], ["30", "20"]):
         with pytest.raises(SystemExit):
             prepare.parse_args([*flags, "--dataset", "zero", "--curate", *words])
@@ -49,6 +51,9 @@ def test_curated_ages_leave_training_only_and_the_official_split_stays(folder, t
     for ends, message in (("0 200", "leaves no training"), ("100 200", "labels are 5 to 94")):
         with pytest.raises(ValueError, match=message):
             prepare.main([*flags, "--dataset", "none", "--curate", *ends.split()])
+    meta[meta["split"] != "train"].to_csv(tmp_path / "whole.csv", index=False)
+    with pytest.raises(ValueError, match="leaves no training sample"):
+        prepare.main([*flags, "--dataset", "none", "--curate", "0", "15"])
 
 
 def test_metrics_of_ages_and_tables_have_the_regions():

@@ -279,9 +279,12 @@ def table_of_wins(figures, asked):
         cells = columns[f"{title}: better on"] = []
         for method in methods:
             verdicts = part[(part["method"] == method) & part["set"].isin(means.index)]["verdict"]
+            if method == PLAIN or PLAIN not in methods:
+                cells.append("–")
+                continue
             lower = (sign * means[method] < sign * means[PLAIN]).sum()
             clear = " / ".join(str((verdicts == word).sum()) for word in ("better", "worse"))
-            cells.append("–" if method == PLAIN else f"{lower} of {len(means)} ({clear})")
+            cells.append(f"{lower} of {len(means)} ({clear})")
     return columns
 
 
@@ -363,8 +366,8 @@ def main(argv=None):
     try:
         table = tomllib.loads(args.table.read_text(encoding="utf-8"))
         out = args.out or ROOT / table["out"]
-        if PLAIN not in rows_of(table):
-            print(f"no row {PLAIN} in {args.table}: no differences to it", file=sys.stderr)
+        if PLAIN not in load_runs(table, out)[0]["method"].unique():
+            print(f"no run of {PLAIN} in {out}: no differences to it", file=sys.stderr)
         if args.format == "csv":
             summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
             return

@@ -179,8 +179,11 @@ def cells_of(table, train, best, load=importlib.import_module):
                 program=program,
             )
         cells += made.values()
-    if len({cell.run for cell in cells}) < len(cells):
-        raise ValueError("two rows have the same flags")
+    runs = {}
+    for cell in cells:
+        if (other := runs.setdefault(cell.run, cell)) is not cell:
+            both = f"{other.title} and {cell.title}"
+            raise ValueError(f"{both} have the same flags, or those that name {cell.run}")
     return cells
 
 
