@@ -329,7 +329,7 @@ folder = "{folder}"
 out = "results/never-written"
 seeds = [0]
 flags = "--dataset zero --model resnet18 --img_size 32 --epoch 1 --device cpu --track none"
-prepare = "--dataset zero --meta data/whole.csv --curate 30 31 60 61"
+prepare = "--dataset zero --meta data/whole.csv --curate 21 22 45 46"
 prepared = "data/zero.csv"
 [rows]
 "VANILLA" = ""
@@ -340,8 +340,8 @@ prepared = "data/zero.csv"
     (path,) = out.glob("*/results.json")
     test = json.loads(path.read_text())["metrics"]["test"]
     whole = pd.read_csv(folder / "data" / "whole.csv").query("split == 'test'")["age"]
-    for region, age in (("interpolation", 30), ("extrapolation", 60)):
-        assert test[region]["num_samples"] == (whole == age).sum()
+    for region, age in (("interpolation", 21), ("extrapolation", 45)):
+        assert test[region]["num_samples"] == (whole == age).sum() > 0
 
 
 def test_submitit_runs_cells_as_jobs(place, tmp_path):

@@ -156,6 +156,8 @@ def summarize(table, out):
         (VANILLA), low, high (ends of its interval) and verdict ('better', 'worse' or '').
     """
     frame, errors, _ = load_runs(table, out)
+    if PLAIN not in {*frame["method"]}:
+        print(f"no run of {PLAIN} in {out}: no differences to it", file=sys.stderr)
     paper = table.get("paper", {})
     metrics = table.get("metrics") or [*paper] or ["mae"]
     found = sorted({*frame["metric"]})
@@ -366,8 +368,6 @@ def main(argv=None):
     try:
         table = tomllib.loads(args.table.read_text(encoding="utf-8"))
         out = args.out or ROOT / table["out"]
-        if PLAIN not in load_runs(table, out)[0]["method"].unique():
-            print(f"no run of {PLAIN} in {out}: no differences to it", file=sys.stderr)
         if args.format == "csv":
             summarize(table, out).to_csv(sys.stdout, index=False, lineterminator="\n")
             return
